@@ -1,0 +1,1 @@
+"""ddt-llama: images as a language that a LLaMA can speak."""
