@@ -1,0 +1,193 @@
+"""Scenes of the shapes world: what may stand on the canvas, and how a scene is drawn at random.
+
+First step of the synthetic pipeline (scene -> picture, caption, question, edit). A scene is a pure
+function of (seed, index). Some (colour, shape, count) combinations are held out of training, so
+that evaluation can ask for compositions the model has never seen.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import hypot
+from random import Random
+from typing import Literal
+
+from ddt_llama.config import UserError
+
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
+# Every two entries of COLOURS and BACKGROUNDS together are at least 100 apart in RGB, so that a
+# blurred or noisy reconstruction still names its colours.
+COLOURS = (
+    ("red", (220, 20, 30)),
+    ("green", (20, 150, 40)),
+    ("blue", (25, 60, 235)),
+    ("yellow", (255, 235, 20)),
+    ("purple", (130, 20, 170)),
+    ("orange", (255, 125, 0)),
+    ("cyan", (0, 210, 230)),
+    ("pink", (255, 140, 200)),
+)
+BACKGROUNDS = (
+    ("white", (255, 255, 255)),
+    ("black", (10, 10, 10)),
+    ("grey", (140, 140, 140)),
+    ("brown", (120, 70, 20)),
+)
+# Name and radius of the circle around the shape, as a fraction of the canvas.
+SIZES = (("small", 0.10), ("large", 0.155))
+MAX_OBJECTS = 6
+MARGIN = 0.01
+# A 3 x 3 grid of large objects (the fallback of `place`) still keeps this gap.
+GAP = 0.02
+
+Split = Literal["train", "heldout"]
+
+_ROOMY_GAP = 0.04
+_TRIES = 40
+_MASK = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """One shape: indices into SHAPES, COLOURS and SIZES; centre (x, y) in [0, 1], y downwards."""
+
+    shape: int
+    colour: int
+    size: int
+    x: float
+    y: float
+
+    @property
+    def radius(self) -> float:
+        """Radius of the circle around the shape, as a fraction of the canvas."""
+        return SIZES[self.size][1]
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """A background (index into BACKGROUNDS) and one to six objects that do not touch."""
+
+    background: int
+    objects: tuple[Object, ...]
+
+
+def generator(seed: int, index: int, stream: int = 0) -> Random:
+    """Return the generator of item `index` under `seed`; streams of one item are independent.
+
+    The three integers are mixed by splitmix64, so neighbouring indices are unrelated.
+    """
+    state = 0
+    for word in (seed, index, stream):
+        state = (state + (word & _MASK) + 0x9E3779B97F4A7C15) & _MASK
+        state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+        state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & _MASK
+        state ^= state >> 31
+    return Random(state)
+
+
+def is_heldout_group(colour: int, shape: int, count: int) -> bool:
+    """Say whether exactly `count` objects of this colour and shape are kept out of training.
+
+    The rule is (colour + 2 shape + 3 count) % 10 == 0: each pair misses at most one count of 1..6,
+    about a tenth of all combinations, and every colour, shape and count stays in training.
+    """
+    return (colour + 2 * shape + 3 * count) % 10 == 0
+
+
+def groups(objects: Iterable[Object]) -> Counter[tuple[int, int]]:
+    """Count the objects of each (colour, shape)."""
+    return Counter((item.colour, item.shape) for item in objects)
+
+
+def is_heldout(scene: Scene) -> bool:
+    """Say whether the scene holds a (colour, shape, count) combination kept out of training."""
+    return _kinds_heldout([(item.colour, item.shape) for item in scene.objects])
+
+
+def _kinds_heldout(kinds: list[tuple[int, int]]) -> bool:
+    return any(is_heldout_group(*kind, kinds.count(kind)) for kind in kinds)
+
+
+def fits(item: Object, others: Sequence[Object], gap: float = GAP) -> bool:
+    """Say whether the object lies inside the canvas and keeps its gap from all others."""
+    reach = item.radius + MARGIN
+    inside = reach <= item.x <= 1 - reach and reach <= item.y <= 1 - reach
+    return inside and all(
+        hypot(item.x - other.x, item.y - other.y) >= item.radius + other.radius + gap
+        for other in others
+    )
+
+
+def is_valid(scene: Scene) -> bool:
+    """Say whether the scene has 1 to 6 objects, all inside the canvas and apart."""
+    items = scene.objects
+    return 1 <= len(items) <= MAX_OBJECTS and all(
+        fits(item, items[:place]) for place, item in enumerate(items)
+    )
+
+
+def sample_scene(
+    seed: int,
+    index: int,
+    *,
+    max_objects: int = 4,
+    min_objects: int = 1,
+    split: Split = "train",
+) -> Scene:
+    """Draw scene `index` of `seed`: a pure function of its arguments.
+
+    The number of objects is uniform in [min_objects, max_objects]. In half of the scenes some
+    objects repeat a colour and shape, so that there is something to count. Split "train" never
+    holds a held-out combination, "heldout" always holds one.
+    """
+    if not 1 <= min_objects <= max_objects <= MAX_OBJECTS:
+        raise UserError(
+            f"min_objects={min_objects} and max_objects={max_objects} given; "
+            f"allowed is 1 <= min <= max <= {MAX_OBJECTS}; choose numbers in that range"
+        )
+    rng = generator(seed, index)
+    count = min_objects + int(rng.random() * (max_objects - min_objects + 1))
+    wanted = split == "heldout"
+    kinds = _sample_kinds(rng, count)
+    while _kinds_heldout(kinds) != wanted:
+        kinds = _sample_kinds(rng, count)
+    sizes = [int(rng.random() * len(SIZES)) for _ in kinds]
+    background = int(rng.random() * len(BACKGROUNDS))
+    spots = _place(rng, [SIZES[size][1] for size in sizes])
+    return Scene(
+        background,
+        tuple(
+            Object(shape, colour, size, x, y)
+            for (colour, shape), size, (x, y) in zip(kinds, sizes, spots, strict=True)
+        ),
+    )
+
+
+def _sample_kinds(rng: Random, count: int) -> list[tuple[int, int]]:
+    draw = rng.random
+    kinds = [(int(draw() * len(COLOURS)), int(draw() * len(SHAPES))) for _ in range(count)]
+    if count > 1 and draw() < 0.5:
+        repeats = 2 + int(draw() * (count - 1))
+        kinds[:repeats] = [kinds[0]] * repeats
+    return kinds
+
+
+def _place(rng: Random, radii: list[float]) -> list[tuple[float, float]]:
+    """Place circles by rejection; where that fails, on a shuffled 3 x 3 grid, which always fits."""
+    spots: list[tuple[float, float]] = []
+    draw = rng.random
+    for radius in radii:
+        low, span = radius + MARGIN, 1 - 2 * (radius + MARGIN)
+        for _ in range(_TRIES):
+            x, y = low + span * draw(), low + span * draw()
+            if all(
+                (x - u) * (x - u) + (y - v) * (y - v) >= (radius + other + _ROOMY_GAP) ** 2
+                for (u, v), other in zip(spots, radii, strict=False)
+            ):
+                spots.append((x, y))
+                break
+        else:
+            cells = [((2 * i + 1) / 6, (2 * j + 1) / 6) for i in range(3) for j in range(3)]
+            rng.shuffle(cells)
+            return cells[: len(radii)]
+    return spots
