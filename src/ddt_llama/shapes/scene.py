@@ -43,7 +43,8 @@ GAP = 0.02
 Split = Literal["train", "heldout"]
 
 _ROOMY_GAP = 0.04
-_TRIES = 40
+_TRIES = 20
+_RESTARTS = 6
 _MASK = (1 << 64) - 1
 
 
@@ -173,21 +174,39 @@ def _sample_kinds(rng: Random, count: int) -> list[tuple[int, int]]:
 
 
 def _place(rng: Random, radii: list[float]) -> list[tuple[float, float]]:
-    """Place circles by rejection; where that fails, on a shuffled 3 x 3 grid, which always fits."""
-    spots: list[tuple[float, float]] = []
+    """Place circles by rejection, large ones first; where that fails, each in a cell of its own.
+
+    The cells are a shuffled 3 x 3 grid: it always fits, and is needed for crowded scenes only.
+    """
+    order = sorted(range(len(radii)), key=lambda place: -radii[place])
+    for _ in range(_RESTARTS):
+        spots = _reject(rng, [radii[place] for place in order])
+        if spots is not None:
+            break
+    else:
+        cells = [((2 * i + 1) / 6, (2 * j + 1) / 6) for i in range(3) for j in range(3)]
+        rng.shuffle(cells)
+        spots = []
+        for place, (x, y) in zip(order, cells, strict=False):
+            slack = 1 / 6 - MARGIN - radii[place]
+            spots.append((x + slack * (2 * rng.random() - 1), y + slack * (2 * rng.random() - 1)))
+    placed = dict(zip(order, spots, strict=True))
+    return [placed[place] for place in range(len(radii))]
+
+
+def _reject(rng: Random, radii: list[float]) -> list[tuple[float, float]] | None:
+    placed: list[tuple[float, float, float]] = []
     draw = rng.random
     for radius in radii:
         low, span = radius + MARGIN, 1 - 2 * (radius + MARGIN)
         for _ in range(_TRIES):
             x, y = low + span * draw(), low + span * draw()
-            if all(
-                (x - u) * (x - u) + (y - v) * (y - v) >= (radius + other + _ROOMY_GAP) ** 2
-                for (u, v), other in zip(spots, radii, strict=False)
-            ):
-                spots.append((x, y))
+            for u, v, reach in placed:
+                if (x - u) * (x - u) + (y - v) * (y - v) < (radius + reach) * (radius + reach):
+                    break
+            else:
+                placed.append((x, y, radius + _ROOMY_GAP))
                 break
         else:
-            cells = [((2 * i + 1) / 6, (2 * j + 1) / 6) for i in range(3) for j in range(3)]
-            rng.shuffle(cells)
-            return cells[: len(radii)]
-    return spots
+            return None
+    return [(x, y) for x, y, _ in placed]
