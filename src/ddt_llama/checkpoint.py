@@ -1,0 +1,205 @@
+"""Store tensors: training states that survive a kill at any moment, and release files.
+
+A training state is a folder `step-00001200/` of safetensors files, one a section, with a COMPLETE
+marker that holds sizes and checksums and is written last; the folder gets its name by one rename.
+A release is `config.json` beside `model.safetensors`. Nothing here is pickled.
+"""
+# Differs from the plan: torch.distributed.checkpoint pickles its metadata and gains nothing while
+# every process holds the whole state; it comes with sharded training.
+
+import contextlib
+import os
+import shutil
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError, load_json, save_json
+
+COMPLETE = "COMPLETE"
+FACTS = "facts.json"
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class State:
+    """What training needs to go on: tensors by section (model, ema, optim) and plain facts."""
+
+    step: int
+    tensors: dict[str, dict[str, Tensor]]
+    facts: dict[str, Any]
+
+
+def save_state(folder: Path, state: State, keep: int) -> Path:
+    """Write `state` under `folder` and delete all but the newest `keep` states.
+
+    The state is complete or absent: a kill at any moment leaves the previous ones untouched.
+    Raises UserError where the disk refuses (full, read-only).
+    """
+    final = folder / f"step-{state.step:08d}"
+    partial = folder / f".{final.name}.partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        for section, tensors in state.tensors.items():
+            save_file(_storable(tensors), partial / f"{section}.safetensors")
+        save_json(partial / FACTS, {"step": state.step, **state.facts})
+        sums = {path.name: _size_and_sum(path) for path in sorted(partial.iterdir())}
+        save_json(partial / COMPLETE, sums)
+        if final.exists():  # a damaged state of the same step: resume has gone past it
+            shutil.rmtree(final)
+        os.replace(partial, final)
+        _flush(folder)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{final}: cannot be written ({error}); free the disk and go on") from None
+    for old in _states(folder)[keep:]:
+        with contextlib.suppress(OSError):
+            shutil.rmtree(old)
+    return final
+
+
+def load_state(folder: Path) -> State:
+    """Read one training state; UserError where it is incomplete or damaged."""
+    if not (folder / COMPLETE).is_file():
+        raise UserError(f"{folder}: incomplete (no {COMPLETE} marker); delete it")
+    for name, expected in load_json(folder / COMPLETE).items():
+        path = folder / name
+        if not path.is_file() or _size_and_sum(path) != expected:
+            raise UserError(f"{path}: damaged (size or checksum differs); delete {folder.name}")
+    facts = load_json(folder / FACTS)
+    tensors = {
+        path.stem: load_tensors(path, dtype=None) for path in sorted(folder.glob("*.safetensors"))
+    }
+    return State(facts.pop("step"), tensors, facts)
+
+
+def newest_state(folder: Path) -> State | None:
+    """Return the newest readable state under `folder`, or None; warns of each one it skips."""
+    for candidate in _states(folder):
+        try:
+            return load_state(candidate)
+        except UserError as error:
+            warnings.warn(f"checkpoint skipped: {error}", stacklevel=2)
+    return None
+
+
+def save_release(
+    folder: str | os.PathLike[str],
+    tensors: Tensors,
+    config: Mapping[str, Any],
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write `config.json` and `model.safetensors`; floats are stored as `dtype` if given.
+
+    bfloat16 or float16 halve the file; `load_tensors` gives float32 back.
+    """
+    folder = Path(folder)
+    save_tensors(folder / "model.safetensors", tensors, dtype)
+    save_json(folder / "config.json", config)
+
+
+def save_tensors(
+    path: str | os.PathLike[str], tensors: Tensors, dtype: torch.dtype | None = None
+) -> None:
+    """Write one safetensors file, all or nothing; floats are stored as `dtype` if given."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(_storable(tensors, dtype), partial, metadata={"format": "pt"})
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error}); choose another place") from None
+
+
+def load_tensors(
+    path: str | os.PathLike[str],
+    dtype: torch.dtype | None = torch.float32,
+    device: str | torch.device = "cpu",
+) -> dict[str, Tensor]:
+    """Read a safetensors file; floating tensors are cast to `dtype` (None: as stored).
+
+    Raises UserError for an absent, truncated or foreign file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; give a .safetensors file")
+    try:
+        tensors = load_file(path, device=str(device))
+    except (SafetensorError, OSError, ValueError, struct.error) as error:
+        reason = "truncated or not a safetensors file"
+        raise UserError(f"{path}: {reason} ({error}); download or save it again") from None
+    return {name: _cast(tensor, dtype) for name, tensor in tensors.items()}
+
+
+def load_into(module: nn.Module, tensors: Tensors, source: str | os.PathLike[str]) -> None:
+    """Copy `tensors` into `module`; `source` names the file in errors.
+
+    Raises UserError that names the first missing, unknown or wrongly shaped tensors, before any
+    value is changed.
+    """
+    own = module.state_dict()
+    differences = [f"{name} missing" for name in own if name not in tensors]
+    differences += [f"{name} unknown" for name in tensors if name not in own]
+    differences += [
+        f"{name} is {list(tensor.shape)}, expected {list(own[name].shape)}"
+        for name, tensor in tensors.items()
+        if name in own and tensor.shape != own[name].shape
+    ]
+    if differences:
+        more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+        told = "; ".join(differences[:3])
+        raise UserError(f"{source}: does not fit this model: {told}{more}; use its own config")
+    module.load_state_dict(dict(tensors))
+
+
+def _states(folder: Path) -> list[Path]:
+    """Return the folders of states, newest first."""
+    return sorted(folder.glob("step-*"), reverse=True)
+
+
+def _storable(tensors: Tensors, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+    """Return contiguous CPU tensors of which no two share memory (safetensors refuses those)."""
+    seen: set[int] = set()
+    stored = {}
+    for name, tensor in tensors.items():
+        plain = _cast(tensor.detach(), dtype).cpu().contiguous()
+        address = plain.untyped_storage().data_ptr()
+        if address in seen or plain.untyped_storage().nbytes() != plain.nbytes:
+            plain = plain.clone()
+        seen.add(address)
+        stored[name] = plain
+    return stored
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
+
+
+def _size_and_sum(path: Path) -> list[int]:
+    size = total = 0
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 22):
+            size += len(chunk)
+            total = zlib.crc32(chunk, total)
+    return [size, total]
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

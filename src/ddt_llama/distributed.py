@@ -1,0 +1,125 @@
+"""Say how many processes train together and let them agree; one process needs none of it.
+
+The only reader of RANK, LOCAL_RANK and WORLD_SIZE (set by torchrun). Every reduction is the
+identity in a single process, so callers never ask which case they are in.
+"""
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+
+
+def rank() -> int:
+    """Return the number of this process, 0 to world_size() - 1."""
+    return _number("RANK", 0)
+
+
+def local_rank() -> int:
+    """Return the number of this process on its machine."""
+    return _number("LOCAL_RANK", 0)
+
+
+def world_size() -> int:
+    """Return the number of processes that train together."""
+    return _number("WORLD_SIZE", 1)
+
+
+def is_main() -> bool:
+    """Return whether this process writes files and prints."""
+    return rank() == 0
+
+
+def device() -> torch.device:
+    """Return the device of this process: its own GPU, or the CPU."""
+    return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def setup() -> torch.device:
+    """Join the process group, if there is one, and return the device of this process."""
+    chosen = device()
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def teardown() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Add `tensor` over all processes, in place; any shape. Returns `tensor`."""
+    if world_size() > 1:
+        dist.all_reduce(tensor, dist.ReduceOp.SUM)
+    return tensor
+
+
+def all_gather(tensor: Tensor) -> Tensor:
+    """Return the tensors of all processes, joined along the first axis in rank order.
+
+    Every process must give the same shape.
+    """
+    if world_size() == 1:
+        return tensor
+    parts = [torch.empty_like(tensor) for _ in range(world_size())]
+    dist.all_gather(parts, tensor.contiguous())
+    return torch.cat(parts)
+
+
+def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
+    """Give every process the values of process `source`, in place. Returns `tensor`."""
+    if world_size() > 1:
+        dist.broadcast(tensor, source)
+    return tensor
+
+
+def barrier() -> None:
+    """Wait until every process is here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def broadcast_module(module: nn.Module) -> None:
+    """Give every process the parameters and buffers of the main process."""
+    if world_size() > 1:
+        for tensor in (*module.parameters(), *module.buffers()):
+            broadcast(tensor.detach())
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes; an absent one counts as zero.
+
+    One flat bucket a dtype: one message instead of one a parameter. Works whichever method of the
+    model the objective called, which a DistributedDataParallel wrapper does not.
+    """
+    if world_size() == 1:
+        return
+    buckets: dict[torch.dtype, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        buckets.setdefault(parameter.grad.dtype, []).append(parameter)
+    for members in buckets.values():
+        gradients = [member.grad for member in members if member.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        all_reduce_sum(flat).div_(world_size())
+        pieces = flat.split([gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    if not text:
+        return default
+    if not text.isdigit():
+        raise UserError(f"{name}: given {text!r}, allowed is a number; start with torchrun")
+    return int(text)

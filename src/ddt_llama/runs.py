@@ -1,0 +1,221 @@
+"""A run folder: everything that one training leaves behind, and the only writer of it.
+
+config.json, environment.json, metrics.jsonl (one object a line, no step twice), samples/,
+checkpoints/ and tensorboard/. A folder belongs to one recipe: continuing it with another one is
+refused with the list of changed fields.
+"""
+
+import dataclasses
+import fcntl
+import importlib.util
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+
+from ddt_llama import distributed
+from ddt_llama.checkpoint import State, newest_state, save_state
+from ddt_llama.config import (
+    UserError,
+    flatten,
+    from_dict,
+    load_json,
+    replace_file,
+    save_json,
+    to_dict,
+)
+
+# A field may change between two starts of one run where its dataclass says so:
+# field(default=..., metadata=MAY_CHANGE), or MAY_GROW for a number that may only grow.
+MAY_CHANGE = {"may_change": True}
+MAY_GROW = {"may_grow": True}
+
+
+class Run:
+    """The folder of one training; only the main process writes."""
+
+    def __init__(self, folder: Path, config: Any, lock: IO[str] | None) -> None:
+        """Take over a prepared folder; use `create_or_resume`."""
+        self.folder = folder
+        self.config = config
+        self._lock = lock  # held until the process ends, also by SIGKILL
+        self._metrics: IO[str] | None = None
+        self._board: Any = None
+
+    @classmethod
+    def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> "Run":
+        """Open `folder` for the recipe `config`, a frozen dataclass.
+
+        Raises UserError before any work where the folder cannot be written, is in use by another
+        process, holds files that are no run, or belongs to another recipe.
+        """
+        folder = Path(folder)
+        if not distributed.is_main():
+            return cls(folder, config, None)
+        lock = _lock(folder)
+        described = folder / "config.json"
+        if described.exists():
+            _check_same_recipe(described, config)
+        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+            raise UserError(f"{folder}: not empty and not a run; choose another folder")
+        save_json(described, to_dict(config))
+        _record_environment(folder / "environment.json")
+        for name in ("samples", "checkpoints"):
+            (folder / name).mkdir(exist_ok=True)
+        return cls(folder, config, lock)
+
+    @property
+    def samples(self) -> Path:
+        """The folder for pictures made along the way."""
+        return self.folder / "samples"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of training states."""
+        return self.folder / "checkpoints"
+
+    def save(self, state: State, keep: int) -> None:
+        """Write a training state, all or nothing, and keep the newest `keep`."""
+        if distributed.is_main():
+            save_state(self.checkpoints, state, keep)
+
+    def resume(self) -> State | None:
+        """Return the newest good state and drop every metric written after it."""
+        distributed.barrier()  # the main process has prepared the folder
+        state = newest_state(self.checkpoints)
+        if distributed.is_main():
+            self._truncate(state.step if state else 0)
+        return state
+
+    def log(self, record: Mapping[str, float | int | str]) -> None:
+        """Append one line to metrics.jsonl; `record` must hold "step"."""
+        if not distributed.is_main():
+            return
+        if self._metrics is None:
+            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        self._metrics.write(json.dumps(record) + "\n")
+        self._metrics.flush()
+
+    def board(self, record: Mapping[str, float | int | str]) -> None:
+        """Show the numbers of `record` in TensorBoard."""
+        if not distributed.is_main():
+            return
+        if self._board is None:
+            if importlib.util.find_spec("tensorboard") is None:
+                choice = "install ddt-llama[train] or set tensorboard=false"
+                raise UserError(f"tensorboard is not installed; {choice}")
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        for name, value in record.items():
+            if name != "step" and isinstance(value, (int, float)):
+                self._board.add_scalar(name, value, int(record["step"]))
+
+    def close(self) -> None:
+        """Close the files and let another process use the folder."""
+        for file in (self._metrics, self._board, self._lock):
+            if file is not None:
+                file.close()
+        self._metrics = self._board = self._lock = None
+
+    def _truncate(self, step: int) -> None:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        kept = []
+        for line in path.read_bytes().splitlines():
+            try:
+                if json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that a kill cut short
+        replace_file(path, b"".join(line + b"\n" for line in kept))
+
+
+def _lock(folder: Path) -> IO[str]:
+    """Create the folder, prove that it can be written, and keep other processes out."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        reason = f"cannot be written ({error.strerror})"
+        raise UserError(f"{folder}: {reason}; choose another folder") from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise UserError(f"{folder}: another process is training here; stop it or wait") from None
+    return lock
+
+
+def _check_same_recipe(described: Path, config: Any) -> None:
+    """Raise UserError with the changed fields where config.json describes another recipe."""
+    saved = load_json(described)
+    try:
+        before = flatten(from_dict(type(config), saved))
+    except UserError as error:
+        remedy = "choose another folder"
+        raise UserError(f"{described.parent}: made by another recipe ({error}); {remedy}") from None
+    now = flatten(config)
+    may_change, may_grow = _marked(config, "may_change"), _marked(config, "may_grow")
+    changed = []
+    for name in sorted(before.keys() | now.keys()):
+        old, new = before.get(name), now.get(name)
+        grown = name in may_grow and old is not None and new is not None and new >= old
+        owner_may_change = any(name == free or name.startswith(f"{free}.") for free in may_change)
+        if old != new and not owner_may_change and not grown:
+            changed.append(f"{name} was {json.dumps(old)}, now {json.dumps(new)}")
+    if changed:
+        remedy = "choose another folder or give the old values"
+        raise UserError(f"{described.parent}: another recipe: {'; '.join(changed)}; {remedy}")
+
+
+def _marked(config: Any, mark: str, prefix: str = "") -> set[str]:
+    """Return the dotted names of the fields that carry `mark` in their metadata."""
+    names = set()
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.metadata.get(mark):
+            names.add(f"{prefix}{field.name}")
+        elif dataclasses.is_dataclass(value):
+            names |= _marked(value, mark, f"{prefix}{field.name}.")
+    return names
+
+
+def _record_environment(path: Path) -> None:
+    """Write where and with what this run started; later starts are added under "resumed"."""
+    now = {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        "processes": distributed.world_size(),
+    }
+    first = load_json(path) if path.exists() else None
+    if first is None:
+        save_json(path, {**now, "resumed": []})
+    else:
+        save_json(path, {**first, "resumed": [*first.get("resumed", []), now]})
+
+
+def _commit() -> str | None:
+    """Return the commit of the source tree, "-dirty" added where files differ; None outside git."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

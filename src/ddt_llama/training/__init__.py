@@ -1,0 +1,1 @@
+"""One training loop for every stage, and the objectives that it minimises."""

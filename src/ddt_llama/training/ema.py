@@ -1,0 +1,73 @@
+"""Moving average of the weights: what is sampled from and released, in place of the last step's.
+
+Kept in float32. Early on the decay is smaller, (1 + n) / (10 + n) after n updates, so that the
+average forgets the initialisation.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+
+
+def decay_at(decay: float, updates: int) -> float:
+    """Return the decay of the update that follows `updates` earlier ones.
+
+    >>> decay_at(0.999, 0)
+    0.1
+    """
+    return min(decay, (1 + updates) / (10 + updates))
+
+
+class Ema:
+    """Average the trainable parameters; buffers (codebooks) are their own average and are shared."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        """Start from the present weights; 0 <= decay < 1, 0 keeps the last step's weights."""
+        if not 0 <= decay < 1:
+            raise UserError(f"ema: given {decay}, allowed is 0 up to but not 1")
+        self.decay, self.updates = decay, 0
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._names = list(named)
+        self._parameters = [parameter.detach() for parameter in named.values()]
+        self._average = [p.to(torch.float32, copy=True) for p in self._parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the present weights."""
+        weight = 1 - decay_at(self.decay, self.updates)
+        present = self._parameters
+        if any(p.dtype != torch.float32 for p in present):
+            present = [p.float() for p in present]
+        torch._foreach_lerp_(self._average, present, weight)
+        self.updates += 1
+
+    @contextmanager
+    def swapped(self) -> Iterator[None]:
+        """Put the average into the model for the length of a `with` block."""
+        kept = [parameter.clone() for parameter in self._parameters]
+        try:
+            self._write(self._average)
+            yield
+        finally:
+            self._write(kept)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the averages by parameter name."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Take over averages and their count; UserError where they belong to another model."""
+        if list(state.keys() ^ set(self._names)):
+            raise UserError("weight average does not fit this model; start a new run")
+        self.updates = updates
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])
+
+    @torch.no_grad()
+    def _write(self, values: list[Tensor]) -> None:
+        for parameter, value in zip(self._parameters, values, strict=True):
+            parameter.copy_(value)
