@@ -1,0 +1,258 @@
+"""Edits of scenes: an instruction, the scene it starts from and a scene that obeys it.
+
+An edit is a pure function of (scene, seed, index). Its instruction names one object without
+ambiguity, its target is a valid scene in which nothing else has changed, and `change_done` and
+`rest_untouched` judge any other answer to the same instruction.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import hypot
+from random import Random
+from typing import Literal
+
+from ddt_llama.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    MARGIN,
+    MAX_OBJECTS,
+    SHAPES,
+    SIZES,
+    Object,
+    Scene,
+    fits,
+    generator,
+    is_heldout,
+)
+from ddt_llama.shapes.words import ZONE_EDGES, ZONES, Mention, refer, zone
+
+EditKind = Literal["recolour", "remove", "add", "move", "resize", "background"]
+EDIT_KINDS: tuple[EditKind, ...] = ("recolour", "remove", "add", "move", "resize", "background")
+# How far an object may stand from where it was and still count as not moved: 3 of 64 pixels.
+PLACE_TOLERANCE = 3 / 64
+# Smaller is chosen more: a background can always be changed, one object of one not removed.
+_PRIORITY = {"recolour": 1, "remove": 0.8, "add": 1, "move": 1, "resize": 1, "background": 1.6}
+_SPOT_TRIES = 40
+_EDIT_TRIES = 8
+# New places keep this far from the border of their zone, so that it can be told from the picture.
+_ZONE_BORDER = 0.03
+_SPOT_GAP = 0.03
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """An instruction, the scene before it and one scene after it.
+
+    before: the object that changes, None for "add" and "background"; after: what it becomes, None
+    for "remove" and "background".
+    """
+
+    source: Scene
+    instruction: str
+    target: Scene
+    kind: EditKind
+    before: Object | None = None
+    after: Object | None = None
+
+
+def edit(
+    scene: Scene, seed: int, index: int, *, kind: EditKind | None = None, heldout: bool = False
+) -> Edit | None:
+    """Choose an edit of the scene; of one kind, if given. None where nothing fits.
+
+    The target holds a combination kept out of training exactly where `heldout` says so. Without
+    `kind` and `heldout`, every training scene has an edit.
+    """
+    rng = generator(seed, index, 3)
+    order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
+    kinds: list[EditKind] = order if kind is None else [kind]
+    for chosen in kinds:
+        for _ in range(_EDIT_TRIES):
+            made = _MAKE[chosen](rng, scene)
+            if made is not None and is_heldout(made.target) == heldout:
+                return made
+    return None
+
+
+def _chosen(rng: Random, scene: Scene) -> tuple[Object, Mention] | None:
+    items = list(scene.objects)
+    rng.shuffle(items)
+    for item in items:
+        phrase = refer(rng, scene, item)
+        if phrase is not None:
+            return item, phrase
+    return None
+
+
+def _with(scene: Scene, before: Object | None, after: Object | None) -> Scene:
+    kept = [after if item is before else item for item in scene.objects]
+    if before is None:
+        kept.append(after)
+    return replace(scene, objects=tuple(item for item in kept if item is not None))
+
+
+def _others(scene: Scene, item: Object) -> list[Object]:
+    return [other for other in scene.objects if other is not item]
+
+
+def _recolour(rng: Random, scene: Scene) -> Edit | None:
+    chosen = _chosen(rng, scene)
+    if chosen is None:
+        return None
+    item, phrase = chosen
+    colour = rng.choice([c for c in range(len(COLOURS)) if c != item.colour])
+    after = replace(item, colour=colour)
+    name = COLOURS[colour][0]
+    wording = rng.choice(("make {} {}", "paint {} {}", "change the colour of {} to {}"))
+    instruction = wording.format(phrase.definite, name)
+    return Edit(scene, instruction, _with(scene, item, after), "recolour", item, after)
+
+
+def _remove(rng: Random, scene: Scene) -> Edit | None:
+    chosen = _chosen(rng, scene)
+    if chosen is None or len(scene.objects) == 1:
+        return None
+    item, phrase = chosen
+    instruction = rng.choice(("remove {}", "delete {}", "take away {}")).format(phrase.definite)
+    return Edit(scene, instruction, _with(scene, item, None), "remove", item)
+
+
+def _spot(
+    rng: Random, place: int, item: Object, others: list[Object]
+) -> tuple[float, float] | None:
+    """Find room for the object well inside a zone."""
+    reach = item.radius + MARGIN
+    edges = (0.0, *ZONE_EDGES, 1.0)
+    row, column = divmod(place, 3)
+
+    def draw(part: int) -> float:
+        low = max(reach, edges[part] + (_ZONE_BORDER if part else 0))
+        high = min(1 - reach, edges[part + 1] - (_ZONE_BORDER if part < 2 else 0))
+        return low + (high - low) * rng.random()
+
+    for _ in range(_SPOT_TRIES):
+        x, y = draw(column), draw(row)
+        if fits(replace(item, x=x, y=y), others, _SPOT_GAP):
+            return x, y
+    return None
+
+
+def _add(rng: Random, scene: Scene) -> Edit | None:
+    if len(scene.objects) == MAX_OBJECTS:
+        return None
+    draw = rng.random
+    new = Object(int(draw() * len(SHAPES)), int(draw() * len(COLOURS)), int(draw() * 2), 0, 0)
+    place = int(draw() * len(ZONES))
+    spot = _spot(rng, place, new, list(scene.objects))
+    if spot is None:
+        return None
+    after = replace(new, x=spot[0], y=spot[1])
+    phrase = Mention(1, new.shape, new.colour, new.size)
+    wording = rng.choice(("add {} at the {}", "put {} at the {}"))
+    instruction = wording.format(phrase.text, ZONES[place])
+    return Edit(scene, instruction, _with(scene, None, after), "add", None, after)
+
+
+def _move(rng: Random, scene: Scene) -> Edit | None:
+    chosen = _chosen(rng, scene)
+    if chosen is None:
+        return None
+    item, phrase = chosen
+    place = rng.choice([z for z in range(len(ZONES)) if z != zone(item.x, item.y)])
+    spot = _spot(rng, place, item, _others(scene, item))
+    # A nudge across the border of two zones would be no visible move.
+    if spot is None or hypot(spot[0] - item.x, spot[1] - item.y) < 3 * PLACE_TOLERANCE:
+        return None
+    after = replace(item, x=spot[0], y=spot[1])
+    instruction = f"move {phrase.definite} to the {ZONES[place]}"
+    return Edit(scene, instruction, _with(scene, item, after), "move", item, after)
+
+
+def _resize(rng: Random, scene: Scene) -> Edit | None:
+    chosen = _chosen(rng, scene)
+    if chosen is None:
+        return None
+    item, phrase = chosen
+    after = replace(item, size=1 - item.size)
+    if not fits(after, _others(scene, item)):
+        return None
+    words = (SIZES[after.size][0], ("smaller", "larger")[after.size])
+    instruction = f"make {phrase.definite} {rng.choice(words)}"
+    return Edit(scene, instruction, _with(scene, item, after), "resize", item, after)
+
+
+def _background(rng: Random, scene: Scene) -> Edit:
+    ground = rng.choice([b for b in range(len(BACKGROUNDS)) if b != scene.background])
+    wording = rng.choice(("change the background to {}", "make the background {}"))
+    instruction = wording.format(BACKGROUNDS[ground][0])
+    return Edit(scene, instruction, replace(scene, background=ground), "background")
+
+
+_MAKE: dict[EditKind, Callable[[Random, Scene], Edit | None]] = {
+    "recolour": _recolour,
+    "remove": _remove,
+    "add": _add,
+    "move": _move,
+    "resize": _resize,
+    "background": _background,
+}
+
+
+def _same(item: Object, other: Object, tolerance: float) -> bool:
+    return (
+        (item.shape, item.colour, item.size) == (other.shape, other.colour, other.size)
+        and abs(item.x - other.x) <= tolerance
+        and abs(item.y - other.y) <= tolerance
+    )
+
+
+def _obeys(made: Edit, item: Object, tolerance: float) -> bool:
+    """Say whether this object is what the instruction asked for."""
+    after = made.after
+    if after is None:
+        return False
+    if made.kind not in ("add", "move"):
+        return _same(item, after, tolerance)
+    kind = (item.shape, item.colour, item.size) == (after.shape, after.colour, after.size)
+    reach = (-_ZONE_BORDER, _ZONE_BORDER)
+    return kind and any(
+        zone(item.x + dx, item.y + dy) == zone(after.x, after.y) for dx in reach for dy in reach
+    )
+
+
+def _unmatched(made: Edit, result: Scene, tolerance: float) -> tuple[list[Object], list[Object]]:
+    """Pair each object that should stay with one in the result; return both leftovers."""
+    left = list(result.objects)
+    lost = []
+    for item in made.source.objects:
+        if item is made.before:
+            continue
+        twin = next((other for other in left if _same(item, other, tolerance)), None)
+        if twin is None:
+            lost.append(item)
+        else:
+            left.remove(twin)
+    return lost, left
+
+
+def change_done(made: Edit, result: Scene, tolerance: float = PLACE_TOLERANCE) -> bool:
+    """Say whether the result shows what was asked, whatever became of the rest.
+
+    Added and moved objects may stand anywhere in the named part of the canvas.
+    """
+    if made.kind == "background":
+        return result.background == made.target.background
+    _, left = _unmatched(made, result, tolerance)
+    before = made.before
+    gone = before is None or not any(_same(before, item, tolerance) for item in left)
+    return gone and (made.kind == "remove" or any(_obeys(made, item, tolerance) for item in left))
+
+
+def rest_untouched(made: Edit, result: Scene, tolerance: float = PLACE_TOLERANCE) -> bool:
+    """Say whether all that the instruction does not speak of is as before, and nothing is new."""
+    if made.kind != "background" and result.background != made.source.background:
+        return False
+    lost, left = _unmatched(made, result, tolerance)
+    # What may remain is the object spoken of, obedient or not: one at most.
+    allowed = 0 if made.kind == "background" else 1
+    return not lost and len(left) <= allowed

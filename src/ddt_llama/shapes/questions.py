@@ -1,0 +1,192 @@
+"""Questions about scenes, with answers: count, colour, existence, relation, comparison.
+
+A question is a pure function of (scene, seed, index), has exactly one right answer in the scene,
+and that answer is chosen first and the question to fit it, so that answers are balanced and the
+wording gives nothing away.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable
+from itertools import permutations
+from random import Random
+from typing import Literal, NamedTuple
+
+from ddt_llama.shapes.captions import related_pairs, relation_words
+from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, Object, Scene, generator
+from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, Mention, referents
+
+QuestionKind = Literal["count", "colour", "existence", "relation", "comparison"]
+QUESTION_KINDS: tuple[QuestionKind, ...] = (
+    "count",
+    "colour",
+    "existence",
+    "relation",
+    "comparison",
+)
+# Smaller is asked more: few scenes have a relation or a comparison to ask about.
+_PRIORITY = {"count": 1.0, "colour": 1.0, "existence": 1.0, "relation": 0.5, "comparison": 0.6}
+
+
+class Question(NamedTuple):
+    """A question, its one right answer in a few lower-case words, and its kind."""
+
+    question: str
+    answer: str
+    kind: QuestionKind
+
+
+def question(scene: Scene, seed: int, index: int) -> Question:
+    """Ask something about the scene; what is asked is decided by (seed, index).
+
+    A kind the scene has no question for (a relation with one object) gives way to the next.
+    """
+    rng = generator(seed, index, 2)
+    for kind in sorted(QUESTION_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind]):
+        asked = _ASK[kind](rng, scene)
+        if asked is not None:
+            return Question(*asked, kind)
+    raise AssertionError("every scene can be asked about existence")
+
+
+def _phrases() -> list[Mention]:
+    pairs = [(s, c) for s in range(len(SHAPES)) for c in range(len(COLOURS))]
+    shapes = [(s, None) for s in range(len(SHAPES))]
+    colours = [(None, c) for c in range(len(COLOURS))]
+    return [Mention(0, shape, colour) for shape, colour in [*pairs, *shapes, *colours]]
+
+
+_PHRASES = _phrases()
+# How often a phrase names colour and shape, the shape alone, the colour alone.
+_FORMS = ((True, True), (True, False), (False, True))
+_FORM_WEIGHTS = (0.5, 0.3, 0.2)
+
+
+def _of_form(rng: Random, phrases: list[Mention]) -> Mention | None:
+    """Choose the form first, so that the many colour-shape pairs do not crowd out the rest."""
+    by_form: dict[tuple[bool, bool], list[Mention]] = defaultdict(list)
+    for phrase in phrases:
+        by_form[phrase.shape is not None, phrase.colour is not None].append(phrase)
+    weights = [w * (f in by_form) for f, w in zip(_FORMS, _FORM_WEIGHTS, strict=True)]
+    if not any(weights):
+        return None
+    return rng.choice(by_form[rng.choices(_FORMS, weights)[0]])
+
+
+def _related_to(item: Object, phrase: Mention) -> bool:
+    return phrase.shape == item.shape or phrase.colour == item.colour
+
+
+def _absent(rng: Random, scene: Scene) -> Mention | None:
+    """Choose a phrase that fits nothing; mostly one that shares a word with some object."""
+    missing = [phrase for phrase in _PHRASES if not phrase.found(scene.objects)]
+    near = [p for p in missing if any(_related_to(item, p) for item in scene.objects)]
+    return _of_form(rng, near if near and rng.random() < 0.6 else missing)
+
+
+def _count(rng: Random, scene: Scene) -> tuple[str, str]:
+    by_number: dict[int, list[Mention]] = defaultdict(list)
+    by_number[len(scene.objects)].append(Mention(0))
+    for phrase in _PHRASES:
+        number = len(phrase.found(scene.objects))
+        if number:
+            by_number[number].append(phrase)
+    # Zero and one can be asked of almost every scene, larger numbers of few.
+    numbers = [0, *sorted(by_number)]
+    number = rng.choices(numbers, [1 + 2 * n for n in numbers])[0]
+    if number == 0:
+        phrase = _absent(rng, scene)
+    elif rng.random() < 0.2 and number == len(scene.objects):
+        phrase = Mention(0)
+    else:
+        phrase = _of_form(rng, by_number[number])
+    phrase = phrase or Mention(0)
+    answer = NUMBERS[len(phrase.found(scene.objects))]
+    return f"how many {phrase.bare} are there?", answer
+
+
+def _colour(rng: Random, scene: Scene) -> tuple[str, str]:
+    clear = [
+        (phrase, item)
+        for item in scene.objects
+        for phrase in referents(scene, item)
+        if phrase.colour is None
+    ]
+    if not clear or rng.random() < 0.15:
+        return "what colour is the background?", BACKGROUNDS[scene.background][0]
+    phrase, item = rng.choice(clear)
+    return f"what colour is {phrase.definite}?", COLOURS[item.colour][0]
+
+
+def _existence(rng: Random, scene: Scene) -> tuple[str, str]:
+    if rng.random() < 0.5:
+        phrase = _of_form(rng, [phrase for phrase in _PHRASES if phrase.found(scene.objects)])
+    else:
+        phrase = _absent(rng, scene)
+    phrase = phrase or Mention()
+    answer = "yes" if phrase.found(scene.objects) else "no"
+    return f"is there {Mention(1, phrase.shape, phrase.colour).text}?", answer
+
+
+def _relation(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    pairs = related_pairs(scene)
+    if not pairs:
+        return None
+    first, relation, second, _, _ = rng.choice(pairs)
+    if rng.random() < 0.3:
+        low, high = sorted((relation, OPPOSITE[relation]))
+        choice = f"{RELATIONS[low]} or {RELATIONS[high]}"
+        return f"is {first.definite} {choice} {second.definite}?", RELATIONS[relation]
+    answer = rng.choice(("yes", "no"))
+    asked = relation if answer == "yes" else OPPOSITE[relation]
+    words = relation_words(rng, asked)
+    return f"is {first.definite} {words} {second.definite}?", answer
+
+
+def _comparison(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    if rng.random() < 0.5:
+        return _compare_sizes(rng, scene) or _compare_counts(rng, scene)
+    return _compare_counts(rng, scene) or _compare_sizes(rng, scene)
+
+
+def _compare_sizes(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    pairs = [(a, b) for a, b in permutations(scene.objects, 2) if a.size != b.size]
+    rng.shuffle(pairs)
+    for item, other in pairs:
+        first, second = (
+            [phrase for phrase in referents(scene, one) if phrase.size is None]
+            for one in (item, other)
+        )
+        if first and second:
+            word, larger = rng.choice((("larger", 1), ("smaller", 0)))
+            answer = "yes" if item.size == larger else "no"
+            return f"is {first[0].definite} {word} than {second[0].definite}?", answer
+    return None
+
+
+def _compare_counts(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    shapes = [Mention(0, shape) for shape in sorted({item.shape for item in scene.objects})]
+    colours = [
+        Mention(0, None, colour) for colour in sorted({item.colour for item in scene.objects})
+    ]
+    pairs = [*permutations(shapes, 2), *permutations(colours, 2)]
+    more = [(a, b) for a, b in pairs if _number(a, scene) > _number(b, scene)]
+    if not more:
+        return None
+    if rng.random() < 0.5:
+        first, second = rng.choice(more)
+        return f"are there more {first.bare} than {second.bare}?", "yes"
+    second, first = rng.choice(more)
+    return f"are there more {first.bare} than {second.bare}?", "no"
+
+
+def _number(phrase: Mention, scene: Scene) -> int:
+    return len(phrase.found(scene.objects))
+
+
+_ASK: dict[QuestionKind, Callable[[Random, Scene], tuple[str, str] | None]] = {
+    "count": _count,
+    "colour": _colour,
+    "existence": _existence,
+    "relation": _relation,
+    "comparison": _comparison,
+}
