@@ -1,0 +1,20 @@
+"""The language model's side: vocabulary, text, documents and backbone.
+
+Images arrive here as integers only; this folder and `tokenizer` never import each other.
+"""
+
+from ddt_llama.language.documents import Batch, Document, Image, Sequence, Text, collate, render
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.language.vocabulary import Vocabulary
+
+__all__ = [
+    "Batch",
+    "Document",
+    "Image",
+    "Sequence",
+    "Text",
+    "TextTokenizer",
+    "Vocabulary",
+    "collate",
+    "render",
+]

@@ -1,0 +1,251 @@
+"""Documents: every task of the language model, rendered to ids and a loss mask in one place.
+
+A document is what is given and what is to be written, each a row of texts and images. `render` is
+the only function that lays one out, for training and for prompts, so a mask bug has one home.
+Source: the sequence layouts of DDT-LLaMA (stages 1 and 2) and the four kinds of Selftok's stage 1.
+"""
+
+from collections import abc
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, get_args
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.language.vocabulary import Vocabulary
+
+Kind = Literal[
+    "text_to_image", "image_to_text", "image_only", "text_only", "draw", "edit", "ask", "describe"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+PRETRAINING: tuple[Kind, ...] = KINDS[:4]
+DESCRIBE = "Describe the picture."
+IGNORED = -100  # the label that torch's and transformers' cross-entropy leave out
+
+
+@dataclass(frozen=True)
+class Text:
+    """A piece of text."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image as the codes of the image tokenizer, in the order the language model reads them."""
+
+    codes: tuple[int, ...]
+
+
+Part = Text | Image
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is given and what is to be written.
+
+    `answer` None makes it a prompt: the model is to write the answer, an image where
+    `writes_image`, else text.
+    """
+
+    kind: Kind
+    given: tuple[Part, ...]
+    answer: Part | None
+
+    @property
+    def writes_image(self) -> bool:
+        """Say whether the answer is (or is to be) an image."""
+        return self.kind in ("text_to_image", "image_only", "draw", "edit")
+
+
+class Sequence(NamedTuple):
+    """Ids of one document, and which of them the loss counts as targets."""
+
+    ids: list[int]
+    supervised: list[bool]
+    kind: Kind
+
+
+class Batch(NamedTuple):
+    """A right-padded batch for a causal LM of transformers.
+
+    `labels` stand at the place of their own id (the model shifts them) and are -100 where there is
+    no loss. Under a causal mask no real id sees the padding behind it, so `attention_mask` may be
+    left out in training, which lets attention run on its fast causal path.
+    """
+
+    ids: Int[Tensor, "b l"]
+    labels: Int[Tensor, "b l"]
+    attention_mask: Int[Tensor, "b l"]
+
+
+def text_to_image(caption: str, codes: abc.Sequence[int] | None) -> Document:
+    """Stage 1: a caption, then its image."""
+    return Document("text_to_image", (Text(caption),), _image(codes))
+
+
+def image_to_text(codes: abc.Sequence[int], caption: str | None) -> Document:
+    """Stage 1: an image, then its caption."""
+    return Document("image_to_text", (Image(tuple(codes)),), _text(caption))
+
+
+def image_only(codes: abc.Sequence[int] | None) -> Document:
+    """Stage 1: an image without any text; also what guidance contrasts `text_to_image` with."""
+    return Document("image_only", (), _image(codes))
+
+
+def text_only(text: str | None) -> Document:
+    """Stage 1: text alone."""
+    return Document("text_only", (), _text(text))
+
+
+def draw(prompt: str, codes: abc.Sequence[int] | None) -> Document:
+    """Stage 2: a request, answered by an image."""
+    return Document("draw", (Text(prompt),), _image(codes))
+
+
+def edit(source: abc.Sequence[int], instruction: str, target: abc.Sequence[int] | None) -> Document:
+    """Stage 2: an image and an instruction, answered by the changed image."""
+    return Document("edit", (Image(tuple(source)), Text(instruction)), _image(target))
+
+
+def ask(codes: abc.Sequence[int], question: str, answer: str | None) -> Document:
+    """Stage 2: an image and a question, answered by text."""
+    return Document("ask", (Image(tuple(codes)), Text(question)), _text(answer))
+
+
+def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
+    """Stage 2: an image and the request to describe it, answered by its caption."""
+    return Document("describe", (Image(tuple(codes)), Text(DESCRIBE)), _text(caption))
+
+
+def without_text(document: Document) -> Document:
+    """Drop the texts that are given and keep the images: the unconditional twin for guidance.
+
+    Training drops the text of about one document in ten this way; at inference the twin of the
+    prompt is the second row of classifier-free guidance.
+    """
+    given = tuple(part for part in document.given if isinstance(part, Image))
+    return replace(document, given=given)
+
+
+def render(
+    document: Document,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    *,
+    max_length: int | None = None,
+    max_text: int | None = None,
+) -> Sequence:
+    """Lay a document out as ids, and mark the targets of the loss.
+
+    Marks: B bos, E eos, [ begin_image, ] end_image; # the codes of an image. Each text is encoded
+    on its own. `^` stands under what is supervised, `|` shows where the prompt (answer None) ends.
+
+        text_to_image   B caption [|# ] E                   stage 1: all but B
+                          ^       ^ ^ ^ ^
+        image_to_text   B [ # ]|caption E
+                          ^ ^ ^ ^       ^
+        image_only      B [|# ] E
+                          ^ ^ ^ ^
+        text_only       B|text E
+                          ^    ^
+        draw            B USER: prompt ASSISTANT: [|# ] E   stage 2: the answer only
+                                                  ^ ^ ^ ^
+        edit            B USER: [ # ] instruction ASSISTANT: [|# ] E
+                                                             ^ ^ ^ ^
+        ask, describe   B USER: [ # ] question ASSISTANT:|answer E
+                                                          ^      ^
+
+    So the ids of a prompt followed by the ids of its answer are the ids of the whole document.
+    `max_text` keeps the first so many ids of every text (captions of any length in training).
+    `max_length` bounds the whole, the answer image still to be written included.
+    Raises UserError for an image of another length, a code out of range, or a document too long.
+    """
+    ids = [vocabulary.bos]
+    supervised = [False]
+    stage_1 = document.kind in PRETRAINING
+    given = [_part_ids(part, vocabulary, text, max_text) for part in document.given]
+    if not stage_1:
+        given = [text.encode("USER:"), *given, text.encode("ASSISTANT:")]
+    for part_ids in given:
+        ids += part_ids
+        supervised += [stage_1] * len(part_ids)
+    answer = _answer_ids(document, vocabulary, text, max_text)
+    ids += answer
+    supervised += [True] * len(answer)
+    if max_length is not None:
+        _check_length(document, len(ids), vocabulary, max_length)
+    return Sequence(ids, supervised, document.kind)
+
+
+def collate(sequences: abc.Sequence[Sequence], pad: int, length: int | None = None) -> Batch:
+    """Pad documents on the right to one length: the longest, or `length` (for fixed shapes).
+
+    Raises UserError for an empty batch and for a document longer than `length`.
+    """
+    longest = max((len(sequence.ids) for sequence in sequences), default=0)
+    if not longest or (length is not None and longest > length):
+        raise UserError(
+            f"batch of {len(sequences)} documents, the longest of {longest} tokens: allowed are "
+            f"1 to {length or 'any number of'} tokens; raise the length or cut the texts"
+        )
+    shape = (len(sequences), length or longest)
+    ids = np.full(shape, pad, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    for row, sequence in enumerate(sequences):
+        count = len(sequence.ids)
+        ids[row, :count] = sequence.ids
+        mask[row, :count] = 1
+        labels[row, :count] = np.where(sequence.supervised, ids[row, :count], IGNORED)
+    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask))
+
+
+def kind_indices(sequences: abc.Sequence[Sequence]) -> Int[Tensor, "b"]:
+    """Return the place of each document's kind in `KINDS`, for a loss a kind."""
+    return torch.tensor([KINDS.index(sequence.kind) for sequence in sequences])
+
+
+def _image(codes: abc.Sequence[int] | None) -> Image | None:
+    return None if codes is None else Image(tuple(codes))
+
+
+def _text(text: str | None) -> Text | None:
+    return None if text is None else Text(text)
+
+
+def _part_ids(
+    part: Part, vocabulary: Vocabulary, text: TextTokenizer, max_text: int | None
+) -> list[int]:
+    if isinstance(part, Text):
+        return text.encode(part.text)[:max_text]
+    if len(part.codes) != vocabulary.num_tokens:
+        raise UserError(
+            f"image of {len(part.codes)} codes: allowed are exactly {vocabulary.num_tokens}; "
+            "encode it with the tokenizer this language model was trained with"
+        )
+    codes = vocabulary.to_ids(torch.tensor(part.codes)).tolist()
+    return [vocabulary.begin_image, *codes, vocabulary.end_image]
+
+
+def _answer_ids(
+    document: Document, vocabulary: Vocabulary, text: TextTokenizer, max_text: int | None
+) -> list[int]:
+    if document.answer is not None:
+        return [*_part_ids(document.answer, vocabulary, text, max_text), vocabulary.eos]
+    return [vocabulary.begin_image] if document.writes_image else []
+
+
+def _check_length(document: Document, length: int, vocabulary: Vocabulary, limit: int) -> None:
+    prompt = document.answer is None
+    to_come = vocabulary.num_tokens + 2 if prompt and document.writes_image else int(prompt)
+    if length + to_come > limit:
+        raise UserError(
+            f"text too long: given {length} tokens and {to_come} still to be written, "
+            f"allowed are {limit} in all; shorten the text"
+        )
