@@ -1,0 +1,1 @@
+"""Measures a model: reconstruction, drawing, editing and questions, each with a 95 % interval."""

@@ -1,0 +1,1 @@
+"""Turns files of a run or a demonstration into plots and self-contained pages; reads files only."""

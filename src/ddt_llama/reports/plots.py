@@ -1,0 +1,171 @@
+"""Curves of a run as inline SVG, drawn from metrics.jsonl alone.
+
+The SVG carries no colour for text and axes but the page's own (`currentColor`), so that one drawing
+reads on light and dark; matplotlib is imported only when a curve is drawn.
+"""
+
+import io
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddt_llama.config import UserError, replace_file
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Curves = dict[str, tuple[list[float], list[float]]]
+
+POINTS = 600  # a curve: more than a plot has pixels across
+INK = "#010203"  # stands for the page's text colour until the SVG is written
+COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
+NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
+
+
+def read_metrics(path: Path) -> Curves:
+    """Read metrics.jsonl: for each quantity the steps and values at which it was written.
+
+    Where a step occurs twice (a run was stopped and went on from an older checkpoint) the later
+    line wins. A last line cut short by a crash is skipped; any other broken line is a UserError.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror})"
+        raise UserError(f"{path}: {reason}; give the folder of a training run") from None
+    points: dict[str, dict[float, float]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError:
+            if number == len(lines):
+                break
+            raise UserError(f"{path}, line {number}: not JSON; mend or delete the line") from None
+        _add(points, row)
+    return {name: _columns(values) for name, values in points.items()}
+
+
+def _add(points: dict[str, dict[float, float]], row: object) -> None:
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
+        return
+    step = row["step"]
+    for name, value in row.items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if name not in NOT_CURVES and is_number and math.isfinite(value):
+            points.setdefault(name, {})[step] = float(value)
+
+
+def _columns(values: Mapping[float, float]) -> tuple[list[float], list[float]]:
+    steps = sorted(values)
+    return steps, [values[step] for step in steps]
+
+
+def thin(steps: Sequence[float], values: Sequence[float]) -> tuple[list[float], list[float]]:
+    """Average neighbours so that at most POINTS points remain; the mean of the curve is kept."""
+    size = -(-len(steps) // POINTS)
+    if size <= 1:
+        return list(steps), list(values)
+    starts = range(0, len(steps), size)
+    return (
+        [math.fsum(steps[i : i + size]) / len(steps[i : i + size]) for i in starts],
+        [math.fsum(values[i : i + size]) / len(values[i : i + size]) for i in starts],
+    )
+
+
+def plot(curves: Curves, title: str) -> str:
+    """Draw curves over the step in one small plot and return it as an `<svg>` element."""
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.StringIO()
+    with _style(INK, salt=title):
+        FigureCanvasSVG(_draw(curves, title, INK)).print_svg(buffer, metadata={"Date": None})
+    return _inline(buffer.getvalue(), title)
+
+
+def save_plot(path: Path, curves: Curves, title: str) -> None:
+    """Draw curves over the step and write them as a PNG on white, all or nothing."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = io.BytesIO()
+    with _style("black", salt=title):
+        figure = _draw(curves, title, "black")
+        figure.set_dpi(160)
+        FigureCanvasAgg(figure).print_png(buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def _style(ink: str, salt: str) -> AbstractContextManager[None]:
+    import matplotlib as mpl
+
+    keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
+    settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}
+    return mpl.rc_context({**dict.fromkeys(keys, ink), **settings})
+
+
+def _draw(curves: Curves, title: str, ink: str) -> "Figure":
+    """Draw into a new figure; the value axis is logarithmic over more than a factor of 20."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4, 2.7), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, (steps, values)) in enumerate(curves.items()):
+        x, y = thin(steps, values)
+        marker = "o" if len(x) == 1 else None
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(x, y, color=colour, lw=1.2, label=name, marker=marker, ms=3)
+    seen = [v for _, values in curves.values() for v in values]
+    if seen and min(seen) > 0 and max(seen) / min(seen) > 20:
+        axes.set_yscale("log")
+    only = next(iter(curves)) if len(curves) == 1 else ""
+    full = title if only in ("", title) else f"{title.partition(' (')[0]}.{only}"
+    axes.set_title(full, loc="left", fontsize=10)
+    axes.grid(alpha=0.18, color=ink, lw=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    if len(curves) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def _inline(svg: str, title: str) -> str:
+    """Cut the XML head, take the page's ink and font, and make ids unique to this plot."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = svg.replace(INK, "currentColor").replace("fill: #ffffff", "fill: none")
+    prefix = re.sub(r"\W", "_", title)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    return re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px; font-family: inherit", svg)
+
+
+def panels(curves: Curves) -> dict[str, Curves]:
+    """Sort quantities into plots by title, those of the loss first.
+
+    Names with a common beginning (up to the last dot or slash) share a plot as long as their sizes
+    are within a factor of 10, so that none is flat beside another, and colours last.
+    """
+    plots: dict[str, Curves] = {}
+    for name, curve in curves.items():
+        head, _, part = name.replace("/", ".").rpartition(".")
+        head = head or name
+        number = 1
+        while not _has_room(plots.get(_title(head, number), {}), curve):
+            number += 1
+        plots.setdefault(_title(head, number), {})[part] = curve
+    titles = sorted(plots, key=lambda title: "loss" not in title)  # a stable sort
+    return {title: plots[title] for title in titles}
+
+
+def _title(head: str, number: int) -> str:
+    return head if number == 1 else f"{head} ({number})"
+
+
+def _has_room(some: Curves, curve: tuple[list[float], list[float]]) -> bool:
+    sizes = [max(map(abs, values)) for _, values in [*some.values(), curve]]
+    return len(some) < len(COLOURS) and max(sizes) <= 10 * min(sizes)

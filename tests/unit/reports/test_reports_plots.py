@@ -1,0 +1,111 @@
+"""Reading metrics.jsonl and drawing it."""
+
+import json
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+
+from ddt_llama.config import UserError
+from ddt_llama.reports.plots import COLOURS, POINTS, panels, plot, read_metrics, save_plot, thin
+
+
+def write(folder: Path, *lines: object) -> Path:
+    path = folder / "metrics.jsonl"
+    texts = [line if isinstance(line, str) else json.dumps(line) for line in lines]
+    path.write_text("\n".join(texts))
+    return path
+
+
+def test_metrics_are_read_by_quantity(tmp_path: Path) -> None:
+    path = write(tmp_path, {"step": 1, "loss": 3.0, "time": 9}, {"step": 2, "loss": 2, "lr": 0.1})
+    assert read_metrics(path) == {"loss": ([1, 2], [3.0, 2.0]), "lr": ([2], [0.1])}
+
+
+def test_a_resumed_run_replaces_the_steps_it_repeats(tmp_path: Path) -> None:
+    rows = [{"step": s, "loss": float(s)} for s in (1, 2, 3)]
+    again = [{"step": s, "loss": 10.0 * s} for s in (2, 3, 4)]
+    assert read_metrics(write(tmp_path, *rows, *again))["loss"] == (
+        [1, 2, 3, 4],
+        [1.0, 20.0, 30.0, 40.0],
+    )
+
+
+def test_what_is_no_finite_number_is_left_out(tmp_path: Path) -> None:
+    rows = ['{"step": 1, "loss": NaN}', {"step": 2, "note": "a", "done": True, "x": None}]
+    assert read_metrics(write(tmp_path, *rows)) == {}
+
+
+def test_a_cut_last_line_is_skipped_and_any_other_is_named(tmp_path: Path) -> None:
+    good = {"step": 1, "loss": 1.0}
+    assert read_metrics(write(tmp_path, good, '{"step": 2, "lo')) == {"loss": ([1], [1.0])}
+    with pytest.raises(UserError, match="line 1"):
+        read_metrics(write(tmp_path, '{"step": 2, "lo', good))
+    with pytest.raises(UserError, match="cannot be read"):
+        read_metrics(tmp_path / "nothing.jsonl")
+
+
+def test_thinning_keeps_short_curves_and_the_mean_of_long_ones() -> None:
+    assert thin([1, 2], [5, 6]) == ([1, 2], [5, 6])
+    steps = [float(s) for s in range(4 * POINTS)]
+    x, y = thin(steps, [s * 2 for s in steps])
+    assert len(x) == POINTS
+    assert sum(x) / POINTS == pytest.approx(sum(steps) / len(steps))
+    assert y == pytest.approx([2 * s for s in x])
+
+
+def test_plot_is_one_svg_in_the_ink_of_the_page() -> None:
+    svg = plot({"a": ([0, 1, 2], [1, 2, 3]), "b": ([0, 1], [2, 2])}, "loss & more")
+    root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
+    assert root.tag.endswith("svg")
+    assert "currentColor" in svg
+    assert "#010203" not in svg
+    texts = {"".join(e.itertext()).strip() for e in root.iter() if e.tag.endswith("text")}
+    assert {"a", "b", "loss & more"} <= texts
+
+
+def test_plots_of_one_page_share_no_ids() -> None:
+    curve = ([0.0, 1.0], [1.0, 2.0])
+    found = [re.findall(r'\bid="([^"]+)"', plot({"x": curve}, title)) for title in ("a", "b")]
+    assert found[0]
+    assert not set(found[0]) & set(found[1])
+
+
+def test_plot_of_the_same_curves_is_the_same_text() -> None:
+    curves = {"x": ([0.0, 1.0], [1.0, 2.0])}
+    assert plot(curves, "t") == plot(curves, "t")
+
+
+def test_save_plot_writes_a_png(tmp_path: Path) -> None:
+    save_plot(tmp_path / "plot.png", {"x": ([0.0, 1.0], [1.0, 2.0])}, "x")
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.format == "PNG"
+        assert len(picture.convert("L").getcolors() or []) > 2
+    assert [f.name for f in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_panels_group_by_beginning_and_size_with_the_loss_first() -> None:
+    def curve(size: float) -> tuple[list[float], list[float]]:
+        return [0.0, 1.0], [0.0, size]
+
+    curves = {
+        "codebook.used": curve(1.0),
+        "codebook.perplexity": curve(900.0),
+        "error/own": curve(0.2),
+        "error/wrong": curve(0.7),
+        "loss": curve(0.3),
+    }
+    assert {title: list(some) for title, some in panels(curves).items()} == {
+        "loss": ["loss"],
+        "codebook": ["used"],
+        "codebook (2)": ["perplexity"],
+        "error": ["own", "wrong"],
+    }
+
+
+def test_a_panel_holds_no_more_curves_than_colours() -> None:
+    count = len(COLOURS) + 1
+    curves = {f"entropy.{i}": ([0.0], [1.0]) for i in range(count)}
+    assert [len(some) for some in panels(curves).values()] == [len(COLOURS), 1]
