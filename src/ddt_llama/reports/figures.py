@@ -53,13 +53,10 @@ def _numbered(
 ) -> str:
     columns = sorted({number for numbers in quantities.values() for number in numbers})
     prefix = f"{group}." if group else ""
-    rows = [
-        [
-            escape(WORDS.get(quantity, quantity)),
-            *(cell(figures, f"{prefix}{quantity}.{n}") for n in columns),
-        ]
-        for quantity in quantities
-    ]
+    rows = []
+    for quantity in quantities:
+        cells = [cell(figures, f"{prefix}{quantity}.{n}") for n in columns]
+        rows.append([escape(WORDS.get(quantity, quantity)), *cells])
     unit = "tokens" if group.endswith("visible") else "steps"
     title = group.replace(".", ", ") if group else "figures"
     return f"<h3>{escape(title)}</h3>{table([unit, *map(str, columns)], rows)}"

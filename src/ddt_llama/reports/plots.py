@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddt_llama.config import UserError, replace_file
 
@@ -104,8 +104,8 @@ def _style(ink: str, salt: str) -> AbstractContextManager[None]:
     import matplotlib as mpl
 
     keys = ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color")
-    settings = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}
-    return mpl.rc_context({**dict.fromkeys(keys, ink), **settings})
+    settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": salt, "font.size": 9}
+    return mpl.rc_context(settings | dict.fromkeys(keys, ink))
 
 
 def _draw(curves: Curves, title: str, ink: str) -> "Figure":
