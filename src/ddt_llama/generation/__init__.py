@@ -1,0 +1,1 @@
+"""Draw, edit and describe: the one place where a trained model is used."""

@@ -1,0 +1,199 @@
+"""Prompts in, codes or text out: prefill, decode, guidance rows and the rules of an image span.
+
+Stands between `model`, which knows images and strings, and the decoders, which know weights. Inside
+an image only codes can be drawn, and exactly `num_tokens` of them; in an answer only text and the
+end mark.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+from ddt_llama.generation.generic import GenericDecoder
+from ddt_llama.generation.lean import LeanDecoder, obstacle
+from ddt_llama.generation.sampling import (
+    FULL,
+    GREEDY,
+    Greedy,
+    Sampling,
+    choose,
+    guide,
+    gumbel_noise,
+)
+from ddt_llama.language.vocabulary import Vocabulary
+
+NOISE_BLOCK = 1 << 22  # noise values held at a time: 32 steps of 8 rows for 16,384 codes
+
+
+class Decoder(Protocol):
+    """A language model that reads prompts once and then one token a row at a time."""
+
+    max_positions: int
+
+    @property
+    def device(self) -> torch.device:
+        """Where ids are expected."""
+        ...
+
+    def prefill(
+        self,
+        ids: Int[Tensor, "u p"],
+        padding: Int[Tensor, " u"],
+        rows: Int[Tensor, " r"],
+        capacity: int,
+        head: slice,
+    ) -> tuple[Float[Tensor, "r v"], Any]:
+        """Read left-padded prompts; row i continues prompt rows[i]."""
+        ...
+
+    def step(self, ids: Int[Tensor, " r"], cache: Any, head: slice) -> Float[Tensor, "r v"]:
+        """Append one token a row and return the next logits of the vocabulary rows `head`."""
+        ...
+
+
+def decoder_of(module: nn.Module) -> Decoder:
+    """Choose the fast path where the architecture allows it, transformers' own forward otherwise.
+
+    The fast path copies the weights (fused), so build it anew after the module was trained further.
+    """
+    config: Any = module.config
+    described: Mapping[str, Any] = config.to_dict()
+    if obstacle(described) is None:
+        return LeanDecoder(described, module.state_dict())
+    return GenericDecoder(module)
+
+
+class Engine:
+    """Batched generation over one decoder and one vocabulary."""
+
+    def __init__(
+        self, decoder: Decoder, vocabulary: Vocabulary, num_text: int | None = None
+    ) -> None:
+        """Take `num_text` where the text tokenizer knows fewer ids than the model has text rows."""
+        self.decoder = decoder
+        self.vocabulary = vocabulary
+        self.num_text = vocabulary.text_size if num_text is None else num_text
+
+    @torch.inference_mode()
+    def codes(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        unconditional: Sequence[Sequence[int]] | None = None,
+        guidance_scale: float = 1.0,
+        sampling: Sampling = FULL,
+        seeds: Sequence[int],
+    ) -> Int[Tensor, "b k"]:
+        """Return `num_tokens` codes (0 .. codebook_size-1, in language order) after each prompt.
+
+        `unconditional` are the prompts' twins without text for classifier-free guidance; without
+        them, or at scale 1, each image costs one row instead of two. `seeds` holds one seed a
+        prompt; a row's draws depend on its own prompt and seed only.
+        """
+        vocabulary, steps = self.vocabulary, self.vocabulary.num_tokens
+        guided = unconditional is not None and guidance_scale != 1.0
+        rows = [*prompts, *(unconditional or ())] if guided else prompts
+        head = slice(vocabulary.code_offset, vocabulary.size)
+        logits, cache = self._prefill(rows, steps, head)
+        codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=self.decoder.device)
+        noise = _Noise(seeds, vocabulary.codebook_size, steps, sampling, self.decoder.device)
+        for step in range(steps):
+            if guided:
+                conditional, empty = logits.chunk(2)
+                logits = guide(conditional, empty, guidance_scale)
+            codes[:, step] = choose(logits, sampling, noise.at(step))
+            if step + 1 < steps:
+                ids = codes[:, step] + vocabulary.code_offset
+                logits = self.decoder.step(ids.repeat(2) if guided else ids, cache, head)
+        return codes
+
+    @torch.inference_mode()
+    def text(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+        max_tokens: int = 96,
+    ) -> list[list[int]]:
+        """Return the text ids after each prompt, up to the end mark or `max_tokens`."""
+        vocabulary, device = self.vocabulary, self.decoder.device
+        head = slice(0, vocabulary.code_offset)
+        impossible = torch.ones(vocabulary.code_offset, dtype=torch.bool, device=device)
+        impossible[: self.num_text] = False
+        impossible[vocabulary.eos] = False
+        seeds = list(seeds) if seeds is not None else [0] * len(prompts)
+        noise = _Noise(seeds, vocabulary.code_offset, max_tokens, sampling, device)
+        logits, cache = self._prefill(prompts, max_tokens, head)
+        written: list[Tensor] = []
+        ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        for step in range(max_tokens):
+            logits = logits.masked_fill(impossible, -torch.inf)
+            ids = choose(logits, sampling, noise.at(step))
+            written.append(ids)
+            ended |= ids == vocabulary.eos
+            # Asking costs a wait on an accelerator, a few steps too many cost less.
+            asked = device.type == "cpu" or step % 8 == 7
+            if step + 1 == max_tokens or (asked and bool(ended.all())):
+                break
+            logits = self.decoder.step(ids, cache, head)
+        answers = torch.stack(written, dim=1).tolist()
+        return [
+            row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row for row in answers
+        ]
+
+    def _prefill(
+        self, prompts: Sequence[Sequence[int]], steps: int, head: slice
+    ) -> tuple[Tensor, Any]:
+        """Read each different prompt once, left-padded to the longest."""
+        if not prompts or not all(len(prompt) for prompt in prompts):
+            raise UserError("a prompt has no tokens; every prompt needs at least the start mark")
+        unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
+        place = {prompt: index for index, prompt in enumerate(unique)}
+        length = max(map(len, unique))
+        if length + steps > self.decoder.max_positions:
+            room = self.decoder.max_positions - steps
+            raise UserError(
+                f"the prompt is {length} tokens long; this model reads at most {room} beside the "
+                f"{steps} it may write: shorten the prompt"
+            )
+        device, pad = self.decoder.device, self.vocabulary.pad
+        ids = [[pad] * (length - len(prompt)) + list(prompt) for prompt in unique]
+        return self.decoder.prefill(
+            torch.tensor(ids, device=device),
+            torch.tensor([length - len(prompt) for prompt in unique], device=device),
+            torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device),
+            length + steps,
+            head,
+        )
+
+
+class _Noise:
+    """Gumbel noise of all rows, computed for as many steps ahead as fit a bounded block."""
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        size: int,
+        steps: int,
+        sampling: Sampling,
+        device: torch.device,
+    ) -> None:
+        self.seeds, self.size, self.steps, self.device = list(seeds), size, steps, device
+        self.greedy = isinstance(sampling.method, Greedy)
+        self.count = max(1, NOISE_BLOCK // max(1, len(self.seeds) * size))
+        self.start = -self.count
+        self.block = torch.empty(0)
+
+    def at(self, step: int) -> Tensor | None:
+        if self.greedy:
+            return None
+        if step >= self.start + self.count:
+            self.start = step
+            count = min(self.count, self.steps - step)
+            self.block = gumbel_noise(self.seeds, step, count, self.size, self.device)
+        return self.block[step - self.start]
