@@ -1,0 +1,156 @@
+"""Make samples of rows: captioned pictures, edits, questions.
+
+Between `records` (fields as they were stored) and `sources` (which decodes and skips). What a field
+must be called to be found is written here, in one place.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.data.images import BrokenImage
+from ddt_llama.data.records import Record
+
+CAPTION_FIELDS = ("txt", "caption", "text", "prompt", "description")
+INSTRUCTION_FIELDS = ("txt", "instruction", "edit_prompt", "edit", "prompt", "text")
+QUESTION_LINE = re.compile(r"Q:\s*(.+?)\s*A:\s*(.+)")
+
+Kind = Literal["image", "edit", "question"]
+S = TypeVar("S")
+Pictures = Sequence[bytes | Path]
+Tensors = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture in [-1, 1] with its caption, where there is one."""
+
+    image: Float[Tensor, "3 h w"]
+    caption: str | None
+    key: str
+
+
+@dataclass(frozen=True)
+class EditSample:
+    """A picture, an instruction and the picture that it asks for."""
+
+    source: Float[Tensor, "3 h w"]
+    instruction: str
+    target: Float[Tensor, "3 h w"]
+    key: str
+    source_caption: str | None = None
+    target_caption: str | None = None
+
+
+@dataclass(frozen=True)
+class QuestionSample:
+    """A picture with all its (question, answer) pairs."""
+
+    image: Float[Tensor, "3 h w"]
+    pairs: tuple[tuple[str, str], ...]
+    key: str
+
+
+@dataclass(frozen=True)
+class Form(Generic[S]):
+    """How a record becomes a sample: which pictures and texts, and how they are put together."""
+
+    parse: Callable[[Record], tuple[Pictures, Any]]
+    make: Callable[[str, Tensors, Any], S]
+
+
+def form_of(kind: Kind, caption_column: str | None) -> Form[Any]:
+    """Return how rows become samples of `kind`."""
+    return {
+        "image": Form(partial(_parse_image, caption_column), _make_image),
+        "edit": Form(_parse_edit, _make_edit),
+        "question": Form(_parse_question, _make_question),
+    }[kind]
+
+
+def kind_of(record: Record) -> Kind:
+    """Return what this row offers beyond a plain picture."""
+    if "source" in record.pictures:
+        return "edit"
+    return "question" if _pairs(record.fields) else "image"
+
+
+def _parse_image(caption_column: str | None, record: Record) -> tuple[Pictures, str | None]:
+    fields = record.fields
+    for role in ("image", "target"):
+        if role in record.pictures:
+            break
+    else:
+        raise BrokenImage(record.key, "no picture in this row")
+    picture = record.pictures[role]
+    if caption_column is not None:
+        return [picture], _text(fields.get(caption_column))
+    if role == "target":
+        return [picture], _text(fields.get("tgt_caption"))
+    if _pairs(fields):
+        return [picture], None
+    return [picture], _first_text(fields, CAPTION_FIELDS)
+
+
+def _make_image(key: str, images: Tensors, texts: str | None) -> Sample:
+    return Sample(images[0], texts, key)
+
+
+def _parse_edit(record: Record) -> tuple[Pictures, tuple[str, str | None, str | None]]:
+    missing = [role for role in ("source", "target") if role not in record.pictures]
+    if missing:
+        raise BrokenImage(record.key, f"no {missing[0]} picture")
+    fields = record.fields
+    instruction = _first_text(fields, INSTRUCTION_FIELDS)
+    if instruction is None:
+        raise BrokenImage(record.key, "no instruction")
+    captions = (_text(fields.get("src_caption")), _text(fields.get("tgt_caption")))
+    return [record.pictures["source"], record.pictures["target"]], (instruction, *captions)
+
+
+def _make_edit(key: str, images: Tensors, texts: tuple[str, str | None, str | None]) -> EditSample:
+    return EditSample(images[0], texts[0], images[1], key, texts[1], texts[2])
+
+
+def _parse_question(record: Record) -> tuple[Pictures, tuple[tuple[str, str], ...]]:
+    pairs = _pairs(record.fields)
+    if "image" not in record.pictures or not pairs:
+        raise BrokenImage(record.key, "no picture with questions and answers")
+    return [record.pictures["image"]], pairs
+
+
+def _make_question(key: str, images: Tensors, texts: tuple[tuple[str, str], ...]) -> QuestionSample:
+    return QuestionSample(images[0], texts, key)
+
+
+def _pairs(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Read questions from columns (question, answer), a list (qa), or lines "Q: ... A: ..."."""
+    question, answer = _text(fields.get("question")), _text(fields.get("answer"))
+    if question and answer:
+        return ((question, answer),)
+    listed = fields.get("qa")
+    if isinstance(listed, list):
+        both = [[_text(part) for part in pair] for pair in listed if isinstance(pair, list)]
+        return tuple((pair[0], pair[1]) for pair in both if len(pair) == 2 and pair[0] and pair[1])
+    text = fields.get("txt")
+    if not isinstance(text, str):
+        return ()
+    found = [QUESTION_LINE.fullmatch(line.strip()) for line in text.strip().splitlines()]
+    return tuple((one[1].strip(), one[2].strip()) for one in found if one)
+
+
+def _first_text(fields: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    return next((text for name in names if (text := _text(fields.get(name)))), None)
+
+
+def _text(value: Any) -> str | None:
+    """Return a text without outer blanks; of several captions (a list) the first."""
+    if isinstance(value, list | tuple) and value:
+        value = value[0]
+    return (value.strip() or None) if isinstance(value, str) else None

@@ -1,0 +1,281 @@
+"""Open real pictures as a list of samples: decoded, captioned, broken ones counted and skipped.
+
+Stands between `records` (what lies on disk) and `stream` (the order of training). A source is
+indexed: `source[i]` depends on the data and on i alone, so a stream resumes exactly.
+"""
+
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar, get_args, overload
+
+import numpy as np
+from jaxtyping import UInt8
+
+from ddt_llama.config import UserError
+from ddt_llama.data.images import MIN_SIDE, BrokenImage, Fit, decode, from_bytes8
+from ddt_llama.data.layouts import open_records
+from ddt_llama.data.records import Record, Records
+from ddt_llama.data.samples import (
+    EditSample,
+    Form,
+    Kind,
+    QuestionSample,
+    Sample,
+    form_of,
+    kind_of,
+)
+
+LOG = logging.getLogger(__name__)
+CACHE_BYTES = 2 * 1024**3
+
+Pixels = UInt8[np.ndarray, "3 h w"]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A row that cannot be used, and why."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Say how pictures are read and how many broken ones are borne.
+
+    The run stops when more than max(`broken_allowed`, `broken_share` of the source) rows were
+    skipped. `cache_bytes` bounds the decoded pictures kept in memory; `cache_dir` is where
+    `datasets` keeps its Arrow files (default: its own cache).
+    """
+
+    fit: Fit = "crop"
+    min_side: int = MIN_SIDE
+    broken_share: float = 0.05
+    broken_allowed: int = 10
+    cache_bytes: int = CACHE_BYTES
+    cache_dir: str | None = None
+    workers: int = 0
+
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class _Row:
+    key: str
+    pixels: tuple[Pixels, ...]
+    texts: Any
+
+
+class ImageSource(Generic[S]):
+    """A list of samples, read when asked for; made by `open_source`.
+
+    A row that cannot be used is noted in `skipped` and the next usable row stands in for it, so
+    that `source[i]` never depends on what was read before.
+    """
+
+    def __init__(
+        self, records: Records, form: Form[S], image_size: int, name: str, options: Reading
+    ) -> None:
+        """Keep the records; nothing is decoded yet."""
+        self.name = name
+        self.layout = records.layout
+        self.image_size = image_size
+        self._records = records
+        self._form = form
+        self._options = options
+        self._cache: dict[int, _Row] = {}
+        self._cache_left = options.cache_bytes
+        self._broken: dict[int, Skipped] = {}
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def __len__(self) -> int:
+        """Return the number of rows, unusable ones included."""
+        return self._records.count
+
+    def __getitem__(self, index: int) -> S:
+        """Return one sample; raises UserError when too many rows are broken."""
+        return self.batch([index])[0]
+
+    def __iter__(self) -> Iterator[S]:
+        """Yield all samples in the order of the data."""
+        return (self[index] for index in range(len(self)))
+
+    def batch(self, indices: Sequence[int]) -> list[S]:
+        """Return the samples of `indices`, decoded in parallel where they are not yet cached."""
+        rows = self._rows([self._checked(int(index)) for index in indices])
+        if not rows:
+            return []
+        images = iter(from_bytes8(np.stack([one for row in rows for one in row.pixels])))
+        make = self._form.make
+        return [make(row.key, [next(images) for _ in row.pixels], row.texts) for row in rows]
+
+    @property
+    def skipped(self) -> tuple[Skipped, ...]:
+        """Return the rows skipped so far, in the order of the data."""
+        with self._lock:
+            return tuple(self._broken[index] for index in sorted(self._broken))
+
+    def readable(self) -> list[int]:
+        """Decode every row once; return the indices of the usable ones."""
+        for start in range(0, len(self), 256):
+            self._rows(list(range(start, min(start + 256, len(self)))))
+        return [index for index in range(len(self)) if index not in self._broken]
+
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.name} has {len(self)} rows, given index {index}")
+        return index % len(self)
+
+    def _rows(self, indices: list[int]) -> list[_Row]:
+        cold = sum(index not in self._cache for index in indices)
+        if cold < 2 or self._workers == 1:
+            return [self._usable(index) for index in indices]
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
+        return list(self._pool.map(self._usable, indices))
+
+    @property
+    def _workers(self) -> int:
+        return self._options.workers or min(8, len(os.sched_getaffinity(0)))
+
+    def _usable(self, index: int) -> _Row:
+        """Return the row, or the next usable one after it, around the end."""
+        for offset in range(len(self)):
+            place = (index + offset) % len(self)
+            row = self._cache.get(place)
+            if row is not None:
+                return row
+            if place in self._broken:
+                continue
+            try:
+                return self._decoded(place)
+            except BrokenImage as error:
+                self._skip(place, Skipped(error.key, error.reason))
+        raise UserError(f"data: none of the {len(self)} rows of {self.name} can be used")
+
+    def _decoded(self, index: int) -> _Row:
+        record = self._records.read(index)
+        pictures, texts = self._form.parse(record)
+        pixels = tuple(
+            decode(
+                picture,
+                self.image_size,
+                name=record.key,
+                fit=self._options.fit,
+                min_side=self._options.min_side,
+            )
+            for picture in pictures
+        )
+        row = _Row(record.key, pixels, texts)
+        size = sum(one.nbytes for one in pixels)
+        with self._lock:
+            if size <= self._cache_left and index not in self._cache:
+                self._cache[index] = row
+                self._cache_left -= size
+        return row
+
+    def _skip(self, index: int, what: Skipped) -> None:
+        with self._lock:
+            known = index in self._broken
+            self._broken[index] = what
+            count = len(self._broken)
+        if not known:
+            LOG.warning("skipped %s: %s", what.key, what.reason)
+        allowed = max(self._options.broken_allowed, int(self._options.broken_share * len(self)))
+        if count > min(allowed, len(self) - 1):
+            first = "; ".join(f"{one.key}: {one.reason}" for one in self.skipped[:3])
+            raise UserError(
+                f"data: {count} of the {len(self)} rows of {self.name} cannot be used, allowed are "
+                f"{min(allowed, len(self) - 1)}; the first are {first}"
+            )
+
+
+@overload
+def open_source(
+    path: str | Path,
+    *,
+    image_size: int,
+    split: str = ...,
+    kind: Literal["image"] = ...,
+    caption_column: str | None = ...,
+    image_column: str | None = ...,
+    options: Reading = ...,
+) -> ImageSource[Sample]: ...
+@overload
+def open_source(
+    path: str | Path,
+    *,
+    image_size: int,
+    split: str = ...,
+    kind: Literal["edit"],
+    caption_column: str | None = ...,
+    image_column: str | None = ...,
+    options: Reading = ...,
+) -> ImageSource[EditSample]: ...
+@overload
+def open_source(
+    path: str | Path,
+    *,
+    image_size: int,
+    split: str = ...,
+    kind: Literal["question"],
+    caption_column: str | None = ...,
+    image_column: str | None = ...,
+    options: Reading = ...,
+) -> ImageSource[QuestionSample]: ...
+def open_source(
+    path: str | Path,
+    *,
+    image_size: int,
+    split: str = "train",
+    kind: Kind = "image",
+    caption_column: str | None = None,
+    image_column: str | None = None,
+    options: Reading = Reading(),
+) -> ImageSource[Any]:
+    """Open a folder of pictures, WebDataset shards, Parquet files or a data set on disk.
+
+    `path` may hold a pattern ("natural64/natural64-open-*.tar.gz"); among shards named after splits
+    those of `split` are taken. `kind` says what is wanted: pictures with captions from any data,
+    edits (source, instruction, target), or questions with answers. Raises UserError where the
+    path holds nothing of the kind.
+    """
+    records = open_records(path, split, image_column=image_column, cache_dir=options.cache_dir)
+    if not records.count:
+        raise UserError(f"data: {path} is empty; give at least one picture")
+    if kind not in get_args(Kind):
+        raise UserError(f"kind: given {kind!r}, allowed are {', '.join(get_args(Kind))}")
+    first = _first_record(records)
+    if kind != "image" and first is not None and kind_of(first) != kind:
+        raise UserError(
+            f"data: {path} holds samples of kind {kind_of(first)!r}, not {kind!r}; "
+            "give other data or ask for another kind"
+        )
+    if caption_column is not None and first is not None and caption_column not in first.fields:
+        raise UserError(
+            f"caption column: given {caption_column!r}, the columns of {path} are "
+            f"{', '.join(first.fields) or 'none'}"
+        )
+    return ImageSource(records, form_of(kind, caption_column), image_size, str(path), options)
+
+
+def detect_kind(path: str | Path, split: str = "train", options: Reading = Reading()) -> Kind:
+    """Return what the data at `path` hold: "image", "edit" or "question" (by its first row)."""
+    first = _first_record(open_records(path, split, cache_dir=options.cache_dir))
+    return "image" if first is None else kind_of(first)
+
+
+def _first_record(records: Records) -> Record | None:
+    for index in range(min(records.count, 20)):
+        try:
+            return records.read(index)
+        except BrokenImage:
+            continue
+    return None
