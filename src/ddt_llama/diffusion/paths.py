@@ -9,11 +9,13 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from ddt_llama.config import UserError
 
 Prediction: TypeAlias = Literal["clean", "velocity", "noise"]
 Time: TypeAlias = float | int | Float[Tensor, "b"]
@@ -70,7 +72,7 @@ class Path(ABC):
                 return eps
             case "velocity":
                 return self.velocity(x0, eps, t)
-        raise unknown_prediction(prediction)
+        assert_never(prediction)
 
     def split(
         self, xt: Float[Tensor, "b *x"], v: Float[Tensor, "b *x"], t: Time
@@ -109,7 +111,7 @@ class Path(ABC):
             case "noise":
                 rest = xt - broadcast(self.sigma(t), xt) * output
                 return divide_or_zero(rest, broadcast(self.alpha(t), xt)), output
-        raise unknown_prediction(prediction)
+        assert_never(prediction)
 
 
 @dataclass(frozen=True)
@@ -158,16 +160,20 @@ class Angular(Path):
 
     def alpha_slope(self, t: Time) -> Tensor:
         """Return -phi'(t) sin phi(t)."""
-        return -self.angle_slope(t) * torch.sin(self.angle(t))
+        return -self.angle_slope(t) * self.sigma(t)
 
     def sigma_slope(self, t: Time) -> Tensor:
         """Return phi'(t) cos phi(t)."""
-        return self.angle_slope(t) * torch.cos(self.angle(t))
+        return self.angle_slope(t) * self.alpha(t)
 
 
 @dataclass(frozen=True)
 class Cosine(Angular):
-    """A quarter turn at even speed: alpha = cos(pi t / 2), sigma = sin(pi t / 2)."""
+    """A quarter turn at even speed: alpha = cos(pi t / 2), sigma = sin(pi t / 2).
+
+    Differs from Nichol and Dhariwal: without their offset of 0.008, because a path that is
+    defined for every t needs no guard against steps that are too small (Salimans and Ho 2022).
+    """
 
     def angle(self, t: Time) -> Tensor:
         """Return pi t / 2."""
@@ -204,7 +210,7 @@ class DiscreteDDPM(Angular):
     def __post_init__(self) -> None:
         """Refuse a schedule on which data would never reach noise in order."""
         if self.num_steps < 1 or not 0 < self.beta_start <= self.beta_end < 1:
-            raise ValueError(
+            raise UserError(
                 f"DiscreteDDPM: num_steps={self.num_steps}, beta_start={self.beta_start}, "
                 f"beta_end={self.beta_end}; need num_steps >= 1 and "
                 "0 < beta_start <= beta_end < 1"
@@ -261,8 +267,3 @@ def divide_or_zero(numerator: Tensor, denominator: Tensor) -> Tensor:
     """Return the quotient, and zero (with a finite gradient) where the denominator is zero."""
     zero = denominator == 0
     return (numerator / denominator.masked_fill(zero, 1)).masked_fill(zero, 0)
-
-
-def unknown_prediction(prediction: str) -> ValueError:
-    """Return the error for a prediction that does not exist."""
-    return ValueError(f"prediction {prediction!r}: use 'clean', 'velocity' or 'noise'")

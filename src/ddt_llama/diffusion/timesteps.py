@@ -1,24 +1,19 @@
 """Where on the path training looks (densities of t) and where sampling stops (step times).
 
-A density is a value with one method; the tokenizer's objective draws one t a row from it.
+A density is a value with one method, `sample(shape, generator)`; the tokenizer's objective draws
+one t a row from it.
 Sources: Esser et al. 2024 (logit-normal density, shifted times); Selftok's ablation found
 uniform better than logit-normal for tokens, so `Uniform` is the default everywhere.
 """
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-
-class Density(Protocol):
-    """A distribution of t on [0, 1]."""
-
-    def sample(self, shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
-        """Draw float32 times of this shape on the generator's device (CPU without one)."""
-        ...
+from ddt_llama.config import UserError
 
 
 @dataclass(frozen=True)
@@ -37,6 +32,11 @@ class LogitNormal:
     mean: float = 0.0
     std: float = 1.0
 
+    def __post_init__(self) -> None:
+        """Refuse a deviation that is not positive."""
+        if not self.std > 0:
+            raise UserError(f"LogitNormal: std {self.std}; need a positive number")
+
     def sample(self, shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
         """Draw the sigmoid of a normal."""
         z = torch.randn(shape, generator=generator, device=device_of(generator))
@@ -52,18 +52,22 @@ class AtNoise:
     """
 
     share: float
-    rest: Density = field(default_factory=Uniform)
+    rest: Uniform | LogitNormal = field(default_factory=Uniform)
 
     def __post_init__(self) -> None:
         """Refuse a share that is not one."""
         if not 0 <= self.share <= 1:
-            raise ValueError(f"AtNoise: share {self.share}; need 0 to 1")
+            raise UserError(f"AtNoise: share {self.share}; need 0 to 1")
 
     def sample(self, shape: tuple[int, ...], generator: Generator | None = None) -> Tensor:
         """Draw from the rest, then move a random share of the draws to t = 1."""
         times = self.rest.sample(shape, generator)
         chosen = torch.rand(shape, generator=generator, device=times.device) < self.share
         return times.masked_fill(chosen, 1.0)
+
+
+# A union and not a protocol, so that configuration files can name the member they mean.
+Density: TypeAlias = Uniform | LogitNormal | AtNoise
 
 
 def device_of(generator: Generator | None) -> torch.device:
@@ -75,11 +79,11 @@ def step_times(steps: int, *, shift: float = 1.0) -> Float[Tensor, "steps_and_on
     """Return steps + 1 float64 times falling from 1 to 0.
 
     Evenly spaced, then t -> shift t / (1 + (shift - 1) t): shift > 1 spends more steps near
-    noise (Esser et al. 2024, section 5.3.2). Raises ValueError for steps < 1 or shift <= 0.
+    noise (Esser et al. 2024, section 5.3.2). Raises UserError for steps < 1 or shift <= 0.
     """
     if steps < 1:
-        raise ValueError(f"steps {steps}: need at least 1")
+        raise UserError(f"steps {steps}: need at least 1")
     if shift <= 0:
-        raise ValueError(f"shift {shift}: need a positive number (1 = evenly spaced)")
+        raise UserError(f"shift {shift}: need a positive number (1 = evenly spaced)")
     times = torch.arange(steps, -1, -1, dtype=torch.float64) / steps
     return shift * times / (1 + (shift - 1) * times)
