@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import torch
 
@@ -50,7 +50,7 @@ class Run:
         self._board: Any = None
 
     @classmethod
-    def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> "Run":
+    def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> Self:
         """Open `folder` for the recipe `config`, a frozen dataclass.
 
         Raises UserError before any work where the folder cannot be written, is in use by another
@@ -117,6 +117,14 @@ class Run:
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, int(record["step"]))
+
+    def __enter__(self) -> Self:
+        """Return itself; leaving the `with` block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the run, whatever happened."""
+        self.close()
 
     def close(self) -> None:
         """Close the files and let another process use the folder."""

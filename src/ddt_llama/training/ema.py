@@ -9,6 +9,7 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddt_llama.config import UserError
 
@@ -23,7 +24,7 @@ def decay_at(decay: float, updates: int) -> float:
 
 
 class Ema:
-    """Average the trainable parameters; buffers (codebooks) are their own average and are shared."""
+    """Average the trainable parameters; buffers such as codebooks stay the model's own."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         """Start from the present weights; 0 <= decay < 1, 0 keeps the last step's weights."""
@@ -32,28 +33,30 @@ class Ema:
         self.decay, self.updates = decay, 0
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._names = list(named)
-        self._parameters = [parameter.detach() for parameter in named.values()]
-        self._average = [p.to(torch.float32, copy=True) for p in self._parameters]
+        self._parameters = list(named.values())
+        self._average = [p.detach().to(torch.float32, copy=True) for p in self._parameters]
 
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present weights."""
-        weight = 1 - decay_at(self.decay, self.updates)
-        present = self._parameters
-        if any(p.dtype != torch.float32 for p in present):
-            present = [p.float() for p in present]
-        torch._foreach_lerp_(self._average, present, weight)
+        decay = decay_at(self.decay, self.updates)
+        present = [p.detach().float() for p in self._parameters]
+        get_ema_multi_avg_fn(decay)(self._average, present, self.updates)
         self.updates += 1
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
         """Put the average into the model for the length of a `with` block."""
-        kept = [parameter.clone() for parameter in self._parameters]
+        kept = [parameter.detach().clone() for parameter in self._parameters]
         try:
-            self._write(self._average)
+            self.write()
             yield
         finally:
-            self._write(kept)
+            _copy(kept, self._parameters)
+
+    def write(self) -> None:
+        """Put the average into the model for good."""
+        _copy(self._average, self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages by parameter name."""
@@ -61,13 +64,14 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
         """Take over averages and their count; UserError where they belong to another model."""
-        if list(state.keys() ^ set(self._names)):
+        if state.keys() != set(self._names):
             raise UserError("weight average does not fit this model; start a new run")
         self.updates = updates
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])
 
-    @torch.no_grad()
-    def _write(self, values: list[Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+
+@torch.no_grad()
+def _copy(values: list[Tensor], into: list[nn.Parameter]) -> None:
+    for parameter, value in zip(into, values, strict=True):
+        parameter.copy_(value)

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddt_llama.config import UserError
 
@@ -147,12 +148,9 @@ class Optimizer:
 
         `limit` 0 only measures. The gradients are touched only where the norm is too large.
         """
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if not gradients:
-            return torch.zeros(())
-        norm = torch.stack(torch._foreach_norm(gradients)).norm()
+        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
         if limit > 0 and float(norm) > limit:
-            torch._foreach_mul_(gradients, limit / norm)
+            clip_grads_with_norm_(self.parameters, limit, norm)
         return norm
 
     def step(self, step: int) -> float:

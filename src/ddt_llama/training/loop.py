@@ -1,0 +1,332 @@
+"""The one training loop: it knows models, batches and losses, never images or text.
+
+All randomness of a step comes from `step_seed`, and a stream is a pure function of an integer, so
+a run that was stopped at any moment and started again gives the losses of one that never stopped.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ddt_llama import distributed
+from ddt_llama.checkpoint import State, newest_state
+from ddt_llama.config import UserError
+from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run
+from ddt_llama.training.ema import Ema
+from ddt_llama.training.optim import OptimConfig, Optimizer
+from ddt_llama.training.prefetch import Batches, Stream
+from ddt_llama.training.progress import Display
+from ddt_llama.training.watch import Means, Signals, Watch
+
+Metrics = Mapping[str, float | Tensor]
+Sampler = Callable[[nn.Module, int, Run], Mapping[str, float] | None]
+
+
+class Objective(Protocol):
+    """What a stage minimises.
+
+    May also have `before_step(model, step)`, called with the 0-based number of the update to come
+    (schedules), and `after_step(model, step)`, called with the number of updates done (codebooks);
+    the metrics that `after_step` may return are logged.
+    """
+
+    def __call__(self, model: Any, batch: Any, step_seed: int, /) -> tuple[Tensor, Metrics]:
+        """Return the loss to minimise and figures to log."""
+        ...
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long and how carefully to train; the optimizer has its own part.
+
+    `batch` counts images (or documents) a forward pass and process, for the figures alone.
+    `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
+    `explode`: stop where the loss stays above this multiple of its running median.
+    """
+
+    steps: int = field(default=1000, metadata=MAY_GROW)
+    batch: int = 64
+    accumulate: int = 1
+    clip: float = 1.0
+    bf16: bool = True
+    compile: bool = field(default=False, metadata=MAY_CHANGE)
+    seed: int = 0
+    ema: float = 0.999
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    explode: float = field(default=10.0, metadata=MAY_CHANGE)
+    log_every: int = field(default=10, metadata=MAY_CHANGE)
+    sample_every: int = field(default=500, metadata=MAY_CHANGE)
+    checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
+    checkpoint_minutes: float = field(default=10.0, metadata=MAY_CHANGE)
+    keep: int = field(default=2, metadata=MAY_CHANGE)
+    minutes: float | None = field(default=None, metadata=MAY_CHANGE)
+    prefetch: int = field(default=0, metadata=MAY_CHANGE)
+    tensorboard: bool = field(default=True, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot train."""
+        lows = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "keep": 1}
+        lows |= {"sample_every": 1, "checkpoint_every": 1, "clip": 0, "prefetch": 0, "seed": 0}
+        for name, low in lows.items():
+            if not getattr(self, name) >= low:
+                raise UserError(f"{name}: given {getattr(self, name)}, allowed is {low} or more")
+
+
+class Outcome(NamedTuple):
+    """How a call of `train` ended. `ema.swapped()` puts the averaged weights into the model."""
+
+    step: int
+    finished: bool
+    ema: Ema
+
+
+def step_seed(seed: int, step: int, rank: int = 0) -> int:
+    """Return the seed of everything random in one step: 63 well-mixed bits, the same for ever."""
+    text = f"{seed}/{step}/{rank}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def train(
+    model: nn.Module,
+    objective: Objective,
+    stream: Stream,
+    config: TrainConfig,
+    run: Run,
+    *,
+    sample: Sampler | None = None,
+) -> Outcome:
+    """Train `model` to `config.steps` updates, going on from the newest checkpoint of `run`.
+
+    The model stays on its device; parameters without requires_grad are neither moved nor saved.
+    `stream(n)` gives the batch of forward pass n. `sample(model, step, run)` is called on the main
+    process with the averaged weights in place; the figures it returns are logged.
+    SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
+    where the loss is not finite or explodes; the checkpoints before it stay.
+    """
+    trainer = _Trainer(model, objective, config, run, sample)
+    trainer.resume()
+    distributed.broadcast_module(model)
+    if trainer.step >= config.steps:
+        return Outcome(trainer.step, True, trainer.ema)
+    if config.compile:
+        for part in getattr(model, "parts_to_compile", lambda: [model])():
+            part.compile()
+    display = Display(config.steps, trainer.step)
+    try:
+        with Batches(stream, trainer.device, config.prefetch) as batches, Signals() as signals:
+            finished = trainer.run_to_end(batches, signals, display)
+    finally:
+        display.close()
+    distributed.barrier()  # nobody leaves before the main process has written the last state
+    return Outcome(trainer.step, finished, trainer.ema)
+
+
+def restore(model: nn.Module, run_folder: str | Path, *, averaged: bool = True) -> int:
+    """Load the newest checkpoint of a run into `model`, averaged weights by default.
+
+    Returns the step. Raises UserError where there is no checkpoint or it fits another model.
+    """
+    state = newest_state(Path(run_folder) / "checkpoints")
+    if state is None:
+        raise UserError(f"{run_folder}: no complete checkpoint; train for longer or check the path")
+    _load_model(model, state.tensors["model"], run_folder)
+    if averaged:
+        ema = Ema(model, 0.0)
+        ema.load_state_dict(state.tensors["ema"], 0)
+        ema.write()
+    return state.step
+
+
+class _Trainer:
+    """What one call of `train` holds together."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective,
+        config: TrainConfig,
+        run: Run,
+        sample: Sampler | None,
+    ) -> None:
+        self.model, self.objective, self.config, self.run = model, objective, config, run
+        self.sample = sample
+        self.device = next(model.parameters()).device
+        self.optimizer = Optimizer(model, config.optim, config.steps)
+        self.ema = Ema(model, config.ema)
+        self.means, self.watch = Means(), Watch(config.explode)
+        self.step = self.saved_step = 0
+        self.seconds_before = 0.0  # spent by earlier starts of this run
+        self.began = self.saved_at = time.perf_counter()
+
+    def resume(self) -> None:
+        """Load the newest state of the run, if there is one."""
+        state = self.run.resume()
+        if state is None:
+            return
+        _load_model(self.model, state.tensors["model"], self.run.folder)
+        self.optimizer.load_state_dict(state.tensors["optim"])
+        self.ema.load_state_dict(state.tensors["ema"], state.facts["ema_updates"])
+        self.means = Means(**state.facts["means"])
+        self.watch.recent.extend(state.facts["recent"])
+        self.seconds_before = state.facts["seconds"]
+        self.step = self.saved_step = state.step
+
+    def run_to_end(self, batches: Batches, signals: Signals, display: Display) -> bool:
+        """Do the remaining steps; return False where a signal or `minutes` ended them."""
+        config = self.config
+        self.model.train()
+        reason = None
+        while self.step < config.steps and reason is None:
+            reason = self._update(batches, signals)
+            last = self.step == config.steps
+            sampled = {}
+            if last or self.step % config.sample_every == 0:
+                sampled = self._sample()
+            if last or sampled or self.step % config.log_every == 0:
+                self._log(sampled, display)
+            if last or reason or self._checkpoint_is_due():
+                self._save()
+        if self.step < config.steps:
+            display.message(f"{reason}: saved at step {self.step}; start again to go on")
+        return self.step == config.steps
+
+    def _update(self, batches: Batches, signals: Signals) -> str | None:
+        """Do one update; return why to stop after it, or None."""
+        began, waited = time.perf_counter(), batches.waited
+        config, model = self.config, self.model
+        figures: dict[str, float] = {}
+        before = getattr(self.objective, "before_step", None)
+        if before is not None:
+            before(model, self.step)
+        self.optimizer.zero_grad()
+        for part in range(config.accumulate):
+            for name, value in self._forward_backward(batches, part).items():
+                figures[name] = figures.get(name, 0.0) + value / config.accumulate
+        distributed.average_gradients(self.optimizer.parameters)
+        figures["grad_norm"] = float(self.optimizer.clip(config.clip))
+        reason = self._agree(figures, signals)
+        self._refuse_divergence(figures)
+        if math.isfinite(figures["grad_norm"]):  # else skip the update: `watch` counts these
+            figures["lr"] = self.optimizer.step(self.step)
+            self.ema.update()
+        self.step += 1
+        after = getattr(self.objective, "after_step", None)
+        extra = after(model, self.step) if after is not None else None
+        figures |= {name: _number(value) for name, value in (extra or {}).items()}
+        took = time.perf_counter() - began
+        figures |= {"step_ms": 1000 * took, "data_share": (batches.waited - waited) / took}
+        self.means.add(figures)
+        return reason
+
+    def _forward_backward(self, batches: Batches, part: int) -> dict[str, float]:
+        config = self.config
+        number = self.step * config.accumulate + part
+        batch = batches.take(number)
+        seed = step_seed(config.seed, number, distributed.rank())
+        torch.manual_seed(seed)  # dropout and the like: no generator state has to be saved
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+            loss, metrics = self.objective(self.model, batch, seed)
+        (loss / config.accumulate).backward()
+        return {name: _number(value) for name, value in {"loss": loss, **metrics}.items()}
+
+    def _agree(self, figures: dict[str, float], signals: Signals) -> str | None:
+        """Average the loss over processes; return why to stop, the same on all of them."""
+        minutes = (time.perf_counter() - self.began) / 60
+        reason = signals.received
+        if reason is None and self.config.minutes is not None and minutes >= self.config.minutes:
+            reason = f"{self.config.minutes:g} minutes are over"
+        if distributed.world_size() > 1:
+            mine = [figures["loss"], float(reason is not None)]
+            shared = torch.tensor(mine, dtype=torch.float64, device=self.device)
+            loss, stops = distributed.all_reduce_sum(shared).tolist()
+            figures["loss"] = loss / distributed.world_size()
+            reason = reason or ("another process stops" if stops else None)
+        return reason
+
+    def _refuse_divergence(self, figures: Mapping[str, float]) -> None:
+        verdict = self.watch.verdict(figures["loss"], figures["grad_norm"])
+        if verdict is None:
+            return
+        kept = f"the checkpoint of step {self.saved_step} is kept" if self.saved_step else ""
+        where = f"{self.run.folder}: stopped at step {self.step + 1} because {verdict}"
+        remedy = "start a new run with a lower optim.lr or a longer optim.warmup"
+        raise UserError("; ".join(part for part in (where, kept, remedy) if part))
+
+    def _sample(self) -> dict[str, float]:
+        if self.sample is None or not distributed.is_main():
+            return {}
+        with self.ema.swapped(), torch.no_grad():
+            self.model.eval()
+            figures = self.sample(self.model, self.step, self.run)
+            self.model.train()
+        return dict(figures or {})
+
+    def _log(self, sampled: Mapping[str, float], display: Display) -> None:
+        config = self.config
+        means = self.means.take()
+        per_step = config.batch * config.accumulate * distributed.world_size()
+        record = {"step": self.step, **means, **sampled}
+        record["images"] = self.step * per_step
+        record["images_per_second"] = 1000 * per_step / means["step_ms"]
+        record["seconds"] = round(self._seconds(), 1)
+        if self.device.type == "cuda":
+            record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        self.run.log(record)
+        if config.tensorboard:
+            self.run.board(record)
+        display.record(record)
+
+    def _checkpoint_is_due(self) -> bool:
+        waited = (time.perf_counter() - self.saved_at) / 60
+        every = self.step % self.config.checkpoint_every == 0
+        return every or waited >= self.config.checkpoint_minutes
+
+    def _save(self) -> None:
+        if distributed.is_main():
+            tensors = {
+                "model": _trained_tensors(self.model),
+                "optim": self.optimizer.state_dict(),
+                "ema": self.ema.state_dict(),
+            }
+            facts = {
+                "ema_updates": self.ema.updates,
+                "means": self.means.to_dict(),
+                "recent": list(self.watch.recent),
+                "seconds": self._seconds(),
+            }
+            self.run.save(State(self.step, tensors, facts), self.config.keep)
+        self.saved_step, self.saved_at = self.step, time.perf_counter()
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.perf_counter() - self.began
+
+
+def _number(value: float | Tensor) -> float:
+    return float(value.detach() if isinstance(value, Tensor) else value)
+
+
+def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Return trainable parameters and all buffers, also those that `state_dict` leaves out."""
+    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    return trained | dict(model.named_buffers())
+
+
+@torch.no_grad()
+def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    own = _trained_tensors(model)
+    wrong = [name for name in own.keys() ^ tensors.keys()]
+    wrong += [
+        name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        first = ", ".join(sorted(wrong)[:3])
+        raise UserError(f"{source}: checkpoint of another model ({first}); choose another folder")
+    for name, tensor in tensors.items():
+        own[name].copy_(tensor)

@@ -1,0 +1,148 @@
+"""The objective of the DDT tokenizer: E ||d(x_t, t, V_1..V_k(t)) - x0||^2 + commitment.
+
+Source: DDT-LLaMA section 3; the options are those of `paper.md`. Several noise draws share one
+encoding, since the encoder and a static token stream are the dear part of a step.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor
+
+from ddt_llama import distributed
+from ddt_llama.diffusion import AtNoise, Uniform
+from ddt_llama.tokenizer.timestep import TimestepTokenizer
+
+
+@dataclass(frozen=True)
+class TimestepObjectiveConfig:
+    """What a step draws, and how the loss is weighed.
+
+    `density` of t; `drop_tokens`: share of draws that see no token (for guidance); `hide_fine`:
+    share of images whose finest tokens are hidden, a random number of them; `balance` weighs the
+    gradient of each token by 1 / P(visible), mean 1. The quantizer is phased in: features pass
+    unrounded up to step `round_from`, fully rounded from `round_until` on. `feature_noise` is added
+    to the unit features, relative to their length, as long as they are not rounded.
+    `probe_every`: steps between measurements of what the tokens hold (see `probe`).
+    """
+
+    draws: int = 2
+    density: AtNoise | Uniform = AtNoise(0.3)
+    drop_tokens: float = 0.1
+    hide_fine: float = 0.0
+    balance: bool = False
+    commitment: float = 0.25
+    round_from: int = 0
+    round_until: int = 1
+    probe_every: int = 100
+
+
+class TimestepObjective:
+    """Loss and first-screen metrics of a tokenizer in training.
+
+    `probe_images` are held-out images; every `probe_every` steps the error at t = 1 is measured
+    with an image's own tokens, with another image's and with none. A falling loss alone proves
+    little: own must fall below none, and wrong must rise.
+    """
+
+    def __init__(
+        self, config: TimestepObjectiveConfig, probe_images: Float[Tensor, "b 3 h w"]
+    ) -> None:
+        self.config = config
+        self.probe_images = probe_images
+        self.rounding = 0.0
+        self.weights: Tensor | None = None
+        self.outcome: tuple[Tensor, Tensor] | None = None
+
+    def before_step(self, model: TimestepTokenizer, step: int) -> None:
+        """Set how far features are rounded in this step."""
+        c = self.config
+        share = (step - c.round_from) / max(1, c.round_until - c.round_from)
+        self.rounding = min(1.0, max(0.0, share))
+        if c.balance and self.weights is None:
+            times = c.density.sample((100_000,), Generator().manual_seed(0))
+            visible = model.schedule.probability_visible(times).clamp_min(1e-4)
+            self.weights = 1 / visible / (1 / visible).mean()
+
+    def __call__(
+        self, model: TimestepTokenizer, images: Float[Tensor, "b 3 h w"], step_seed: int, /
+    ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
+        """Return the loss of one batch; everything random comes from `step_seed`."""
+        c, path = self.config, model.config.path
+        generator = Generator().manual_seed(step_seed)
+        patches = model.patchify(images)
+        b, device = len(images), images.device
+        t = c.density.sample((b, c.draws), generator)
+        eps = torch.randn(b, c.draws, *patches.shape[1:], generator=generator)
+        dropped = torch.rand(b, c.draws, generator=generator) < c.drop_tokens
+        hides = torch.rand(b, generator=generator) < c.hide_fine
+        first = torch.randint(model.num_tokens, (b,), generator=generator) * hides
+        t, eps, dropped, first = (x.to(device) for x in (t, eps, dropped, first))
+        clean = patches[:, None].expand_as(eps).flatten(0, 1)
+        noisy = path.mix(clean, eps.flatten(0, 1), t.flatten())
+        denoised = model(
+            patches,
+            noisy.unflatten(0, (b, c.draws)),
+            t,
+            first=first,
+            dropped=dropped,
+            rounding=self.rounding,
+            gradient_weights=None if self.weights is None else self.weights.to(device),
+        )
+        target = path.target(clean, eps.flatten(0, 1), t.flatten(), model.config.prediction)
+        error = (denoised.output.flatten(0, 1).float() - target).square().mean()
+        quantized = denoised.quantized
+        loss = error + c.commitment * self.rounding * quantized.commitment
+        self.outcome = denoised.features.detach(), quantized.codes
+        self.step_seed = step_seed
+        return loss, {"error": error.detach(), "commitment": quantized.commitment.detach()}
+
+    def after_step(self, model: TimestepTokenizer, step: int) -> dict[str, float]:
+        """Move the codebook; every `probe_every` steps measure what the tokens hold."""
+        if self.outcome is None:
+            return {}
+        features, codes = self.outcome
+        # Equal on all ranks, unlike the seed of the noise.
+        replaced = model.quantizer.update(features, codes, seed=step)
+        figures = {"codebook.replaced": float(replaced)}
+        if step % self.config.probe_every == 0:
+            figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
+            if distributed.is_main():
+                figures |= probe(model, self.probe_images.to(features.device), self.rounding)
+        return figures
+
+
+@torch.no_grad()
+def probe(
+    model: TimestepTokenizer, images: Float[Tensor, "b 3 h w"], rounding: float = 1.0
+) -> dict[str, float]:
+    """Return the error at t = 1 with own, wrong and no tokens, and the spread of the features.
+
+    At t = 1 the input is pure noise: what is right in the output came through the tokens. `spread`
+    is 1 - |mean unit feature|^2 over images, a position's mean: 0 when all images look alike to
+    the encoder, near 1 when they differ in every direction. Needs at least two images.
+    """
+    patches = model.patchify(images)
+    features = model.encoder(patches)
+    values = model.quantizer(features, rounding).values
+    generator = Generator().manual_seed(0)
+    noise = torch.randn(patches.shape, generator=generator).to(images.device)[:, None]
+    t = torch.ones(len(images), 1, device=images.device)
+    seen = torch.ones(len(images), 1, model.num_tokens, dtype=torch.bool, device=images.device)
+    start = model.config.path.mix(patches, noise[:, 0], t[:, 0])[:, None]
+
+    def error(values: Tensor, visible: Tensor) -> float:
+        output = model.denoise(values, start, t, visible).float()
+        config = model.config
+        x0, _ = config.path.recover(output[:, 0], start[:, 0], t[:, 0], config.prediction)
+        return float((x0 - patches).square().mean())
+
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    return {
+        "probe.own": error(values, seen),
+        "probe.wrong": error(values.roll(1, 0), seen),
+        "probe.none": error(values, ~seen),
+        "probe.spread": float((1 - unit.mean(0).square().sum(-1)).mean()),
+    }
