@@ -1,0 +1,116 @@
+"""The two-stream encoder: patches and learned queries, weights of their own, one attention.
+
+Source: DDT-LLaMA figure 2, with the position rules of `paper.md`: 2-D sine-cosine on patches,
+1-D index on queries; patches do not see the queries (Selftok), so that their stream reads the
+image alone. Only the queries' outputs are kept.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ddt_llama.layers import Stream, attend, grid_positions, sincos
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Sizes of the encoder; `queries` says how the learned queries start.
+
+    "spatial": each query starts at the position of one cell of a coarse grid, and queries and
+    keys start with equal weights, so that attention starts local; training is free to leave it.
+    "normal": queries and weights start at random, as in the paper.
+    """
+
+    dim: int = 160
+    depth: int = 3
+    num_heads: int = 5
+    mlp_ratio: float = 4.0
+    queries: Literal["spatial", "normal"] = "spatial"
+
+
+def coarse_positions(num_tokens: int, grid: int) -> Float[Tensor, "k 2"]:
+    """Return the centres of `num_tokens` cells that cover a grid of patches evenly.
+
+    Cells form the rows x columns rectangle nearest to a square; what is left over starts at
+    the first cells again.
+    """
+    rows = max(1, math.isqrt(num_tokens))
+    while num_tokens % rows:
+        rows -= 1
+    columns = num_tokens // rows
+    cells = (grid_positions(rows, columns) + 0.5) / torch.tensor([rows, columns])
+    return cells * grid - 0.5
+
+
+def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Tensor, "k d"]:
+    """Return the start of one embedding a token; see `EncoderConfig.queries`."""
+    noise = 0.02 * torch.randn(num_tokens, dim)
+    if kind == "normal":
+        return noise
+    return sincos(coarse_positions(num_tokens, grid), dim) + noise
+
+
+def tie_queries_to_keys(streams: list[Stream]) -> None:
+    """Start all queries and keys of a joint attention with one weight.
+
+    Then tokens look first at what lies at their own position (the mimetic initialisation of
+    Trockman and Kolter 2023, carried over to two streams).
+    """
+    dim = streams[0].out.in_features
+    shared = streams[0].qkv.weight.data[:dim].clone()
+    for stream in streams:
+        stream.qkv.weight.data[:dim] = shared
+        stream.qkv.weight.data[dim : 2 * dim] = shared
+
+
+class EncoderBlock(nn.Module):
+    """Patches attend to patches; queries attend to patches and queries."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        super().__init__()
+        self.image = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
+        self.token = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
+        if config.queries == "spatial":
+            tie_queries_to_keys([self.image, self.token])
+
+    def forward(
+        self, image: Float[Tensor, "b n d"], token: Float[Tensor, "b k d"]
+    ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
+        """Return both streams after one joint attention and their MLPs."""
+        image_q, image_k, image_v = self.image.project(image, None)
+        token_q, token_k, token_v = self.token.project(token, None)
+        keys = torch.cat([image_k, token_k], dim=2)
+        values = torch.cat([image_v, token_v], dim=2)
+        image = self.image.finish(image, attend(image_q, image_k, image_v), None, None)
+        token = self.token.finish(token, attend(token_q, keys, values), None, None)
+        return image, token
+
+
+class Encoder(nn.Module):
+    """Patches `b n p` to token features `b k e`."""
+
+    def __init__(
+        self, config: EncoderConfig, *, patch_dim: int, grid: int, num_tokens: int, code_dim: int
+    ) -> None:
+        super().__init__()
+        self.patch_in = nn.Linear(patch_dim, config.dim)
+        positions = sincos(grid_positions(grid, grid), config.dim)
+        self.register_buffer("positions", positions, persistent=False)
+        self.queries = nn.Parameter(initial_queries(num_tokens, grid, config.dim, config.queries))
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.dim, eps=1e-6)
+        self.code_out = nn.Linear(config.dim, code_dim)
+
+    def forward(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b k e"]:
+        """Return the continuous features that the quantizer rounds."""
+        image = self.patch_in(patches)
+        # The residual stream stays in the precision of the products (bf16 under autocast).
+        image = image + self.positions.to(image.dtype)
+        token = self.queries.to(image.dtype).expand(len(patches), -1, -1)
+        for block in self.blocks:
+            image, token = block(image, token)
+        return self.code_out(self.norm(token))

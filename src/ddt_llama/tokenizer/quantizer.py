@@ -1,0 +1,122 @@
+"""Vector quantizer on the unit sphere, its codebook an exponential moving average.
+
+Source: van den Oord et al. 2017 (appendix A.1) for the moving average; cosine distance and the
+dead-code rule (below 0.2 of an even share, replaced by encoder outputs of the batch at every
+step) as in Selftok. Counts and sums are reduced over ranks, and replacements drawn from all
+ranks' outputs by one seed, so that any number of ranks keeps the same codebook.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddt_llama import distributed
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """`decay` of the moving average; a code under `dead_share` of an even share is replaced."""
+
+    codebook_size: int = 1024
+    code_dim: int = 8
+    decay: float = 0.99
+    dead_share: float = 0.2
+
+
+class Quantized(NamedTuple):
+    """`values` carry the straight-through gradient; `commitment` is a scalar, 0 to 4."""
+
+    values: Float[Tensor, "b k e"]
+    codes: Int[Tensor, "b k"]
+    commitment: Float[Tensor, ""]
+
+
+class Quantizer(nn.Module):
+    """Nearest code by cosine; the codebook moves by `update`, never by gradient."""
+
+    codebook: Tensor
+    counts: Tensor
+    sums: Tensor
+    usage: Tensor
+
+    def __init__(self, config: QuantizerConfig, num_tokens: int) -> None:
+        super().__init__()
+        self.config = config
+        size, dim = config.codebook_size, config.code_dim
+        codebook = F.normalize(torch.randn(size, dim), dim=-1)
+        self.register_buffer("codebook", codebook)
+        self.register_buffer("counts", torch.zeros(size))
+        self.register_buffer("sums", torch.zeros(size, dim))
+        # How often each position uses each code, decayed: the source of the usage metrics.
+        self.register_buffer("usage", torch.zeros(num_tokens, size), persistent=False)
+
+    def nearest(self, unit: Float[Tensor, "*b e"]) -> Int[Tensor, "*b"]:
+        """Return the index of the code with the largest cosine."""
+        return (unit @ self.codebook.t()).argmax(dim=-1)
+
+    def look_up(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
+        """Return the unit vectors of the codes."""
+        return self.codebook[codes]
+
+    def forward(self, features: Float[Tensor, "b k e"], rounding: float = 1.0) -> Quantized:
+        """Round features to codes; `rounding` < 1 goes only that share of the way (warm-up)."""
+        unit = F.normalize(features.float(), dim=-1)
+        codes = self.nearest(unit.detach())
+        target = self.look_up(codes)
+        commitment = (unit - target).square().sum(-1).mean()
+        return Quantized(unit + rounding * (target - unit).detach(), codes, commitment)
+
+    @torch.no_grad()
+    def update(self, features: Float[Tensor, "b k e"], codes: Int[Tensor, "b k"], seed: int) -> int:
+        """Move the codebook towards a training batch; return how many dead codes were replaced.
+
+        `seed` draws the replacements; it must be equal on all ranks and new at every step.
+        """
+        config = self.config
+        decay = config.decay
+        unit = F.normalize(features.float(), dim=-1).flatten(0, -2)
+        flat = codes.flatten()
+        counts = torch.bincount(flat, minlength=config.codebook_size).float()
+        sums = torch.zeros_like(self.sums).index_add_(0, flat, unit)
+        counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
+        self._count_usage(codes)
+        started = bool(self.counts.any())
+        self.counts.lerp_(counts, 1 - decay if started else 1.0)
+        self.sums.lerp_(sums, 1 - decay if started else 1.0)
+        even_share = counts.sum() / config.codebook_size
+        dead = self.counts < config.dead_share * even_share
+        replaced = int(dead.sum())
+        if replaced:
+            everyone = distributed.all_gather(unit)
+            generator = torch.Generator().manual_seed(seed)
+            picks = torch.randint(len(everyone), (replaced,), generator=generator)
+            self.sums[dead] = everyone[picks.to(unit.device)] * even_share
+            self.counts[dead] = even_share
+        self.codebook.copy_(F.normalize(self.sums, dim=-1))
+        return replaced
+
+    def _count_usage(self, codes: Int[Tensor, "b k"]) -> None:
+        hits = F.one_hot(codes, self.config.codebook_size).sum(0).float()
+        self.usage.mul_(self.config.decay).add_(distributed.all_reduce_sum(hits))
+
+    @torch.no_grad()
+    def metrics(self) -> dict[str, float]:
+        """Return shares of use over recent batches.
+
+        `used`: share of the codes seen; `perplexity`: exp of the entropy of all codes;
+        `position_perplexity`: the mean of that at each position.
+        """
+
+        def perplexity(hits: Tensor) -> Tensor:
+            p = hits / hits.sum(-1, keepdim=True).clamp_min(1e-9)
+            return torch.exp(-(p * p.clamp_min(1e-9).log()).sum(-1))
+
+        return {
+            "used": float((self.usage.sum(0) > 0.5).float().mean()),
+            "perplexity": float(perplexity(self.usage.sum(0))),
+            "position_perplexity": float(perplexity(self.usage).mean()),
+        }

@@ -1,0 +1,86 @@
+"""Which token is visible when, and in which order the language model reads them.
+
+This is the idea of the paper in one file: at time t the decoder sees the first k(t) tokens, so
+token k must restore what the noise between its time and the last one destroyed. Index 0 is the
+finest token (the paper's V_1, visible at every t > 0), the last index the coarsest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+LanguageOrder = Literal["coarse_to_fine", "fine_to_coarse"]
+
+# Selftok's five pieces: the share of the tokens revealed in each fifth of t.
+SELFTOK_PIECES = (192 / 512, 184 / 512, 72 / 512, 48 / 512, 16 / 512)
+
+
+@dataclass(frozen=True)
+class TokenSchedule:
+    """k(t): linear, or piecewise linear with `pieces` shares over equal parts of [0, 1].
+
+    Raises ValueError for fewer than one token, or pieces that are negative or do not sum to 1.
+    """
+
+    num_tokens: int
+    pieces: tuple[float, ...] = (1.0,)
+    language_order: LanguageOrder = "coarse_to_fine"
+
+    def __post_init__(self) -> None:
+        if self.num_tokens < 1:
+            raise ValueError(f"num_tokens is {self.num_tokens}; it must be at least 1")
+        if min(self.pieces) < 0 or abs(sum(self.pieces) - 1) > 1e-6:
+            raise ValueError(f"pieces {self.pieces} must be at least 0 and sum to 1")
+
+    def num_visible(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
+        """Return k(t), the number of tokens visible at t: 0 at t = 0, all at t = 1.
+
+        Differs from the paper: t is continuous, so its integer step becomes the ceiling of
+        K(t), with K piecewise linear from 0 to T; on the paper's grid t = i / T both agree.
+        """
+        share = torch.zeros_like(t)
+        for i, piece in enumerate(self.pieces):
+            share = share + piece * (t * len(self.pieces) - i).clamp(0, 1)
+        # The small slack keeps grid points such as 3/10 from rounding up to the next token.
+        return (share * self.num_tokens - 1e-4).ceil().clamp(0, self.num_tokens).long()
+
+    def window(
+        self, t: Float[Tensor, "*b"], first: Int[Tensor, "*b"] | int = 0
+    ) -> Bool[Tensor, "*b k"]:
+        """Return which tokens are visible at t: indices first <= i < k(t).
+
+        `first` > 0 hides the fine end, so that a coarse prefix can be decoded (FlexTok's nested
+        dropout, seen from the other side).
+        """
+        index = torch.arange(self.num_tokens, device=t.device)
+        lower = first[..., None] if isinstance(first, Tensor) else first
+        return (index >= lower) & (index < self.num_visible(t)[..., None])
+
+    def probability_visible(self, t: Float[Tensor, " draws"]) -> Float[Tensor, " k"]:
+        """Return, for a sample of the timestep density, how often each token is visible."""
+        counts = torch.bincount(self.num_visible(t), minlength=self.num_tokens + 1)
+        return counts.flip(0).cumsum(0).flip(0)[1:] / t.numel()
+
+    def to_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """Reorder codes to the language model's order."""
+        return codes.flip(-1) if self.language_order == "coarse_to_fine" else codes
+
+    def from_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """Undo `to_language` (both orders are their own inverse)."""
+        return self.to_language(codes)
+
+
+def step_seeds(seed: int | Sequence[int], count: int) -> list[int]:
+    """Return one seed a row: row i of a batch started with one seed gets seed + i.
+
+    Raises ValueError if a list of seeds has another length than the batch.
+    """
+    if isinstance(seed, int):
+        return [seed + i for i in range(count)]
+    if len(seed) != count:
+        raise ValueError(f"{len(seed)} seeds were given for {count} images; give one each, or one")
+    return list(seed)

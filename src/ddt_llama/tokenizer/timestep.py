@@ -1,0 +1,235 @@
+"""The DDT tokenizer: an image as T codes, each tied to a timestep of diffusion.
+
+Encoder, quantizer and decoder put together: `forward` is what training needs, `encode` and
+`decode` are the `Tokenizer` protocol. Source: DDT-LLaMA (arXiv 2504.14666), section 3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
+from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
+from ddt_llama.tokenizer.encoder import Encoder, EncoderConfig
+from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
+from ddt_llama.tokenizer.schedule import LanguageOrder, TokenSchedule, step_seeds
+
+
+@dataclass(frozen=True)
+class TimestepTokenizerConfig:
+    """Everything that determines the network; sizes in pixels (or latent cells) and widths."""
+
+    image_size: int = 64
+    channels: int = 3
+    patch: int = 8
+    num_tokens: int = 32
+    pieces: tuple[float, ...] = (1.0,)
+    language_order: LanguageOrder = "coarse_to_fine"
+    prediction: Prediction = "clean"
+    path: Straight | Cosine | DiscreteDDPM = Straight()
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side."""
+        return self.image_size // self.patch
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in one patch."""
+        return self.channels * self.patch**2
+
+
+class Denoised(NamedTuple):
+    """What one training pass returns; `x0` is the network's clean image for every draw."""
+
+    output: Float[Tensor, "b draws n p"]
+    features: Float[Tensor, "b k e"]
+    quantized: Quantized
+
+
+class TimestepTokenizer(nn.Module):
+    """Images `b 3 h w` in [-1, 1] to codes `b k` (index 0 finest) and back."""
+
+    def __init__(self, config: TimestepTokenizerConfig) -> None:
+        super().__init__()
+        if config.image_size % config.patch:
+            raise UserError(
+                f"image_size {config.image_size} is not a multiple of patch {config.patch}; "
+                "choose sizes that divide"
+            )
+        self.config = config
+        self.num_tokens = config.num_tokens
+        self.codebook_size = config.quantizer.codebook_size
+        self.image_size = config.image_size
+        self.schedule = TokenSchedule(config.num_tokens, config.pieces, config.language_order)
+        self.quantizer = Quantizer(config.quantizer, config.num_tokens)
+        sizes = {
+            "patch_dim": config.patch_dim,
+            "grid": config.grid,
+            "num_tokens": config.num_tokens,
+            "code_dim": config.quantizer.code_dim,
+        }
+        self.encoder = Encoder(config.encoder, **sizes)
+        self.decoder = Decoder(config.decoder, **sizes)
+
+    def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
+        """Cut images into square patches in raster order."""
+        p = self.config.patch
+        return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", p=p, q=p)
+
+    def unpatchify(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b c h w"]:
+        """Undo `patchify`."""
+        p, y = self.config.patch, self.config.grid
+        return rearrange(patches, "b (y x) (p q c) -> b c (y p) (x q)", p=p, q=p, y=y)
+
+    def forward(
+        self,
+        patches: Float[Tensor, "b n p"],
+        noisy: Float[Tensor, "b draws n p"],
+        t: Float[Tensor, "b draws"],
+        *,
+        first: Int[Tensor, " b"],
+        dropped: Bool[Tensor, "b draws"],
+        rounding: float = 1.0,
+        gradient_weights: Float[Tensor, " k"] | None = None,
+    ) -> Denoised:
+        """Encode, round and denoise several noise draws of each image.
+
+        `first`: tokens before it are hidden (the fine end); `dropped` draws see no token at all;
+        `rounding`: see `Quantizer.forward`; `gradient_weights` scale what flows back into each
+        token, without changing its value (Selftok's 1 / P(visible)).
+        """
+        features = self.encoder(patches)
+        quantized = self.quantizer(features, rounding)
+        values = quantized.values
+        if gradient_weights is not None:
+            weights = gradient_weights[:, None]
+            values = values * weights + (values * (1 - weights)).detach()
+        visible = self.schedule.window(t, first[:, None]) & ~dropped[..., None]
+        output = self.denoise(values, noisy, t, visible)
+        return Denoised(output, features, quantized)
+
+    def denoise(
+        self,
+        values: Float[Tensor, "b k e"],
+        noisy: Float[Tensor, "b draws n p"],
+        t: Float[Tensor, "b draws"],
+        visible: Bool[Tensor, "b draws k"],
+    ) -> Float[Tensor, "b draws n p"]:
+        """Return the decoder's output for every draw; the token stream runs once an image."""
+        draws = t.shape[1]
+        if self.config.decoder.token_stream == "static":
+            tokens = self.decoder.remember(values, kept_tokens(visible)).repeat(draws)
+        else:
+            tokens = values.repeat_interleave(draws, 0)
+        flat = self.decoder(noisy.flatten(0, 1), t.flatten(), tokens, visible.flatten(0, 1))
+        return flat.unflatten(0, t.shape)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
+        """Return the codes of images of the tokenizer's own size."""
+        size = self.image_size
+        if images.ndim != 4 or tuple(images.shape[-2:]) != (size, size):
+            raise UserError(
+                f"encode got images of shape {tuple(images.shape)}; this tokenizer reads "
+                f"(b, 3, {size}, {size}): resize and crop them first"
+            )
+        return self.quantizer.nearest(
+            nn.functional.normalize(self.encoder(self.patchify(images)).float(), dim=-1)
+        )
+
+    @torch.no_grad()
+    def decode(
+        self,
+        codes: Int[Tensor, "b k"],
+        *,
+        steps: int = 8,
+        visible: int | None = None,
+        seed: int | Sequence[int] = 0,
+        guidance_scale: float = 1.0,
+        eta: float = 0.0,
+        order: Literal[1, 2] = 1,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return images in [-1, 1]; the same codes and seed give the same images.
+
+        `visible`: how many tokens to use, counted from the coarse end (None: all).
+        `guidance_scale` 1 is none; above 1 pushes away from the output without tokens.
+        `eta` 1 with steps = T is the paper's DDPM loop. Raises UserError outside these ranges.
+        """
+        self._check_decode(codes, steps, visible, guidance_scale)
+        config = self.config
+        first = 0 if visible is None else self.num_tokens - visible
+        device = codes.device
+        values = self.quantizer.look_up(codes)
+        kept = (torch.arange(self.num_tokens, device=device) >= first).expand(len(codes), -1)
+        static = config.decoder.token_stream == "static"
+        tokens = self.decoder.remember(values, kept) if static else values
+        generators = [torch.Generator().manual_seed(s) for s in step_seeds(seed, len(codes))]
+
+        def fresh(_: int) -> Tensor:
+            shape = (config.grid**2, config.patch_dim)
+            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+        def predict(xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
+            times = torch.full((len(xt),), t, device=device)
+            window = self.schedule.window(times, first)
+            output = self.decoder(xt, times, tokens, window)
+            if guidance_scale != 1.0:
+                blind = self.decoder(xt, times, tokens, torch.zeros_like(window))
+                output = blind + guidance_scale * (output - blind)
+            return config.path.recover(output.float(), xt, t, config.prediction)
+
+        x0 = sample(
+            predict,
+            fresh(-1),
+            path=config.path,
+            times=step_times(steps),
+            eta=eta,
+            order=order,
+            fresh_noise=fresh,
+        )
+        return self.unpatchify(x0).clamp(-1, 1)
+
+    def _check_decode(
+        self, codes: Tensor, steps: int, visible: int | None, guidance_scale: float
+    ) -> None:
+        if codes.ndim != 2 or codes.shape[1] != self.num_tokens:
+            raise UserError(
+                f"decode got codes of shape {tuple(codes.shape)}; expected (b, {self.num_tokens})"
+            )
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
+            raise UserError(f"decode got a code outside 0..{self.codebook_size - 1}")
+        if steps < 1:
+            raise UserError(f"steps is {steps}; it must be at least 1")
+        if visible is not None and not 0 <= visible <= self.num_tokens:
+            raise UserError(f"visible is {visible}; it must lie in 0..{self.num_tokens}")
+        if not 0 <= guidance_scale < float("inf"):
+            raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
+
+    def to_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """Reorder the columns to the order the language model reads."""
+        return self.schedule.to_language(codes)
+
+    def from_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
+        """Undo `to_language`."""
+        return self.schedule.from_language(codes)
+
+
+def kept_tokens(visible: Bool[Tensor, "b draws k"]) -> Bool[Tensor, "b k"]:
+    """Return the tokens that some draw sees, or that lie below one that is seen.
+
+    A fine end that is hidden from all draws of an image is hidden from its token stream too.
+    """
+    return visible.any(1)
+
+
+__all__ = ["Memory", "TimestepTokenizer", "TimestepTokenizerConfig"]
