@@ -1,6 +1,8 @@
 """The language model's side: vocabulary, text, documents and backbone.
 
 Images arrive here as integers only; this folder and `tokenizer` never import each other.
+`backbone` is imported by its own name, because transformers takes seconds to import that texts and
+documents need not wait for.
 """
 
 from ddt_llama.language.documents import Batch, Document, Image, Sequence, Text, collate, render

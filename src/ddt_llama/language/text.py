@@ -121,7 +121,7 @@ class TextTokenizer:
         try:
             return TextTokenizer(Tokenizer.from_file(str(path)))
         except Exception as error:  # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer file ({_line(error)})") from None
+            raise UserError(f"{path}: not a tokenizer file ({one_line(error)})") from None
 
 
 def _convert(folder: Path) -> Tokenizer:
@@ -134,7 +134,7 @@ def _convert(folder: Path) -> Tokenizer:
         )
     except Exception as error:  # ValueError, OSError, ImportError, by format
         raise UserError(
-            f"{folder}: no text tokenizer that can be opened ({_line(error)}); "
+            f"{folder}: no text tokenizer that can be opened ({one_line(error)}); "
             f"allowed is a folder with {TOKENIZER_FILE}"
         ) from None
     backend = getattr(slow, "backend_tokenizer", None)
@@ -146,6 +146,7 @@ def _convert(folder: Path) -> Tokenizer:
     return backend
 
 
-def _line(error: Exception) -> str:
+def one_line(error: Exception) -> str:
+    """Return the message of another library on one line of at most 120 characters."""
     text = " ".join(str(error).split())
     return text if len(text) <= 120 else text[:117] + "..."
