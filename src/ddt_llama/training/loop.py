@@ -34,7 +34,8 @@ class Objective(Protocol):
 
     May also have `before_step(model, step)`, called with the 0-based number of the update to come
     (schedules), and `after_step(model, step)`, called with the number of updates done (codebooks);
-    the metrics that `after_step` may return are logged.
+    the metrics that `after_step` may return are logged. `parts_to_compile(model)` names the modules
+    that `TrainConfig.compile` compiles, in place of the whole model.
     """
 
     def __call__(self, model: Any, batch: Any, step_seed: int, /) -> tuple[Tensor, Metrics]:
@@ -116,7 +117,8 @@ def train(
     if trainer.step >= config.steps:
         return Outcome(trainer.step, True, trainer.ema)
     if config.compile:
-        for part in getattr(model, "parts_to_compile", lambda: [model])():
+        choose = getattr(objective, "parts_to_compile", lambda model: [model])
+        for part in choose(model):
             part.compile()
     display = Display(config.steps, trainer.step)
     try:
@@ -201,14 +203,12 @@ class _Trainer:
         """Do one update; return why to stop after it, or None."""
         began, waited = time.perf_counter(), batches.waited
         config, model = self.config, self.model
-        figures: dict[str, float] = {}
         before = getattr(self.objective, "before_step", None)
         if before is not None:
             before(model, self.step)
         self.optimizer.zero_grad()
-        for part in range(config.accumulate):
-            for name, value in self._forward_backward(batches, part).items():
-                figures[name] = figures.get(name, 0.0) + value / config.accumulate
+        loss = sum(self._forward_backward(batches, part) for part in range(config.accumulate))
+        figures = {"loss": loss / config.accumulate}
         distributed.average_gradients(self.optimizer.parameters)
         figures["grad_norm"] = float(self.optimizer.clip(config.clip))
         reason = self._agree(figures, signals)
@@ -225,7 +225,7 @@ class _Trainer:
         self.means.add(figures)
         return reason
 
-    def _forward_backward(self, batches: Batches, part: int) -> dict[str, float]:
+    def _forward_backward(self, batches: Batches, part: int) -> float:
         config = self.config
         number = self.step * config.accumulate + part
         batch = batches.take(number)
@@ -234,7 +234,8 @@ class _Trainer:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             loss, metrics = self.objective(self.model, batch, seed)
         (loss / config.accumulate).backward()
-        return {name: _number(value) for name, value in {"loss": loss, **metrics}.items()}
+        self.means.add({name: _number(value) for name, value in metrics.items()})
+        return _number(loss)
 
     def _agree(self, figures: dict[str, float], signals: Signals) -> str | None:
         """Average the loss over processes; return why to stop, the same on all of them."""

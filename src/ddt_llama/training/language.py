@@ -1,0 +1,78 @@
+"""The objective of the language model: next-token prediction, one cross-entropy for text and codes.
+
+Stage 1 and stage 2 differ only in the documents and in which ids are supervised. Only supervised
+positions pass through the head, which is most of the work where the vocabulary is large.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+from ddt_llama.language.documents import IGNORED, KINDS
+from ddt_llama.language.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Mean cross-entropy over the supervised ids of a batch, in float32.
+
+    A batch is `(ids, labels, attention_mask)` as `collate` gives it, or with the `kind_indices` of
+    its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`,
+    and `loss.<kind>` where kinds are given.
+    """
+
+    vocabulary: Vocabulary
+
+    def __call__(
+        self, model: Any, batch: tuple[Tensor, ...], step_seed: int, /
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss and the figures. Raises UserError where nothing is supervised."""
+        ids, labels = batch[0], batch[1]
+        targets = labels[:, 1:]
+        supervised = targets != IGNORED
+        wanted = targets[supervised]
+        if not len(wanted):
+            raise UserError("batch without a supervised id; raise the length or check the data")
+        logits = supervised_logits(model, ids, supervised)
+        each = F.cross_entropy(logits, wanted, reduction="none")
+        with torch.no_grad():
+            code = self.vocabulary.is_code(wanted)
+            figures = {
+                "accuracy": (logits.argmax(-1) == wanted).float().mean(),
+                "loss.text": _mean(each, ~code),
+                "loss.code": _mean(each, code),
+            }
+            if len(batch) > 3:
+                kinds = batch[3][:, None].expand_as(targets)[supervised]
+                figures |= {f"loss.{n}": _mean(each, kinds == k) for k, n in enumerate(KINDS)}
+        return each.mean(), figures
+
+    def parts_to_compile(self, model: Any) -> list[nn.Module]:
+        """Compile the decoder; what follows has a new shape at every step."""
+        return [model.base_model]
+
+
+def supervised_logits(
+    model: Any, ids: Int[Tensor, "b l"], supervised: Tensor
+) -> Float[Tensor, "n v"]:
+    """Return float32 logits for the id after each position where `supervised` (b, l-1) is true.
+
+    `model` is any causal LM of transformers. Its attention mask is left out: batches are padded on
+    the right, so no real id sees padding, and attention takes its fast causal path.
+    """
+    decoded = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+    hidden = decoded[:, :-1][supervised]
+    logits = model.get_output_embeddings()(hidden).float()
+    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+    """Return the mean of the chosen values; nan, which no log line counts, where there is none."""
+    return values[chosen].mean()

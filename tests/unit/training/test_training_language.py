@@ -1,0 +1,80 @@
+"""The next-token objective against transformers' own loss and against a count by hand."""
+
+import math
+
+import pytest
+import torch
+
+from ddt_llama.config import UserError
+from ddt_llama.language.backbone import BackboneConfig, build
+from ddt_llama.language.documents import KINDS
+from ddt_llama.language.vocabulary import Vocabulary
+from ddt_llama.training.language import NextToken
+
+VOCABULARY = Vocabulary(text_size=20, codebook_size=30, num_tokens=4)
+
+
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(VOCABULARY.size, (3, 12), generator=generator)
+    ids[0, 8:] = VOCABULARY.pad
+    mask = (torch.arange(12) < torch.tensor([[8], [12], [12]])).long()
+    labels = torch.where(mask.bool() & (torch.arange(12) > 2), ids, -100)
+    return ids, labels, mask
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma", "qwen"])
+def test_loss_and_gradients_are_those_of_transformers(family):
+    config = BackboneConfig(
+        family=family, dim=32, depth=2, num_heads=2, num_kv_heads=1, mlp_dim=64, max_positions=32
+    )
+    model = build(config, VOCABULARY)
+    ids, labels, mask = batch()
+    loss, _ = NextToken(VOCABULARY)(model, (ids, labels, mask), 0)
+    loss.backward()
+    ours = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    theirs = model(input_ids=ids, labels=labels, attention_mask=mask).loss
+    theirs.backward()
+    torch.testing.assert_close(loss, theirs)
+    for mine, parameter in zip(ours, model.parameters(), strict=True):
+        torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+class Uniform(torch.nn.Module):
+    """A stand-in for a causal LM that prefers id 7 by a known margin."""
+
+    config = object()
+
+    def base_model(self, input_ids, use_cache):
+        class Output:
+            last_hidden_state = torch.zeros(*input_ids.shape, 1)
+
+        return Output
+
+    def get_output_embeddings(self):
+        logits = torch.zeros(VOCABULARY.size)
+        logits[7] = math.log(2.0)
+        return lambda hidden: logits.expand(len(hidden), -1)
+
+
+def test_figures_split_text_from_codes_and_kinds():
+    code = VOCABULARY.code_offset
+    ids = torch.tensor([[1, 7, 3], [1, code, code + 1]])
+    labels = torch.tensor([[-100, 7, -100], [-100, code, code + 1]])
+    kinds = torch.tensor([KINDS.index("ask"), KINDS.index("draw")])
+    loss, figures = NextToken(VOCABULARY)(Uniform(), (ids, labels, labels, kinds), 0)
+    total = math.log(VOCABULARY.size + 1)
+    assert float(figures["loss.text"]) == pytest.approx(total - math.log(2))
+    assert float(figures["loss.code"]) == pytest.approx(total)
+    assert float(loss) == pytest.approx(total - math.log(2) / 3)
+    assert float(figures["accuracy"]) == pytest.approx(1 / 3)
+    assert float(figures["loss.ask"]) == pytest.approx(total - math.log(2))
+    assert float(figures["loss.draw"]) == pytest.approx(total)
+    assert math.isnan(float(figures["loss.edit"]))
+
+
+def test_a_batch_without_targets_is_refused():
+    ids = torch.tensor([[1, 2, 3]])
+    with pytest.raises(UserError, match="without a supervised id"):
+        NextToken(VOCABULARY)(Uniform(), (ids, torch.full_like(ids, -100), ids), 0)
