@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFile
 import PIL.ImageOps
 import torch
 from jaxtyping import Float, UInt8
@@ -87,6 +88,8 @@ def decode(
         # `draft` keeps the shorter side at least this long; padding looks at the longer one.
         kept = gap if fit == "crop" else -(-gap * min(image.size) // max(image.size))
         image.draft(None, (kept, kept))
+    # A process-wide switch that some libraries turn on; it would fill what is missing with grey.
+    PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         image.load()
         image = PIL.ImageOps.exif_transpose(image)
