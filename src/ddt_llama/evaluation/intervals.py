@@ -25,12 +25,12 @@ class Figure:
     high: float
 
 
-def setting(value: float) -> Figure:
+def setting(value: int | float) -> Figure:
     """Record a known number (a count, a guidance scale) beside the figures: no uncertainty."""
     return Figure(float(value), float(value), float(value))
 
 
-def wilson(share: float, count: float) -> Figure:
+def wilson(share: float, count: int | float) -> Figure:
     """Bound a share of `count` independent trials by Wilson's score interval (1927).
 
     `count` may be fractional (an effective sample size). With no trials the interval is [0, 1].

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -19,6 +19,7 @@ EVALUATION_SEED = 20_250_424
 TUNING_SEED = EVALUATION_SEED + 1
 
 
+@runtime_checkable
 class Pictures(Protocol):
     """A fixed list of pictures; `scenes` says what they show, where that is known."""
 

@@ -77,7 +77,6 @@ class ReconstructionSuite:
         visible = self.visible or default_levels(num_tokens)
         if max(visible) > num_tokens or min(visible) < 0:
             raise UserError(f"visible is {visible}; this tokenizer has {num_tokens} tokens")
-        steps = sorted({*self.steps, num_tokens})
         wanted: dict[str, tuple[int, int | None]] = {}
         for count in sorted({*self.steps, num_tokens}):
             wanted[f"reconstruction.{{}}.{count}"] = (count, None)

@@ -54,7 +54,7 @@ def read_metrics(path: Path) -> Curves:
 def _add(points: dict[str, dict[float, float]], row: object) -> None:
     if not isinstance(row, dict) or not isinstance(row.get("step"), int | float):
         return
-    step = row["step"]
+    step = float(row["step"])
     for name, value in row.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if name not in NOT_CURVES and is_number and math.isfinite(value):

@@ -48,7 +48,7 @@ def test_a_cut_last_line_is_skipped_and_any_other_is_named(tmp_path: Path) -> No
 
 
 def test_thinning_keeps_short_curves_and_the_mean_of_long_ones() -> None:
-    assert thin([1, 2], [5, 6]) == ([1, 2], [5, 6])
+    assert thin([1.0, 2.0], [5.0, 6.0]) == ([1.0, 2.0], [5.0, 6.0])
     steps = [float(s) for s in range(4 * POINTS)]
     x, y = thin(steps, [s * 2 for s in steps])
     assert len(x) == POINTS
@@ -57,7 +57,7 @@ def test_thinning_keeps_short_curves_and_the_mean_of_long_ones() -> None:
 
 
 def test_plot_is_one_svg_in_the_ink_of_the_page() -> None:
-    svg = plot({"a": ([0, 1, 2], [1, 2, 3]), "b": ([0, 1], [2, 2])}, "loss & more")
+    svg = plot({"a": ([0.0, 1.0], [1.0, 3.0]), "b": ([0.0, 1.0], [2.0, 2.0])}, "loss & more")
     root = ElementTree.fromstring(svg.replace("xlink:href", "href"))
     assert root.tag.endswith("svg")
     assert "currentColor" in svg
