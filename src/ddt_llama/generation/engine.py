@@ -6,7 +6,7 @@ end mark.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -29,6 +29,7 @@ from ddt_llama.language.vocabulary import Vocabulary
 NOISE_BLOCK = 1 << 22  # noise values held at a time: 32 steps of 8 rows for 16,384 codes
 
 
+@runtime_checkable
 class Decoder(Protocol):
     """A language model that reads prompts once and then one token a row at a time."""
 
@@ -78,7 +79,6 @@ class Engine:
         self.vocabulary = vocabulary
         self.num_text = vocabulary.text_size if num_text is None else num_text
 
-    @torch.inference_mode()
     def codes(
         self,
         prompts: Sequence[Sequence[int]],
@@ -94,24 +94,12 @@ class Engine:
         them, or at scale 1, each image costs one row instead of two. `seeds` holds one seed a
         prompt; a row's draws depend on its own prompt and seed only.
         """
-        vocabulary, steps = self.vocabulary, self.vocabulary.num_tokens
-        guided = unconditional is not None and guidance_scale != 1.0
-        rows = [*prompts, *(unconditional or ())] if guided else prompts
-        head = slice(vocabulary.code_offset, vocabulary.size)
-        logits, cache = self._prefill(rows, steps, head)
-        codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=self.decoder.device)
-        noise = _Noise(seeds, vocabulary.codebook_size, steps, sampling, self.decoder.device)
-        for step in range(steps):
-            if guided:
-                conditional, empty = logits.chunk(2)
-                logits = guide(conditional, empty, guidance_scale)
-            codes[:, step] = choose(logits, sampling, noise.at(step))
-            if step + 1 < steps:
-                ids = codes[:, step] + vocabulary.code_offset
-                logits = self.decoder.step(ids.repeat(2) if guided else ids, cache, head)
-        return codes
+        if guidance_scale == 1.0:
+            unconditional = None
+        with torch.inference_mode():
+            codes = self._codes(prompts, unconditional, guidance_scale, sampling, seeds)
+        return codes.clone()  # a plain tensor, so that a training step may take it as input
 
-    @torch.inference_mode()
     def text(
         self,
         prompts: Sequence[Sequence[int]],
@@ -121,30 +109,63 @@ class Engine:
         max_tokens: int = 96,
     ) -> list[list[int]]:
         """Return the text ids after each prompt, up to the end mark or `max_tokens`."""
+        room = self.decoder.max_positions - max(map(len, prompts), default=0)
+        seeds = [0] * len(prompts) if seeds is None else seeds
+        with torch.inference_mode():
+            ids = self._text(prompts, sampling, seeds, max(1, min(max_tokens, room)))
+        eos = self.vocabulary.eos
+        return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
+
+    def _codes(
+        self,
+        prompts: Sequence[Sequence[int]],
+        unconditional: Sequence[Sequence[int]] | None,
+        guidance_scale: float,
+        sampling: Sampling,
+        seeds: Sequence[int],
+    ) -> Tensor:
+        vocabulary, steps, device = self.vocabulary, self.vocabulary.num_tokens, self.decoder.device
+        head = slice(vocabulary.code_offset, vocabulary.size)
+        logits, cache = self._prefill([*prompts, *(unconditional or ())], steps, head)
+        codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=device)
+        noise = _Noise(seeds, vocabulary.codebook_size, steps, sampling, device)
+        for step in range(steps):
+            if unconditional is not None:
+                conditional, empty = logits.chunk(2)
+                logits = guide(conditional, empty, guidance_scale)
+            codes[:, step] = choose(logits, sampling, noise.at(step))
+            if step + 1 < steps:
+                ids = codes[:, step] + vocabulary.code_offset
+                ids = ids if unconditional is None else ids.repeat(2)
+                logits = self.decoder.step(ids, cache, head)
+        return codes
+
+    def _text(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        seeds: Sequence[int],
+        max_tokens: int,
+    ) -> Tensor:
         vocabulary, device = self.vocabulary, self.decoder.device
         head = slice(0, vocabulary.code_offset)
         impossible = torch.ones(vocabulary.code_offset, dtype=torch.bool, device=device)
         impossible[: self.num_text] = False
         impossible[vocabulary.eos] = False
-        seeds = list(seeds) if seeds is not None else [0] * len(prompts)
         noise = _Noise(seeds, vocabulary.code_offset, max_tokens, sampling, device)
         logits, cache = self._prefill(prompts, max_tokens, head)
         written: list[Tensor] = []
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for step in range(max_tokens):
             logits = logits.masked_fill(impossible, -torch.inf)
-            ids = choose(logits, sampling, noise.at(step))
-            written.append(ids)
-            ended |= ids == vocabulary.eos
-            # Asking costs a wait on an accelerator, a few steps too many cost less.
+            written.append(choose(logits, sampling, noise.at(step)))
+            ended |= written[-1] == vocabulary.eos
+            # Asking costs a wait on an accelerator; a few steps too many cost less.
             asked = device.type == "cpu" or step % 8 == 7
             if step + 1 == max_tokens or (asked and bool(ended.all())):
                 break
-            logits = self.decoder.step(ids, cache, head)
-        answers = torch.stack(written, dim=1).tolist()
-        return [
-            row[: row.index(vocabulary.eos)] if vocabulary.eos in row else row for row in answers
-        ]
+            logits = self.decoder.step(written[-1], cache, head)
+        return torch.stack(written, dim=1)
 
     def _prefill(
         self, prompts: Sequence[Sequence[int]], steps: int, head: slice
@@ -158,8 +179,8 @@ class Engine:
         if length + steps > self.decoder.max_positions:
             room = self.decoder.max_positions - steps
             raise UserError(
-                f"the prompt is {length} tokens long; this model reads at most {room} beside the "
-                f"{steps} it may write: shorten the prompt"
+                f"the prompt is {length} tokens long; this model reads at most {room} and then "
+                f"writes {steps}: shorten the prompt"
             )
         device, pad = self.decoder.device, self.vocabulary.pad
         ids = [[pad] * (length - len(prompt)) + list(prompt) for prompt in unique]

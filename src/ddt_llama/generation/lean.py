@@ -31,8 +31,8 @@ class LeanCache:
     slots: Float[Tensor, "layers 2 r heads slots dim"]
     padding: Int[Tensor, " r"]
     blocked: Float[Tensor, "r 1 1 slots"] | None
-    cos: Float[Tensor, "slots dim"]
-    sin: Float[Tensor, "slots dim"]
+    cos: Float[Tensor, "positions dim"]
+    sin: Float[Tensor, "positions dim"]
     used: int = 0
 
 

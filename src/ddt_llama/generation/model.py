@@ -1,0 +1,320 @@
+"""One model, all it can do: draw, edit, ask, describe, reconstruct.
+
+The face of a trained model in Python, behind every command and every score. Puts together the image
+tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Unpack
+
+import PIL.Image
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+from ddt_llama.data.images import to_pil
+from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.pictures import ImageInput, read_images
+from ddt_llama.generation.settings import Options, Settings, row_seeds
+from ddt_llama.language import documents
+from ddt_llama.language.documents import Document, without_text
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.language.vocabulary import Vocabulary
+from ddt_llama.tokenizer.base import Tokenizer
+
+Stage = Literal["pretrain", "instruct"]
+
+
+class Model:
+    """An image tokenizer and, unless it is a tokenizer alone, a language model over its codes."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        language: nn.Module | None = None,
+        vocabulary: Vocabulary | None = None,
+        text: TextTokenizer | None = None,
+        *,
+        engine: Engine | None = None,
+        settings: Settings | None = None,
+        stage: Stage = "instruct",
+        name: str = "unnamed",
+    ) -> None:
+        """Join the parts; `engine` replaces `language` where only generation is needed.
+
+        The engine takes its own copy of the weights of `language`: after further training, make a
+        new Model. Raises UserError where the parts do not belong together.
+        """
+        self.tokenizer = tokenizer
+        self._language = language
+        self.vocabulary = vocabulary
+        self.text = text
+        self.settings = settings or Settings()
+        self.stage: Stage = stage
+        self.name = name
+        self.batch_size = 32
+        self.folder: Path | None = None
+        if vocabulary is not None:
+            _check_belongs(tokenizer, vocabulary)
+            if engine is None and language is not None:
+                size = None if text is None else text.size
+                engine = Engine(decoder_of(language), vocabulary, size)
+        self.engine = engine
+        self.device = _device_of(tokenizer, engine)
+
+    @property
+    def language(self) -> nn.Module:
+        """The transformers module, for likelihoods; opened when first asked for.
+
+        Raises UserError for a model without one.
+        """
+        if self._language is None:
+            self._language_parts()
+            if self.folder is None:
+                raise UserError(f"model {self.name} was made from an engine alone; give its module")
+            from ddt_llama.generation.release import open_language
+
+            self._language = open_language(self.folder, self.device)
+        return self._language
+
+    def draw(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> list[PIL.Image.Image]:
+        """Draw `num` images of each prompt, prompt by prompt.
+
+        Image j of a prompt is the one that `seed + j` draws alone. `options` (guidance_scale,
+        temperature, top_k, top_p, steps) replace the release's own. Raises UserError for an empty
+        or too long prompt and for values out of range.
+        """
+        steps = self.settings.changed(options).steps
+        seeds = row_seeds(seed, len(_texts(prompts, "prompt")), num)
+        codes = self.draw_codes(prompts, num=num, seed=seed, **options)
+        return to_pil(self.decode(codes, seeds, steps=steps))
+
+    def draw_codes(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> Int[Tensor, "b k"]:
+        """Return the codes (index 0 finest) of the images that `draw` would show."""
+        settings = self.settings.changed(options)
+        given = _texts(prompts, "prompt")
+        constructor = documents.text_to_image if self.stage == "pretrain" else documents.draw
+        requests = [constructor(prompt, None) for prompt in given for _ in range(num)]
+        return self._write_images(requests, row_seeds(seed, len(given), num), settings)
+
+    def edit(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        instructions: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> list[PIL.Image.Image]:
+        """Change each image as its instruction says; one image or one instruction serves for all.
+
+        `num`, `seed` and `options` as in `draw`.
+        """
+        steps = self.settings.changed(options).steps
+        codes, seeds = self._edit(images, instructions, num, seed, options)
+        return to_pil(self.decode(codes, seeds, steps=steps))
+
+    def edit_codes(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        instructions: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> Int[Tensor, "b k"]:
+        """Return the codes (index 0 finest) of the images that `edit` would show."""
+        return self._edit(images, instructions, num, seed, options)[0]
+
+    def ask(self, image: ImageInput, question: str) -> str:
+        """Answer a question about an image, the most likely words one by one."""
+        return self.ask_many([image], [question])[0]
+
+    def ask_many(
+        self, images: ImageInput | Sequence[ImageInput], questions: str | Sequence[str]
+    ) -> list[str]:
+        """Answer each question about its image; one image or one question serves for all."""
+        self._need_instruct("ask")
+        codes, given = self._paired(images, _texts(questions, "question"))
+        return self._write_texts(
+            [documents.ask(row, text, None) for row, text in zip(codes, given, strict=True)]
+        )
+
+    def describe(self, image: ImageInput) -> str:
+        """Say what is in an image."""
+        return self.describe_many([image])[0]
+
+    def describe_many(self, images: ImageInput | Sequence[ImageInput]) -> list[str]:
+        """Say what is in each image."""
+        pretrained = self.stage == "pretrain"
+        constructor = documents.image_to_text if pretrained else documents.describe
+        return self._write_texts([constructor(row, None) for row in self._language_codes(images)])
+
+    def reconstruct(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        *,
+        steps: int | None = None,
+        visible: int | None = None,
+        seed: int = 0,
+    ) -> list[PIL.Image.Image]:
+        """Encode images and decode them again from their `visible` coarsest tokens (None: all)."""
+        steps = self.settings.changed({"steps": steps}).steps
+        codes = self.encode(images)
+        return to_pil(self.decode(codes, row_seeds(seed, len(codes), 1), steps, visible))
+
+    def encode(self, images: ImageInput | Sequence[ImageInput]) -> Int[Tensor, "b k"]:
+        """Return the codes (index 0 finest) of images: paths, bytes, PIL images or tensors."""
+        pixels = read_images(images, self.tokenizer.image_size)
+        parts = [self.tokenizer.encode(part.to(self.device)) for part in self._split(pixels)]
+        return torch.cat(parts)
+
+    def decode(
+        self,
+        codes: Int[Tensor, "b k"],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        visible: int | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return images in [-1, 1] of codes, the noise of row i started by `seeds[i]`."""
+        steps = self.settings.steps if steps is None else steps
+        codes = codes.to(self.device)
+        images = [
+            self.tokenizer.decode(part, steps=steps, visible=visible, seed=list(own))
+            for part, own in zip(self._split(codes), self._split(seeds), strict=True)
+        ]
+        return torch.cat(images).float().cpu()
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write a release folder that `load` opens, the language model in `dtype` if given."""
+        from ddt_llama.generation.release import save
+
+        save(self, Path(folder), dtype)
+
+    def _edit(
+        self,
+        images: ImageInput | Sequence[ImageInput],
+        instructions: str | Sequence[str],
+        num: int,
+        seed: int | Sequence[int],
+        options: Options,
+    ) -> tuple[Tensor, list[int]]:
+        self._need_instruct("edit")
+        settings = self.settings.changed(options)
+        codes, given = self._paired(images, _texts(instructions, "instruction"))
+        seeds = row_seeds(seed, len(given), num)
+        requests = [
+            documents.edit(row, text, None)
+            for row, text in zip(codes, given, strict=True)
+            for _ in range(num)
+        ]
+        return self._write_images(requests, seeds, settings), seeds
+
+    def _write_images(
+        self, requests: Sequence[Document], seeds: Sequence[int], settings: Settings
+    ) -> Tensor:
+        engine, _, _ = self._language_parts()
+        prompts = [self._ids(request) for request in requests]
+        twins = [self._ids(without_text(request)) for request in requests]
+        parts = [
+            engine.codes(
+                rows,
+                unconditional=empty,
+                guidance_scale=settings.guidance_scale,
+                sampling=settings.sampling(),
+                seeds=own,
+            )
+            for rows, empty, own in zip(
+                self._split(prompts), self._split(twins), self._split(seeds), strict=True
+            )
+        ]
+        return self.tokenizer.from_language(torch.cat(parts))
+
+    def _write_texts(self, requests: Sequence[Document]) -> list[str]:
+        engine, _, text = self._language_parts()
+        prompts = [self._ids(request) for request in requests]
+        answers = [answer for rows in self._split(prompts) for answer in engine.text(rows)]
+        return [text.decode(answer).strip() for answer in answers]
+
+    def _ids(self, request: Document) -> list[int]:
+        _, vocabulary, text = self._language_parts()
+        return documents.render(request, vocabulary, text).ids
+
+    def _paired(
+        self, images: ImageInput | Sequence[ImageInput], texts: list[str]
+    ) -> tuple[list[list[int]], list[str]]:
+        codes = self._language_codes(images)
+        count = max(len(codes), len(texts))
+        if {len(codes), len(texts)} - {1, count}:
+            raise UserError(
+                f"{len(codes)} images for {len(texts)} texts; give as many of each, or one of one"
+            )
+        return (codes * count)[:count], (texts * count)[:count]
+
+    def _language_codes(self, images: ImageInput | Sequence[ImageInput]) -> list[list[int]]:
+        self._language_parts()  # complain before the images are read
+        return self.tokenizer.to_language(self.encode(images)).tolist()
+
+    def _language_parts(self) -> tuple[Engine, Vocabulary, TextTokenizer]:
+        if self.engine is None or self.vocabulary is None or self.text is None:
+            raise UserError(
+                f"model {self.name} is an image tokenizer without a language model: it can "
+                "reconstruct only; give a model with a language folder, such as nano"
+            )
+        return self.engine, self.vocabulary, self.text
+
+    def _need_instruct(self, what: str) -> None:
+        self._language_parts()
+        if self.stage != "instruct":
+            raise UserError(
+                f"model {self.name} cannot {what}: it is pretrained only; train it on instructions"
+            )
+
+    def _split(self, rows: Any) -> Iterator[Any]:
+        for start in range(0, len(rows), self.batch_size):
+            yield rows[start : start + self.batch_size]
+
+
+def _texts(texts: str | Sequence[str], what: str) -> list[str]:
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not given:
+        raise UserError(f"no {what} was given; give at least one")
+    for text in given:
+        if not isinstance(text, str):
+            raise UserError(f"a {what} is {type(text).__name__}; it must be text")
+        if not text.strip():
+            raise UserError(f"the {what} is empty; write what you want, such as 'a red circle'")
+    return given
+
+
+def _check_belongs(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+    """Refuse a language model that was trained on another tokenizer's codes."""
+    for name in ("codebook_size", "num_tokens"):
+        own, other = getattr(tokenizer, name), getattr(vocabulary, name)
+        if own != other:
+            raise UserError(
+                f"the image tokenizer has {name} {own}, the language model was trained with "
+                f"{other}; take both from the same release"
+            )
+
+
+def _device_of(tokenizer: Tokenizer, engine: Engine | None) -> torch.device:
+    if isinstance(tokenizer, nn.Module):
+        return next((weight.device for weight in tokenizer.parameters()), torch.device("cpu"))
+    return torch.device("cpu") if engine is None else engine.decoder.device

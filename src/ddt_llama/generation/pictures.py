@@ -1,0 +1,64 @@
+"""Images as a user gives them, made into the one tensor that the tokenizer reads."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import PIL.Image
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.data.images import open_image
+
+ImageInput = str | Path | bytes | PIL.Image.Image | Tensor
+
+
+def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[Tensor, "b 3 h w"]:
+    """Return a batch in [-1, 1] of `size` pixels a side.
+
+    Files, bytes and PIL images are resized and centre-cropped; tensors (`3 h w` or `b 3 h w`) must
+    have the size already. Raises UserError (BrokenImage for files).
+    """
+    if isinstance(images, Tensor) and images.ndim == 4:
+        return _checked(images, size)
+    if isinstance(images, str | Path | bytes | PIL.Image.Image | Tensor):
+        images = [images]
+    if not images:
+        raise UserError("no image was given; give at least one")
+    return torch.stack([_read(image, size) for image in images])
+
+
+def _read(image: ImageInput, size: int) -> Tensor:
+    if isinstance(image, Tensor):
+        if image.ndim != 3:
+            raise UserError(f"an image tensor has shape {tuple(image.shape)}; it must be (3, h, w)")
+        return _checked(image[None], size)[0]
+    if isinstance(image, PIL.Image.Image):
+        return open_image(_png(image), size)
+    if isinstance(image, str | Path | bytes):
+        return open_image(image, size)
+    raise UserError(
+        f"an image is {type(image).__name__}; allowed are a path, bytes, a PIL image or a tensor"
+    )
+
+
+def _png(image: PIL.Image.Image) -> bytes:
+    """Write a PIL image to bytes, so that it goes the same checked way as a file."""
+    buffer = io.BytesIO()
+    plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else None
+    (plain or image.convert("RGB")).save(buffer, format="PNG", compress_level=0)
+    return buffer.getvalue()
+
+
+def _checked(images: Tensor, size: int) -> Tensor:
+    if tuple(images.shape[1:]) != (3, size, size):
+        raise UserError(
+            f"image tensors have shape {tuple(images.shape[1:])}; this model reads "
+            f"(3, {size}, {size}): resize them, or give files"
+        )
+    images = images.detach().float()
+    if not bool((images.abs() <= 1.001).all()):
+        raise UserError("an image tensor has values outside [-1, 1]; scale it: x / 127.5 - 1")
+    return images

@@ -1,0 +1,197 @@
+"""Release folders: find one by name, open it, write one.
+
+`load("nano")` is bundled with the package, `load("small")` lies in the repository, anything else is
+a folder or a name on the Hugging Face hub. Weights are safetensors only. For LLaMA-like language
+models nothing of transformers is imported, which is most of the start-up time of a command.
+"""
+
+import importlib.resources
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ddt_llama.checkpoint import load_tensors
+from ddt_llama.config import UserError, from_dict, load_json, replace_file, save_json, to_dict
+from ddt_llama.generation.engine import Decoder, Engine
+from ddt_llama.generation.generic import GenericDecoder
+from ddt_llama.generation.lean import LeanDecoder, obstacle
+from ddt_llama.generation.model import Model
+from ddt_llama.generation.settings import Settings
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.language.vocabulary import Vocabulary
+
+FORMAT = "ddt-llama"
+VERSION = 1
+STAGES = ("pretrain", "instruct")
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
+
+
+def load(name: str | Path, *, device: str | torch.device | None = None) -> Model:
+    """Open a model: "nano", "small", a release folder, or a hub name `owner/name[@revision]`.
+
+    `device` None takes the GPU where there is one. Raises UserError that lists what exists.
+    """
+    folder = find(name)
+    described = _description(folder)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer = _open_tokenizer(folder / "tokenizer", place)
+    settings = from_dict(Settings, described.get("generation", {}), "generation.")
+    vocabulary = text = engine = None
+    if (folder / "language").is_dir():
+        vocabulary = Vocabulary.load(folder / "language")
+        text = TextTokenizer.load(folder / "language")
+        decoder = open_decoder(folder / "language", vocabulary, place)
+        engine = Engine(decoder, vocabulary, text.size)
+    model = Model(
+        tokenizer,
+        None,
+        vocabulary,
+        text,
+        engine=engine,
+        settings=settings,
+        stage=described.get("stage", "instruct"),
+        name=str(described.get("name", folder.name)),
+    )
+    model.folder = folder
+    return model
+
+
+def find(name: str | Path) -> Path:
+    """Return the release folder behind a name; a hub name is fetched into the local cache."""
+    if str(name) == "nano":
+        return _existing(_bundled(), "nano", "reinstall, or train it with scripts/speedrun.sh")
+    if str(name) == "small":
+        return _existing(_small(), "small", "make it: SIZE=small scripts/speedrun.sh")
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if HUB_NAME.fullmatch(str(name)) and not folder.parent.is_dir():
+        return _fetch(str(name))
+    here = [
+        known for known, path in (("nano", _bundled()), ("small", _small())) if _is_release(path)
+    ]
+    raise UserError(
+        f"unknown model {str(name)!r}: allowed are {', '.join([*here, 'a release folder'])} "
+        "or a hub name owner/name; check the spelling"
+    )
+
+
+def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> Decoder:
+    """Open the language folder for generation alone, through the fast path where it applies."""
+    config = load_json(folder / "config.json")
+    if not isinstance(config, dict):
+        raise UserError(f"{folder / 'config.json'}: not a config of transformers; fetch it again")
+    if obstacle(config) is not None:
+        from ddt_llama.language import backbone
+
+        return GenericDecoder(backbone.load(folder, device=device).model)
+    weights = _read_weights(folder, torch.float32 if device.type == "cpu" else None, device)
+    try:
+        decoder = LeanDecoder(config, weights)
+    except (KeyError, RuntimeError) as error:
+        reason = f"missing or misfit: {error}"
+        raise UserError(f"{folder}: its weights are another model's ({reason})") from None
+    rows = len(decoder.embedding)
+    if rows != vocabulary.size:
+        raise UserError(
+            f"{folder}: the model has {rows} vocabulary rows, vocabulary.json counts "
+            f"{vocabulary.size}; take both from the same model"
+        )
+    return decoder
+
+
+def open_language(folder: Path, device: torch.device) -> nn.Module:
+    """Return the transformers module of a release, for likelihoods and further training."""
+    from ddt_llama.language import backbone
+
+    return backbone.load(folder / "language", device=device).model
+
+
+def save(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
+    """Write tokenizer, language model and, last, the description that makes it a release."""
+    model.tokenizer.save(folder / "tokenizer")
+    if model.vocabulary is not None and model.text is not None:
+        from ddt_llama.language import backbone
+
+        language: Any = model.language
+        backbone.save(folder / "language", language, model.vocabulary, model.text, dtype=dtype)
+    if not (folder / "README.md").exists():
+        card = f"# {model.name}\n\nA model of ddt-llama: `ddt_llama.load({model.name!r})`.\n"
+        replace_file(folder / "README.md", card.encode())
+    described = {"format": FORMAT, "version": VERSION, "name": model.name, "stage": model.stage}
+    save_json(folder / "config.json", {**described, "generation": to_dict(model.settings)})
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    described = load_json(folder / "config.json")
+    if not isinstance(described, dict) or described.get("format") != FORMAT:
+        raise UserError(
+            f'{folder}: not a release of ddt-llama (config.json lacks "format": "{FORMAT}"); '
+            "give the folder that training or Model.save wrote"
+        )
+    if described.get("version") != VERSION:
+        raise UserError(
+            f"{folder}: release version {described.get('version')!r}, this program reads "
+            f"{VERSION}; update ddt-llama"
+        )
+    if described.get("stage", "instruct") not in STAGES:
+        raise UserError(f"{folder}: stage {described['stage']!r}; allowed are {', '.join(STAGES)}")
+    return described
+
+
+def _open_tokenizer(folder: Path, device: torch.device) -> Any:
+    from ddt_llama import tokenizer
+
+    opened = tokenizer.load(folder)
+    return opened.to(device).eval() if isinstance(opened, nn.Module) else opened
+
+
+def _read_weights(
+    folder: Path, dtype: torch.dtype | None, device: torch.device
+) -> dict[str, Tensor]:
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        return load_tensors(folder / "model.safetensors", dtype, device)
+    shards = load_json(index).get("weight_map", {})
+    weights: dict[str, Tensor] = {}
+    for shard in sorted(set(shards.values())):
+        weights |= load_tensors(folder / Path(shard).name, dtype, device)
+    return weights
+
+
+def _bundled() -> Path:
+    return Path(str(importlib.resources.files("ddt_llama") / "weights" / "nano"))
+
+
+def _small() -> Path:
+    return Path(__file__).resolve().parents[3] / "weights" / "small"
+
+
+def _is_release(folder: Path) -> bool:
+    return (folder / "config.json").is_file()
+
+
+def _existing(folder: Path, name: str, remedy: str) -> Path:
+    if not _is_release(folder):
+        raise UserError(f"model {name!r} is not here ({folder} has no config.json); {remedy}")
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    repository, _, revision = name.partition("@")
+    try:
+        return Path(
+            snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES)
+        )
+    except Exception as error:  # network, rights, unknown name: the library has a type for each
+        reason = " ".join(str(error).split())[:160]
+        raise UserError(
+            f"model {name!r} is no folder here and was not found on the hub ({reason}); "
+            "allowed are nano, small, a release folder, or owner/name"
+        ) from None

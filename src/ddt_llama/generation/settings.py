@@ -1,0 +1,102 @@
+"""How pictures are drawn unless the caller says otherwise: stored in a release, checked here.
+
+Every number that a user may give to `draw` and `edit` passes through `Settings` or `row_seeds`, so
+the limits and their messages have one home.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+from ddt_llama.config import UserError, from_dict
+from ddt_llama.generation.sampling import Sampling, TopK, TopP
+
+MAX_IMAGES = 10_000
+MAX_STEPS = 10_000
+SEED_LIMIT = 2**63
+
+
+class Options(TypedDict, total=False):
+    """The fields of `Settings` as keyword arguments."""
+
+    guidance_scale: float | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    steps: int | None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The "generation" section of a release's config.json.
+
+    guidance_scale: 0 ignores the prompt, 1 is the plain model, more follows it more closely.
+    steps: denoising steps of the image tokenizer's decoder. 3.0, 1.0, no top_k, no top_p is the
+    public recipe of Selftok; a release carries what was tuned for it.
+    """
+
+    guidance_scale: float = 3.0
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a value out of range."""
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise UserError(
+                f"guidance_scale is {self.guidance_scale}; it must be a finite number of 0 or more "
+                "(1 is no guidance, 3 is usual)"
+            )
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise UserError(
+                f"steps is {self.steps}; it must be a whole number from 1 to {MAX_STEPS} "
+                "(8 is usual)"
+            )
+        if self.top_k is not None and self.top_p is not None:
+            raise UserError(
+                f"top_k {self.top_k} and top_p {self.top_p} were both given; give one of them"
+            )
+        self.sampling()
+
+    def sampling(self) -> Sampling:
+        """Return method and temperature as values."""
+        if self.top_k is not None:
+            return Sampling(TopK(self.top_k), self.temperature)
+        return Sampling(TopP(1.0 if self.top_p is None else self.top_p), self.temperature)
+
+    def changed(self, options: Mapping[str, Any]) -> "Settings":
+        """Return these settings with the given options in their place; None keeps the stored one.
+
+        A given top_k replaces a stored top_p and the reverse. Raises UserError for an unknown
+        option, a wrong type or a value out of range.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        stored = dataclasses.asdict(self)
+        if "top_k" in given:
+            stored["top_p"] = None
+        if "top_p" in given:
+            stored["top_k"] = None
+        return from_dict(Settings, {**stored, **given})
+
+
+def row_seeds(seed: int | Sequence[int], prompts: int, num: int) -> list[int]:
+    """Return the seeds of `prompts` x `num` images, prompt by prompt: seed, seed + 1, ...
+
+    With one seed all prompts share it, so that an image depends on its prompt and its own seed and
+    not on its place in a list; a sequence gives each prompt its own first seed.
+    """
+    _whole("num", num, 1, MAX_IMAGES)
+    seeds = [seed] * prompts if isinstance(seed, int) else list(seed)
+    if len(seeds) != prompts:
+        raise UserError(f"{len(seeds)} seeds for {prompts} prompts; give one seed, or one a prompt")
+    for first in seeds:
+        _whole("seed", first, 0, SEED_LIMIT - num)
+    return [first + index for first in seeds for index in range(num)]
+
+
+def _whole(name: str, value: int, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise UserError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")
