@@ -6,7 +6,6 @@ The paper's space: the VAE of SD3 (Esser et al. 2024), normalised as (z - 0.0609
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
@@ -18,8 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama.config import UserError
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
+from ddt_llama.tokenizer.diffusers_folder import WEIGHTS, read_config
 
 
 @runtime_checkable
@@ -129,13 +127,7 @@ class VaeLatents:
     @cached_property
     def vae_config(self) -> dict[str, Any]:
         """Return config.json of the folder, checked to be that of an AutoencoderKL."""
-        config = read_vae_config(Path(self.folder))
-        if config.get("_class_name") != "AutoencoderKL":
-            raise UserError(
-                f"{self.folder}: config.json describes {config.get('_class_name')!r}; "
-                "give the folder of a diffusers AutoencoderKL"
-            )
-        return config
+        return read_config(Path(self.folder), "AutoencoderKL")
 
     @cached_property
     def vae(self) -> Any:
@@ -152,25 +144,6 @@ class VaeLatents:
     def __deepcopy__(self, memo: dict[int, Any]) -> "VaeLatents":
         """Return itself: copies of a model (weight averages) share the one frozen VAE."""
         return self
-
-
-def read_vae_config(folder: Path) -> dict[str, Any]:
-    """Return the folder's config.json; UserError where it cannot be read."""
-    wanted = f"a diffusers AutoencoderKL (config.json and {WEIGHTS})"
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the local folder of {wanted}")
-    inner = folder / "vae"
-    hint = f"; did you mean {inner}?" if (inner / "config.json").is_file() else ""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{folder}: holds no config.json; give {wanted}{hint}") from None
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{folder}: config.json is unreadable ({reason}); give {wanted}") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{folder}: config.json is not an object; give {wanted}")
-    return config
 
 
 def weights_fingerprint(folder: Path) -> str:

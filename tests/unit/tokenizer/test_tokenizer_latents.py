@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError, from_dict, to_dict
-from ddt_llama.tokenizer.latents import WEIGHTS, Latents, Pixels, VaeLatents
+from ddt_llama.tokenizer.diffusers_folder import WEIGHTS
+from ddt_llama.tokenizer.latents import Latents, Pixels, VaeLatents
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -138,13 +139,13 @@ def test_a_missing_folder_is_refused(tmp_path: Path):
 
 
 def test_the_folder_of_a_whole_pipeline_is_refused_with_a_hint(folder: Path):
-    refused(VaeLatents(str(folder.parent)), "no config.json.*did you mean .*vae")
+    refused(VaeLatents(str(folder.parent)), "no config.json.*did you mean one of its folders vae")
 
 
 def test_another_model_is_refused(folder: Path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "_class_name": "VQModel"}))
-    refused(VaeLatents(str(folder)), "describes 'VQModel'; give the folder of a diffusers")
+    refused(VaeLatents(str(folder)), "that of 'VQModel'; give a diffusers AutoencoderKL")
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "\udcff"])
