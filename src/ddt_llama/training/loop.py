@@ -230,12 +230,22 @@ class _Trainer:
         number = self.step * config.accumulate + part
         batch = batches.take(number)
         seed = step_seed(config.seed, number, distributed.rank())
-        torch.manual_seed(seed)  # dropout and the like: no generator state has to be saved
+        self._seed_everything(seed)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
             loss, metrics = self.objective(self.model, batch, seed)
         (loss / config.accumulate).backward()
         self.means.add({name: _number(value) for name, value in metrics.items()})
         return _number(loss)
+
+    def _seed_everything(self, seed: int) -> None:
+        """Seed dropout and the like, so that no generator state has to be saved.
+
+        Not torch.manual_seed: without a GPU each call keeps a stack trace for every GPU library
+        (1.6 ms and memory that is never freed).
+        """
+        torch.default_generator.manual_seed(seed)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _agree(self, figures: dict[str, float], signals: Signals) -> str | None:
         """Average the loss over processes; return why to stop, the same on all of them."""
