@@ -1,0 +1,158 @@
+"""How fast drawing is: the decode engine against the plain loop, side by side in one run.
+
+The plain loop is what one writes first: for every token a full forward of the prompt with all codes
+so far, and another of its twin without text, through transformers and without a cache. Both draw
+with the same noise, so the codes themselves are compared too.
+"""
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import Figure, proportion
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.model import Model
+from ddt_llama.generation.sampling import FULL, choose, guide, gumbel_noise
+from ddt_llama.language import documents
+from ddt_llama.language.vocabulary import Vocabulary
+
+PROMPTS = (
+    "a large red circle on a white background",
+    "two small blue squares",
+    "a green triangle left of a yellow ring",
+    "a small purple star",
+    "a large orange cross above a small red square",
+    "three yellow circles",
+    "a blue ring below a large green star",
+    "a small white triangle on a dark background",
+)
+SCALE = 3.0
+ROUNDS = 6  # the least for which lowest to highest covers a median with 95 % (1 - 2 / 2^6)
+
+
+def bench_draw(
+    model: Model, *, batches: Sequence[int] = (1, 8), rounds: int = ROUNDS
+) -> dict[str, Figure]:
+    """Time engine and plain loop in turns, for each batch size, with guidance.
+
+    Keys, N the batch size: `draw.ratio.N` plain / engine; `draw.engine_seconds.N` and
+    `draw.plain_seconds.N` for the codes of the whole batch; `draw.image_seconds.N` for one image of
+    `Model.draw`, pixels included; `draw.same_codes.N` the share of codes on which both agree.
+    Values are medians over `rounds`; bounds are the lowest and highest. Raises UserError for a
+    batch larger than the number of prompts.
+    """
+    if not batches or not all(1 <= size <= len(PROMPTS) for size in batches) or rounds < 1:
+        raise UserError(
+            f"batches {tuple(batches)}, rounds {rounds}: allowed are batches of 1 to "
+            f"{len(PROMPTS)} images and 1 or more rounds"
+        )
+    figures: dict[str, Figure] = {}
+    for size in batches:
+        figures |= _bench_batch(model, size, rounds)
+    return figures
+
+
+def plain_codes(
+    model: Model,
+    prompts: Sequence[Sequence[int]],
+    twins: Sequence[Sequence[int]],
+    scale: float,
+    seeds: Sequence[int],
+) -> Int[Tensor, "b k"]:
+    """Draw codes (language order) with two full forwards a token and no cache."""
+    vocabulary, device = _vocabulary(model), model.device
+    count, size = vocabulary.num_tokens, vocabulary.codebook_size
+    noise = gumbel_noise(seeds, 0, count, size, device)
+    codes = torch.empty(len(prompts), 0, dtype=torch.int64, device=device)
+    with torch.inference_mode():
+        for step in range(count):
+            conditional, unconditional = (
+                _last_logits(model, rows, codes)[:, vocabulary.code_offset : vocabulary.size]
+                for rows in (prompts, twins)
+            )
+            chosen = choose(guide(conditional, unconditional, scale), FULL, noise[step])
+            codes = torch.cat((codes, chosen[:, None]), dim=1)
+    return codes.clone()
+
+
+def _bench_batch(model: Model, size: int, rounds: int) -> dict[str, Figure]:
+    vocabulary, text = _vocabulary(model), model.text
+    if text is None:
+        raise UserError(f"model {model.name} has no text tokenizer; give a whole model")
+    constructor = documents.draw if model.stage == "instruct" else documents.text_to_image
+    requests = [constructor(prompt, None) for prompt in PROMPTS[:size]]
+    prompts = [documents.render(request, vocabulary, text).ids for request in requests]
+    twins = [
+        documents.render(documents.without_text(request), vocabulary, text).ids
+        for request in requests
+    ]
+    seeds = list(range(size))
+    engine = model.engine or Engine(decoder_of(model.language), vocabulary, text.size)
+
+    def fast() -> Tensor:
+        return engine.codes(prompts, unconditional=twins, guidance_scale=SCALE, seeds=seeds)
+
+    def plain() -> Tensor:
+        return plain_codes(model, prompts, twins, SCALE, seeds)
+
+    def whole() -> object:
+        return model.draw(PROMPTS[:size], guidance_scale=SCALE)
+
+    agree = (fast() == plain()).flatten().tolist()  # and all is warm
+    whole()
+    times: dict[str, list[float]] = {"engine": [], "plain": [], "image": []}
+    for _ in watch(range(rounds), f"draw {size} at a time"):
+        for name, call in (("engine", fast), ("plain", plain), ("image", whole)):
+            times[name].append(_seconds(call, model.device))
+    ratios = [slow / quick for slow, quick in zip(times["plain"], times["engine"], strict=True)]
+    return {
+        f"draw.ratio.{size}": _median(ratios),
+        f"draw.engine_seconds.{size}": _median(times["engine"]),
+        f"draw.plain_seconds.{size}": _median(times["plain"]),
+        f"draw.image_seconds.{size}": _median([seconds / size for seconds in times["image"]]),
+        f"draw.same_codes.{size}": proportion(agree),
+    }
+
+
+def _last_logits(model: Model, prompts: Sequence[Sequence[int]], codes: Tensor) -> Tensor:
+    """Run left-padded prompts and all codes so far through the whole transformers module."""
+    vocabulary = _vocabulary(model)
+    length = max(map(len, prompts))
+    rows = [[vocabulary.pad] * (length - len(row)) + list(row) for row in prompts]
+    lengths = torch.tensor([len(row) for row in prompts], device=model.device)
+    ids = torch.cat(
+        (torch.tensor(rows, device=model.device), codes + vocabulary.code_offset), dim=1
+    )
+    positions = torch.arange(ids.shape[1], device=model.device) - (length - lengths)[:, None]
+    output = model.language(
+        input_ids=ids,
+        attention_mask=(positions >= 0).long(),
+        position_ids=positions.clamp(min=0),
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    return output.logits[:, -1].float()
+
+
+def _vocabulary(model: Model) -> Vocabulary:
+    if model.vocabulary is None:
+        raise UserError(f"model {model.name} has no language model; give one that draws")
+    return model.vocabulary
+
+
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    start = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def _median(values: Sequence[float]) -> Figure:
+    return Figure(statistics.median(values), min(values), max(values))

@@ -1,0 +1,76 @@
+"""The speed bench: its plain loop is the engine's slow twin, and its figures are what they say."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.bench import PROMPTS, bench_draw, plain_codes
+from ddt_llama.generation import Model
+from ddt_llama.language import backbone
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.language.vocabulary import Vocabulary
+
+
+class FlatTokenizer:
+    """Every image is the grey of its first code."""
+
+    num_tokens, codebook_size, image_size = 6, 32, 8
+
+    def encode(self, images: Tensor) -> Tensor:
+        return images.mean((1, 2, 3)).mul(31).long()[:, None].repeat(1, 6)
+
+    def decode(self, codes: Tensor, *, steps: int = 8, seed: Any = 0, **_: Any) -> Tensor:
+        return (codes[:, :1, None, None] / 31).repeat(1, 3, 8, 8)
+
+    def to_language(self, codes: Tensor) -> Tensor:
+        return codes
+
+    from_language = to_language
+
+    def save(self, folder: Any) -> None:
+        raise NotImplementedError
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    vocabulary = Vocabulary(256, FlatTokenizer.codebook_size, FlatTokenizer.num_tokens)
+    shape = BackboneConfig(dim=32, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=48, init_std=0.3)
+    text = TextTokenizer.train(["a red circle"], 256)
+    return Model(FlatTokenizer(), backbone.build(shape, vocabulary).eval(), vocabulary, text)
+
+
+def test_the_plain_loop_draws_what_the_engine_draws(model: Model) -> None:
+    assert model.engine is not None
+    prompts: Sequence[list[int]] = [[256, 5, 9, 259], [256, 7, 259]]
+    twins = [[256, 259]] * 2
+    slow = plain_codes(model, prompts, twins, 2.0, [4, 5])
+    fast = model.engine.codes(prompts, unconditional=twins, guidance_scale=2.0, seeds=[4, 5])
+    assert torch.equal(slow, fast)
+    assert not torch.equal(slow, plain_codes(model, prompts, twins, 2.0, [4, 6]))
+
+
+def test_figures_are_consistent(model: Model) -> None:
+    figures = bench_draw(model, batches=(1, 3), rounds=2)
+    assert {key.rsplit(".", 1)[0] for key in figures} == {
+        f"draw.{name}"
+        for name in ("ratio", "engine_seconds", "plain_seconds", "image_seconds", "same_codes")
+    }
+    for size in (1, 3):
+        assert figures[f"draw.same_codes.{size}"].value == 1.0
+        ratio = figures[f"draw.ratio.{size}"]
+        assert 0 < ratio.low <= ratio.value <= ratio.high
+        plain, engine = (figures[f"draw.{name}_seconds.{size}"] for name in ("plain", "engine"))
+        assert plain.low / engine.high <= ratio.value <= plain.high / engine.low
+
+
+def test_wrong_batches_and_models_are_refused(model: Model) -> None:
+    for batches, rounds in (((0,), 1), ((len(PROMPTS) + 1,), 1), ((), 1), ((1,), 0)):
+        with pytest.raises(UserError, match="allowed are batches"):
+            bench_draw(model, batches=batches, rounds=rounds)
+    with pytest.raises(UserError, match="no language model"):
+        bench_draw(Model(FlatTokenizer()), rounds=1)
