@@ -95,25 +95,30 @@ def broadcast_module(module: nn.Module) -> None:
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Replace every gradient by its mean over all processes; an absent one counts as zero.
+    """Replace every gradient by its mean over all processes.
 
-    One flat bucket a dtype: one message instead of one a parameter. Works whichever method of the
-    model the objective called, which a DistributedDataParallel wrapper does not.
+    A gradient absent here counts as zero; one absent everywhere stays absent, so that weight decay
+    spares unused parameters as it does in one process. One flat message a dtype in place of one a
+    parameter; works whichever method of the model the objective called, which a
+    DistributedDataParallel wrapper does not.
     """
     if world_size() == 1:
         return
     buckets: dict[torch.dtype, list[nn.Parameter]] = {}
     for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        buckets.setdefault(parameter.grad.dtype, []).append(parameter)
+        buckets.setdefault(parameter.dtype, []).append(parameter)
     for members in buckets.values():
-        gradients = [member.grad for member in members if member.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        all_reduce_sum(flat).div_(world_size())
+        present = [float(member.grad is not None) for member in members]
+        gradients = [
+            torch.zeros_like(member) if member.grad is None else member.grad for member in members
+        ]
+        flags = gradients[0].new_tensor(present)
+        flat = torch.cat([flags, *(gradient.reshape(-1) for gradient in gradients)])
+        all_reduce_sum(flat)
+        flags, flat = flat[: len(members)].tolist(), flat[len(members) :].div_(world_size())
         pieces = flat.split([gradient.numel() for gradient in gradients])
-        for gradient, piece in zip(gradients, pieces, strict=True):
-            gradient.copy_(piece.view_as(gradient))
+        for member, piece, flag in zip(members, pieces, flags, strict=True):
+            member.grad = piece.view_as(member) if flag else None
 
 
 def _number(name: str, default: int) -> int:

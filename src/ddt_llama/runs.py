@@ -48,6 +48,7 @@ class Run:
         self._lock = lock  # held until the process ends, also by SIGKILL
         self._metrics: IO[str] | None = None
         self._board: Any = None
+        self._resumed_at: int | None = None
 
     @classmethod
     def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> Self:
@@ -59,17 +60,21 @@ class Run:
         folder = Path(folder)
         if not distributed.is_main():
             return cls(folder, config, None)
-        lock = _lock(folder)
         described = folder / "config.json"
         if described.exists():
             _check_same_recipe(described, config)
-        elif any(not path.name.startswith(".") for path in folder.iterdir()):
+        elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder}: not empty and not a run; choose another folder")
-        save_json(described, to_dict(config))
-        _record_environment(folder / "environment.json")
-        for name in ("samples", "checkpoints"):
-            (folder / name).mkdir(exist_ok=True)
-        return cls(folder, config, lock)
+        run = cls(folder, config, _lock(folder))
+        try:
+            save_json(described, to_dict(config))
+            _record_environment(folder / "environment.json")
+            for path in (run.samples, run.checkpoints):
+                path.mkdir(exist_ok=True)
+        except BaseException:
+            run.close()
+            raise
+        return run
 
     @property
     def samples(self) -> Path:
@@ -90,6 +95,7 @@ class Run:
         """Return the newest good state and drop every metric written after it."""
         distributed.barrier()  # the main process has prepared the folder
         state = newest_state(self.checkpoints)
+        self._resumed_at = state.step if state else None
         if distributed.is_main():
             self._truncate(state.step if state else 0)
         return state
@@ -113,7 +119,8 @@ class Run:
                 raise UserError(f"tensorboard is not installed; {choice}")
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            self._board = SummaryWriter(str(self.folder / "tensorboard"))
+            later = None if self._resumed_at is None else self._resumed_at + 1
+            self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=later)
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, int(record["step"]))

@@ -1,0 +1,150 @@
+"""Two processes that share a batch train exactly like one process that has all of it."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ddt_llama import distributed
+from ddt_llama.runs import Run
+from ddt_llama.training.loop import TrainConfig, restore, train
+from ddt_llama.training.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+CONFIG = TrainConfig(
+    steps=8,
+    batch=4,
+    bf16=False,
+    log_every=1,
+    tensorboard=False,
+    ema=0.9,
+    optim=OptimConfig(lr=0.05, warmup=2, weight_decay=0.1),
+)
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(distributed.rank())  # ranks start apart; rank 0 must win
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 2))
+        self.unused = nn.Linear(
+            2, 2
+        )  # without gradient: weight decay must spare it, as in one process
+        self.register_buffer("total", torch.zeros(2))
+
+
+def stream(number):
+    """Eight rows, of which each rank takes its share."""
+    x = torch.randn(8, 6, generator=torch.Generator().manual_seed(number))
+    share = 8 // distributed.world_size()
+    return x[distributed.rank() * share :][:share]
+
+
+class Squares:
+    def __init__(self, stop_at=0):
+        self.stop_at = stop_at
+
+    def __call__(self, model, x, step_seed):
+        out = model.body(x)
+        self.sum = out.detach().sum(0)
+        return (out - x[:, :2]).square().mean(), {}
+
+    def after_step(self, model, step):
+        model.total += distributed.all_reduce_sum(self.sum)
+        if step == self.stop_at and distributed.rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def fit(folder, config=CONFIG, stop_at=0):
+    model = Net()
+    with Run.create_or_resume(folder, Recipe(config)) as run:
+        return train(model, Squares(stop_at), stream, config, run), model
+
+
+def rank_main(folder):
+    """What each of the two processes runs: stopped by a signal to rank 1 alone, then resumed."""
+    distributed.setup()
+    gathered = distributed.all_gather(torch.full((1, 2), float(distributed.rank())))
+    assert gathered.tolist() == [[0.0, 0.0], [1.0, 1.0]]
+    assert float(distributed.broadcast(torch.tensor(float(distributed.rank())))) == 0.0
+    outcome, _ = fit(folder, stop_at=3)
+    assert (outcome.step, outcome.finished) == (4, False)
+    outcome, model = fit(folder)
+    assert outcome.finished
+    totals = distributed.all_gather(torch.cat([p.flatten() for p in model.parameters()])[None])
+    assert torch.equal(totals[0], totals[1])
+    distributed.teardown()
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_double_batch(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    folder = str(tmp_path / "two")
+    call = f"import test_two_processes as t; t.rank_main(t.Path({folder!r}))"
+    children = []
+    for rank in range(2):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, **place, "PYTHONPATH": str(Path(__file__).parent)}
+        command = [sys.executable, "-c", call]
+        children.append(
+            subprocess.Popen(
+                command,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    try:
+        for child in children:
+            output, _ = child.communicate(timeout=200)
+            assert child.returncode == 0, output
+    finally:
+        for child in children:
+            child.kill()
+    _, model = fit(tmp_path / "one", replace(CONFIG, batch=8))
+    two, one = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("two", "one")
+    )
+    assert [row["step"] for row in two] == list(range(1, 9))
+    for name in ("loss", "grad_norm", "lr", "images"):
+        assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
+    shared = Net()
+    restore(shared, tmp_path / "two", averaged=False)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(shared.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_one_process_needs_no_group():
+    assert (distributed.rank(), distributed.world_size(), distributed.is_main()) == (0, 1, True)
+    tensor = torch.arange(3.0)
+    assert distributed.all_reduce_sum(tensor) is tensor
+    assert distributed.all_gather(tensor) is tensor
+    assert distributed.broadcast(tensor) is tensor
+    assert tensor.tolist() == [0.0, 1.0, 2.0]
+
+
+@pytest.mark.parametrize("text", ["-1", "two", "1.5"])
+def test_a_wrong_world_is_refused(monkeypatch, text):
+    from ddt_llama.config import UserError
+
+    monkeypatch.setenv("WORLD_SIZE", text)
+    with pytest.raises(UserError, match="WORLD_SIZE: given"):
+        distributed.world_size()

@@ -1,0 +1,151 @@
+"""Tensors on disk: complete or absent, checked when read, and clear about what does not fit."""
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from ddt_llama.checkpoint import (
+    State,
+    load_into,
+    load_state,
+    load_tensors,
+    newest_state,
+    save_release,
+    save_state,
+    save_tensors,
+)
+from ddt_llama.config import UserError
+
+
+def state(step, value=1.0):
+    weights = torch.arange(6.0).view(2, 3) * value
+    return State(
+        step,
+        {
+            "model": {"w": weights, "same": weights, "turned": weights.t(), "row": weights[1]},
+            "optim": {"w/step": torch.tensor(float(step)), "half": weights.bfloat16()},
+            "empty": {},
+        },
+        {"loss": 0.1 + 0.2, "names": ["a"]},
+    )
+
+
+def test_a_state_comes_back_bit_for_bit(tmp_path):
+    save_state(tmp_path, state(7), keep=2)
+    back = newest_state(tmp_path)
+    assert back is not None
+    wanted = state(7)
+    assert (back.step, back.facts) == (7, wanted.facts)
+    for section, tensors in wanted.tensors.items():
+        assert back.tensors[section].keys() == tensors.keys()
+        for name, tensor in tensors.items():
+            assert back.tensors[section][name].dtype == tensor.dtype
+            assert torch.equal(back.tensors[section][name], tensor)
+
+
+def test_only_the_newest_are_kept_and_nothing_temporary(tmp_path):
+    for step in (5, 10, 15):
+        save_state(tmp_path, state(step), keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
+
+
+def test_a_state_without_its_marker_is_no_state(tmp_path):
+    save_state(tmp_path, state(5), keep=3)
+    (save_state(tmp_path, state(6), keep=3) / "COMPLETE").unlink()
+    with pytest.warns(UserWarning, match="step-00000006: incomplete"):
+        assert newest_state(tmp_path).step == 5
+    save_state(tmp_path, state(6, value=2.0), keep=3)  # going on replaces the damaged one
+    assert torch.equal(
+        newest_state(tmp_path).tensors["model"]["w"], state(6, 2.0).tensors["model"]["w"]
+    )
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
+def test_damage_is_found_by_its_checksum(tmp_path, damage):
+    folder = save_state(tmp_path, state(5), keep=3)
+    path = folder / "optim.safetensors"
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content[:-1] if damage == "cut" else content)
+    with pytest.raises(UserError, match=r"optim\.safetensors: damaged"):
+        load_state(folder)
+    with pytest.warns(UserWarning, match="checkpoint skipped"):
+        assert newest_state(tmp_path) is None
+
+
+def test_a_kill_while_writing_leaves_the_previous_state(tmp_path, monkeypatch):
+    """Whatever the writing got to, the folder has no name until all is written."""
+    save_state(tmp_path, state(5), keep=3)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ddt_llama.checkpoint.os.replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_state(tmp_path, state(6), keep=3)
+    monkeypatch.undo()
+    assert newest_state(tmp_path).step == 5
+    save_state(tmp_path, state(6), keep=3)
+    assert newest_state(tmp_path).step == 6
+
+
+def test_a_release_halves_in_bfloat16_and_comes_back_as_float32(tmp_path):
+    weights = {"w": torch.randn(64, 64), "codes": torch.arange(9)}
+    save_release(tmp_path / "full", weights, {"a": 1})
+    save_release(tmp_path / "half", weights, {"a": 1}, torch.bfloat16)
+    full, half = (tmp_path / name / "model.safetensors" for name in ("full", "half"))
+    assert half.stat().st_size < 0.6 * full.stat().st_size
+    assert json.loads((tmp_path / "half" / "config.json").read_text()) == {"a": 1}
+    assert torch.equal(load_tensors(full)["w"], weights["w"])
+    back = load_tensors(half)
+    assert back["w"].dtype == torch.float32
+    assert torch.equal(back["w"], weights["w"].bfloat16().float())
+    assert torch.equal(back["codes"], weights["codes"])
+    assert load_tensors(half, dtype=None)["w"].dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"PK\x03\x04" + bytes(100)])
+def test_a_foreign_file_is_refused(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="truncated or not a safetensors file") as error:
+        load_tensors(path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_truncated_or_absent_file_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"w": torch.ones(100)})
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(UserError, match="truncated"):
+        load_tensors(path)
+    with pytest.raises(UserError, match="no such file"):
+        load_tensors(tmp_path / "absent.safetensors")
+
+
+def test_an_unwritable_place_is_refused_and_left_clean(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match="cannot be written"):
+        save_tensors(tmp_path / "file" / "model.safetensors", {"w": torch.ones(1)})
+    with pytest.raises(UserError, match="cannot be written"):
+        save_state(tmp_path / "file", state(1), keep=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_loading_names_the_first_differences_and_changes_nothing():
+    net = nn.Linear(3, 2)
+    before = net.weight.detach().clone()
+    wrong = {"weight": torch.zeros(2, 4), "extra": torch.zeros(1)}
+    with pytest.raises(UserError) as error:
+        load_into(net, wrong, "model.safetensors")
+    message = str(error.value)
+    for words in ("bias missing", "extra unknown", "weight is [2, 4], expected [2, 3]"):
+        assert words in message
+    assert torch.equal(net.weight, before)
+    load_into(net, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "x")
+    assert torch.equal(net.weight, torch.ones(2, 3))
