@@ -10,10 +10,13 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from ddt_llama.config import UserError
 from ddt_llama.data.images import SUFFIXES, BrokenImage, image_files
+from ddt_llama.data.order import permuted
 from ddt_llama.data.records import (
     SPLITS,
     Record,
@@ -24,10 +27,14 @@ from ddt_llama.data.records import (
     read_parquet,
     read_shards,
     role_of,
-    split_words,
 )
 
-SHARD = re.compile(r"\.(tar|tar\.gz|tgz)$")
+Layout = Literal["shards", "parquet", "disk", "folder"]
+FILES: dict[Layout, re.Pattern[str]] = {
+    "shards": re.compile(r"\.(tar|tar\.gz|tgz)$"),
+    "parquet": re.compile(r"\.parquet$"),
+}
+HELD_OUT_KEY = (0x68656C64,)
 METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 TEXT_LIMIT = 1_000_000
 
@@ -38,48 +45,86 @@ def open_records(
     *,
     image_column: str | None = None,
     cache_dir: str | Path | None = None,
+    held_out: float = 0.0,
 ) -> Records:
     """Open the data at `path` (a folder, a file, or a pattern such as "pack/open-*.tar.gz").
 
-    Among several files the ones named after `split` are taken (NAME-train-00000.tar.gz); files
-    that name no split belong to "train". Raises UserError where nothing readable is there.
+    Files named after splits (NAME-train-00000.tar.gz) and folders train, val, test divide the data;
+    `split="all"` takes everything. Data that are not divided are all "train", unless `held_out`
+    gives this share of the rows, chosen once and for all, to "val". Raises UserError where nothing
+    readable is there.
     """
-    text = str(path)
+    if split not in SPLITS:
+        raise UserError(f"split: given {split!r}, allowed are {', '.join(SPLITS)}")
+    if not 0 <= held_out < 1:
+        raise UserError(f"held_out: given {held_out}, allowed is a share from 0 to below 1")
+    try:
+        layout, places = _find(str(path))
+        divided = _is_divided(layout, places)
+        taken = split if divided else "all"
+        if not divided and split not in ("train", "all") and not (held_out and split == "val"):
+            raise UserError(
+                f"data: {path} is not divided into splits, so there is no {split!r}; name files "
+                f"NAME-{split}-00000.tar.gz, make a folder {split}, or set held_out"
+            )
+        if layout == "disk":
+            records = read_disk(places[0], taken, image_column)
+        elif layout == "folder":
+            records = _read_folder(_split_folder(places[0], taken), cache_dir)
+        elif layout == "shards":
+            records = read_shards(_split_files(places, taken, str(path)), cache_dir)
+        else:
+            files = _split_files(places, taken, str(path))
+            records = read_parquet(files, str(path), image_column, cache_dir)
+    except OSError as error:
+        raise UserError(f"data: {path} cannot be read ({error.strerror or error})") from error
+    if divided or not held_out or split == "all":
+        return records
+    return _part(records, split, held_out, str(path))
+
+
+def _find(path: str) -> tuple[Layout, list[Path]]:
+    """Return how the data are laid out, and the files or the one folder that hold them."""
     place = Path(path).expanduser()
-    if not place.exists():
-        if not glob.has_magic(text):
-            raise UserError(f"data: {text} does not exist; give a folder, shards or Parquet files")
-        files = sorted(Path(name) for name in glob.glob(os.path.expanduser(text)))
-        return _from_files(_of_split(files, split, text), text, image_column, cache_dir)
-    if place.is_file():
-        return _from_files([place], text, image_column, cache_dir)
-    if any((place / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return read_disk(place, split, image_column)
-    files = sorted(item for item in place.iterdir() if item.is_file())
-    for kind in (_is_shard, _is_parquet):
-        chosen = [item for item in files if kind(item)]
-        if chosen:
-            return _from_files(_of_split(chosen, split, text), text, image_column, cache_dir)
-    return _from_folder(_split_folder(place, split), cache_dir)
+    if place.is_dir():
+        inside = {item.name for item in place.iterdir()}
+        if "dataset_dict.json" in inside or {"state.json", "dataset_info.json"} <= inside:
+            return "disk", [place]
+        files = sorted(item for item in place.iterdir() if item.is_file())
+        for layout, suffix in FILES.items():
+            chosen = [item for item in files if suffix.search(item.name.lower())]
+            if chosen := [item for item in chosen if item.name not in METADATA]:
+                return layout, chosen
+        return "folder", [place]
+    files = [place] if place.exists() else sorted(map(Path, glob.glob(str(place))))
+    if not files:
+        raise UserError(f"data: {path} does not exist; give a folder, shards or Parquet files")
+    for layout, suffix in FILES.items():
+        if all(item.is_file() and suffix.search(item.name.lower()) for item in files):
+            return layout, files
+    raise UserError(
+        f"data: {path} is none of .tar, .tar.gz, .tgz, .parquet; "
+        "give files of one of these kinds, or a folder of pictures"
+    )
 
 
-def _is_shard(path: Path) -> bool:
-    return SHARD.search(path.name.lower()) is not None
+def _splits_named(name: str) -> set[str]:
+    words = set(re.split(r"[-_.]", name.lower()))
+    return {split for split in ("train", "val", "test") if words.intersection(SPLITS[split])}
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == ".parquet" and path.name not in METADATA
+def _is_divided(layout: Layout, places: Sequence[Path]) -> bool:
+    if layout == "disk":
+        return (places[0] / "dataset_dict.json").is_file()
+    if layout == "folder":
+        return bool(_split_folders(places[0]))
+    return any(_splits_named(item.name) for item in places)
 
 
-def _of_split(files: Sequence[Path], split: str, path: str) -> list[Path]:
-    wanted = split_words(split)
-    known = {word for words in SPLITS.values() for word in words}
-    named = {item: known.intersection(re.split(r"[-_.]", item.name.lower())) for item in files}
-    chosen = [item for item in files if named[item].intersection(wanted)]
-    if split == "train":
-        chosen = chosen or [item for item in files if not named[item]]
+def _split_files(files: Sequence[Path], split: str, path: str) -> Sequence[Path]:
+    chosen = [item for item in files if split == "all" or split in _splits_named(item.name)]
     if not chosen:
-        given = ", ".join(item.name for item in files[:5]) or "no files"
+        given = ", ".join(item.name for item in files[:5])
         raise UserError(
             f"data: {path} has no files of split {split!r} (found: {given}); "
             f"name them NAME-{split}-00000.tar.gz or choose another split"
@@ -87,36 +132,40 @@ def _of_split(files: Sequence[Path], split: str, path: str) -> list[Path]:
     return chosen
 
 
-def _split_folder(folder: Path, split: str) -> Path:
-    words = split_words(split)
+def _split_folders(folder: Path) -> dict[str, Path]:
     inside = {item.name.lower(): item for item in folder.iterdir() if item.is_dir()}
-    for word in words:
-        if word in inside:
-            return inside[word]
-    marked = {word for others in SPLITS.values() for word in others}.intersection(inside)
-    if split != "train" or marked:
-        given = ", ".join(sorted(inside)[:5]) or "none"
+    return {
+        split: inside[word]
+        for split in ("train", "val", "test")
+        for word in SPLITS[split]
+        if word in inside
+    }
+
+
+def _split_folder(folder: Path, split: str) -> Path:
+    inside = _split_folders(folder)
+    if split == "all":
+        return folder
+    if split not in inside:
+        given = ", ".join(item.name for item in inside.values())
         raise UserError(
             f"data: {folder} has no folder for split {split!r} (folders: {given}); "
             f"make {folder / split} or choose another split"
         )
-    return folder
+    return inside[split]
 
 
-def _from_files(
-    files: Sequence[Path], path: str, image_column: str | None, cache_dir: str | Path | None
-) -> Records:
-    if all(_is_shard(item) for item in files):
-        return read_shards(files, cache_dir)
-    if all(_is_parquet(item) for item in files):
-        return read_parquet(files, path, image_column, cache_dir)
-    raise UserError(
-        f"data: {path} is none of .tar, .tar.gz, .tgz, .parquet; "
-        "give one kind of these, or a folder of pictures"
-    )
+def _part(records: Records, split: str, held_out: float, path: str) -> Records:
+    """Return the rows that `split` gets of data that are not divided."""
+    if records.count < 2:
+        raise UserError(f"data: {path} has one row, nothing can be held out; set held_out to 0")
+    count = min(max(1, round(held_out * records.count)), records.count - 1)
+    order = permuted(np.arange(records.count), records.count, HELD_OUT_KEY)
+    rows = np.sort(order[:count] if split == "val" else order[count:])
+    return Records(len(rows), lambda index: records.read(int(rows[index])), records.layout)
 
 
-def _from_folder(folder: Path, cache_dir: str | Path | None) -> Records:
+def _read_folder(folder: Path, cache_dir: str | Path | None) -> Records:
     metadata = [folder / name for name in METADATA if (folder / name).is_file()]
     if metadata:
         return read_metadata(folder, metadata[0], cache_dir)
@@ -163,6 +212,6 @@ def _siblings(path: Path, key: str) -> dict[str, Any]:
             try:
                 text = sibling.read_text(encoding="utf-8-sig")
                 texts[suffix] = json.loads(text) if suffix == ".json" else text
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BrokenImage(key, f"{sibling.name} is not valid ({error})") from error
     return merged(texts.get(".txt"), texts.get(".json"))

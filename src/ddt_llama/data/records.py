@@ -21,6 +21,7 @@ SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "validation", "valid", "dev"),
     "test": ("test", "testing"),
+    "all": (),
 }
 # Names of the two pictures of an edit in public data sets (InstructPix2Pix, MagicBrush, ours).
 EDIT_COLUMNS = (
@@ -49,13 +50,6 @@ class Records:
     count: int
     read: Callable[[int], Record]
     layout: str
-
-
-def split_words(split: str) -> Sequence[str]:
-    """Return the words in file names that mean `split`."""
-    if split not in SPLITS:
-        raise UserError(f"split: given {split!r}, allowed are {', '.join(SPLITS)}")
-    return SPLITS[split]
 
 
 def read_shards(files: Sequence[Path], cache_dir: str | Path | None) -> Records:
@@ -140,11 +134,13 @@ def read_parquet(
 def read_disk(folder: Path, split: str, image_column: str | None) -> Records:
     """Read one split of a data set written by `save_to_disk`."""
     with _reading(folder, "a data set of save_to_disk"):
-        from datasets import Dataset, load_from_disk
+        from datasets import Dataset, concatenate_datasets, load_from_disk
 
         table: Any = load_from_disk(str(folder))
-    if not isinstance(table, Dataset):  # a DatasetDict
-        chosen = [word for word in split_words(split) if word in table]
+        if split == "all" and not isinstance(table, Dataset):
+            table = concatenate_datasets(list(table.values()))
+    if not isinstance(table, Dataset):
+        chosen = [word for word in SPLITS[split] if word in table]
         if not chosen:
             raise UserError(
                 f"data: {folder} has no split {split!r}; its splits are {', '.join(table)}"
@@ -166,7 +162,8 @@ def _from_table(
 
     def read(index: int) -> Record:
         row = table[index]
-        key = next((str(row[name]) for name in ("key", "__key__", "id") if row.get(name)), None)
+        named = (row.get(name) for name in ("key", "__key__", "id"))
+        key = next((str(name) for name in named if name is not None), None)
         key = key or _stored_name(row[next(iter(roles))]) or f"row {index}"
         pictures = {role: _stored(row[name], key, root) for name, role in roles.items()}
         return Record(key, pictures, {k: v for k, v in row.items() if k not in roles})

@@ -4,14 +4,16 @@ Stands between `records` (what lies on disk) and `stream` (the order of training
 indexed: `source[i]` depends on the data and on i alone, so a stream resumes exactly.
 """
 
+import contextlib
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar, get_args, overload
+from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 from jaxtyping import UInt8
@@ -50,7 +52,8 @@ class Reading:
 
     The run stops when more than max(`broken_allowed`, `broken_share` of the source) rows were
     skipped. `cache_bytes` bounds the decoded pictures kept in memory; `cache_dir` is where
-    `datasets` keeps its Arrow files (default: its own cache).
+    `datasets` keeps its Arrow files (default: its own cache). `held_out` is the share of data not
+    divided into splits that "val" gets and "train" lacks. `workers` 0 decodes on all cores.
     """
 
     fit: Fit = "crop"
@@ -59,7 +62,16 @@ class Reading:
     broken_allowed: int = 10
     cache_bytes: int = CACHE_BYTES
     cache_dir: str | None = None
+    held_out: float = 0.0
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse values that cannot be."""
+        if not 0 <= self.broken_share <= 1:
+            raise UserError(f"broken_share: given {self.broken_share}, allowed is 0 to 1")
+        for name in ("min_side", "broken_allowed", "cache_bytes", "workers"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 or more")
 
 
 S = TypeVar("S")
@@ -109,7 +121,7 @@ class ImageSource(Generic[S]):
 
     def batch(self, indices: Sequence[int]) -> list[S]:
         """Return the samples of `indices`, decoded in parallel where they are not yet cached."""
-        rows = self._rows([self._checked(int(index)) for index in indices])
+        rows = self._rows([self._checked(index) for index in indices])
         if not rows:
             return []
         images = iter(from_bytes8(np.stack([one for row in rows for one in row.pixels])))
@@ -143,7 +155,9 @@ class ImageSource(Generic[S]):
 
     @property
     def _workers(self) -> int:
-        return self._options.workers or min(8, len(os.sched_getaffinity(0)))
+        # The cores this process may use; not every system can say.
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        return self._options.workers or min(8, cores or 1)
 
     def _usable(self, index: int) -> _Row:
         """Return the row, or the next usable one after it, around the end."""
@@ -247,35 +261,41 @@ def open_source(
     edits (source, instruction, target), or questions with answers. Raises UserError where the
     path holds nothing of the kind.
     """
-    records = open_records(path, split, image_column=image_column, cache_dir=options.cache_dir)
+    records = open_records(
+        path,
+        split,
+        image_column=image_column,
+        cache_dir=options.cache_dir,
+        held_out=options.held_out,
+    )
     if not records.count:
         raise UserError(f"data: {path} is empty; give at least one picture")
-    if kind not in get_args(Kind):
-        raise UserError(f"kind: given {kind!r}, allowed are {', '.join(get_args(Kind))}")
-    first = _first_record(records)
-    if kind != "image" and first is not None and kind_of(first) != kind:
+    first = _first_records(records)
+    if kind != "image" and first and not any(kind_of(record) == kind for record in first):
         raise UserError(
-            f"data: {path} holds samples of kind {kind_of(first)!r}, not {kind!r}; "
+            f"data: {path} holds samples of kind {kind_of(first[0])!r}, not {kind!r}; "
             "give other data or ask for another kind"
         )
-    if caption_column is not None and first is not None and caption_column not in first.fields:
+    names = sorted({name for record in first for name in record.fields})
+    if caption_column is not None and first and caption_column not in names:
         raise UserError(
             f"caption column: given {caption_column!r}, the columns of {path} are "
-            f"{', '.join(first.fields) or 'none'}"
+            f"{', '.join(names) or 'none'}"
         )
     return ImageSource(records, form_of(kind, caption_column), image_size, str(path), options)
 
 
 def detect_kind(path: str | Path, split: str = "train", options: Reading = Reading()) -> Kind:
-    """Return what the data at `path` hold: "image", "edit" or "question" (by its first row)."""
-    first = _first_record(open_records(path, split, cache_dir=options.cache_dir))
-    return "image" if first is None else kind_of(first)
+    """Return what most of the first rows at `path` hold: "image", "edit" or "question"."""
+    records = open_records(path, split, cache_dir=options.cache_dir, held_out=options.held_out)
+    counts: Counter[Kind] = Counter(kind_of(record) for record in _first_records(records))
+    return counts.most_common(1)[0][0] if counts else "image"
 
 
-def _first_record(records: Records) -> Record | None:
+def _first_records(records: Records) -> list[Record]:
+    """Return up to twenty rows, those that cannot be read left out (reading will name them)."""
+    found = []
     for index in range(min(records.count, 20)):
-        try:
-            return records.read(index)
-        except BrokenImage:
-            continue
-    return None
+        with contextlib.suppress(BrokenImage):
+            found.append(records.read(index))
+    return found

@@ -15,22 +15,22 @@ from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt64
+from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama.config import UserError
+from ddt_llama.data.order import Indices, permuted
 from ddt_llama.data.samples import Sample
 
 # Weights hold exactly within every run of this many samples, so they are kept to one in a thousand.
 BLOCK = 1000
-ROUNDS = 6
 MAX_SEED = 2**63
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-Indices = Int64[np.ndarray, " n"]
 
 
+@runtime_checkable
 class Indexed(Protocol[T_co]):
     """Anything with a length and samples by index: a source, a list, a synthetic world.
 
@@ -79,7 +79,7 @@ class Stream(Generic[T]):
         batch_size: int,
         *,
         seed: int = 0,
-        weights: Sequence[float] | None = None,
+        weights: Sequence[int | float] | None = None,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -142,7 +142,7 @@ class Stream(Generic[T]):
         return permuted(positions % length, length, (self.seed, 1, number, epochs))
 
 
-def quotas(weights: Sequence[float], count: int) -> tuple[int, ...]:
+def quotas(weights: Sequence[int | float], count: int) -> tuple[int, ...]:
     """Return how many of `BLOCK` samples each source gives, nearest to its weight.
 
     Largest remainders; a source of positive weight gives at least one. Raises UserError where
@@ -181,40 +181,6 @@ def _block(seed: int, block: int, parts: tuple[int, ...]) -> tuple[Indices, Indi
     for number, part in enumerate(parts):
         count[source == number] = np.arange(part)
     return source, count
-
-
-def permuted(positions: Indices, length: int, key: Sequence[int | Indices]) -> Indices:
-    """Return where a permutation of 0..length-1, chosen by `key`, takes each position.
-
-    A part of the key may be an array, one number for each position: so many permutations at once.
-    A Feistel network over the next power of four, walked until it lands inside: no memory at any
-    length, and the same numbers under every version of numpy, which its own generators do not
-    promise. Source: Black and Rogaway, Ciphers with arbitrary finite domains (2002).
-    """
-    half = np.uint64(max(1, ((length - 1).bit_length() + 1) // 2))
-    mask = (np.uint64(1) << half) - np.uint64(1)
-    base = np.zeros(len(positions), np.uint64)
-    for part in key:
-        base = _mixed(base ^ np.asarray(part).astype(np.uint64))
-    rounds = np.arange(1, ROUNDS + 1, dtype=np.uint64)
-    salts = _mixed((base[None] + rounds[:, None]).ravel()).reshape(ROUNDS, -1)
-    values = positions.astype(np.uint64)
-    outside = np.arange(len(values))
-    while len(outside):
-        left, right = values[outside] >> half, values[outside] & mask
-        for salt in salts[:, outside]:
-            left, right = right, left ^ (_mixed(right ^ salt) & mask)
-        values[outside] = left << half | right
-        outside = outside[values[outside] >= np.uint64(length)]
-    return values.astype(np.int64)
-
-
-def _mixed(values: UInt64[np.ndarray, " n"]) -> UInt64[np.ndarray, " n"]:
-    """Scramble 64-bit integers (the finaliser of SplitMix64)."""
-    values = values + np.uint64(0x9E3779B97F4A7C15)
-    values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
-    values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
-    return values ^ values >> np.uint64(31)
 
 
 def _read(source: Indexed[T], rows: list[int]) -> list[T]:

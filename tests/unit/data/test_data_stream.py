@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddt_llama.config import UserError
+from ddt_llama.data.order import permuted
 from ddt_llama.data.samples import Sample
-from ddt_llama.data.stream import BLOCK, Stream, permuted, prefetch, quotas, stack_images
+from ddt_llama.data.stream import BLOCK, Stream, prefetch, quotas, stack_images
 
 seeds = st.integers(0, 2**63 - 1)
 
