@@ -43,8 +43,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type[Config], data: Mapping[str, Any], where: str = "") -> Config:
     """Build the dataclass `cls` from `data`; absent fields keep their defaults.
 
-    Raises UserError for an unknown or missing field and for a value of the wrong type, naming the
-    field by its dotted path (`where` is the prefix, such as "optim.").
+    Raises UserError for an unknown or missing field and for a value of the wrong type or out of
+    range, naming the field by its dotted path (`where` is the prefix, such as "optim.").
     """
     hints = _hints(cls)
     place = where.rstrip(".") or cls.__name__
@@ -57,7 +57,10 @@ def from_dict(cls: type[Config], data: Mapping[str, Any], where: str = "") -> Co
     missing = [name for name in hints if name not in values and name in _required(cls)]
     if missing:
         raise UserError(f"{place}: missing {', '.join(missing)}; give a value for each")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except UserError as error:  # of the dataclass itself, which does not know where it stands
+        raise UserError(f"{where}{error}") from None
 
 
 def override(config: Config, changes: Mapping[str, Any]) -> Config:

@@ -33,6 +33,10 @@ class Optim:
     betas: tuple[float, float] = (0.9, 0.99)
     kind: Literal["adamw", "muon"] = "adamw"
 
+    def __post_init__(self):
+        if self.lr < 0:
+            raise UserError(f"lr: given {self.lr}, allowed is 0 or more")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -97,6 +101,7 @@ def test_override_reads_strings_as_the_field_type():
         ({"steps.lr": "1"}, ["steps.lr"]),
         ({"steps": "many"}, ["steps", "'many'", "integer"]),
         ({"steps": "0"}, ["steps", "1 or more"]),
+        ({"optim.lr": "-1"}, ["optim.lr: given -1.0"]),
         ({"optim.kind": "sgd"}, ["optim.kind", "'adamw' or 'muon'"]),
         ({"optim.betas": "1,2,3"}, ["optim.betas"]),
         ({"path": "Round"}, ["path", "'Round'", "Straight, Curved"]),

@@ -75,9 +75,12 @@ class TrainConfig:
         """Refuse values that cannot train."""
         lows = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "keep": 1}
         lows |= {"sample_every": 1, "checkpoint_every": 1, "clip": 0, "prefetch": 0, "seed": 0}
+        lows |= {"explode": 1, "checkpoint_minutes": 0, "ema": 0}
         for name, low in lows.items():
             if not getattr(self, name) >= low:
                 raise UserError(f"{name}: given {getattr(self, name)}, allowed is {low} or more")
+        if self.ema >= 1:
+            raise UserError(f"ema: given {self.ema}, allowed is 0 up to but not 1")
 
 
 class Outcome(NamedTuple):

@@ -310,6 +310,25 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
         fit(tmp_path / "run", replace(CONFIG, steps=4), model=other)
 
 
+def test_compiling_takes_the_parts_that_the_objective_names(tmp_path):
+    compiled = []
+
+    class Part(nn.Linear):
+        def compile(self, *args, **kwargs):
+            compiled.append(self)
+
+    class Chooses(Regression):
+        def parts_to_compile(self, model):
+            return [model.linear]
+
+    model = Line()
+    model.linear = Part(3, 1)
+    fit(tmp_path / "off", replace(CONFIG, steps=1), Chooses(), model)
+    assert compiled == []
+    fit(tmp_path / "on", replace(CONFIG, steps=1, compile=True), Chooses(), model)
+    assert compiled == [model.linear]
+
+
 def test_step_seeds_are_fixed_and_all_different():
     assert step_seed(0, 0, 0) == 759540517790923586  # another value would change every run
     seeds = {step_seed(a, b, c) for a in range(5) for b in range(50) for c in range(4)}
@@ -317,7 +336,7 @@ def test_step_seeds_are_fixed_and_all_different():
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-@pytest.mark.parametrize("changes", [{"steps": 0}, {"clip": -1.0}, {"keep": 0}, {"seed": -1}])
+@pytest.mark.parametrize("changes", [{"steps": 0}, {"clip": -1.0}, {"keep": 0}, {"ema": 1.0}])
 def test_values_that_cannot_train_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         replace(CONFIG, **changes)
