@@ -37,7 +37,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
     """
     folder = find(name)
     described = _description(folder)
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = _place(device)
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
     settings = from_dict(Settings, described.get("generation", {}), "generation.")
     vocabulary = text = engine = None
@@ -141,6 +141,17 @@ def _description(folder: Path) -> dict[str, Any]:
     if described.get("stage", "instruct") not in STAGES:
         raise UserError(f"{folder}: stage {described['stage']!r}; allowed are {', '.join(STAGES)}")
     return described
+
+
+def _place(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError):  # unknown to torch, or no such hardware
+        raise UserError(
+            f"device {str(device)!r} is not available here; give cpu, or leave it out"
+        ) from None
 
 
 def _open_tokenizer(folder: Path, device: torch.device) -> Any:

@@ -298,6 +298,8 @@ def test_a_release_may_be_a_tokenizer_alone_and_halved(tmp_path: Path, text: Tex
     assert load(tmp_path / "bare").name == "bare"
     with pytest.raises(UserError, match="without a language model"):
         load(tmp_path / "bare").draw("a ring")
+    with pytest.raises(UserError, match="device 'abacus' is not available"):
+        load(tmp_path / "bare", device="abacus")
     model = Model(QuarterTokenizer(), language(), VOCABULARY, text)
     model.save(tmp_path / "half", dtype=torch.bfloat16)
     loaded = load(tmp_path / "half", device="cpu")
