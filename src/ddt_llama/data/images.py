@@ -141,21 +141,6 @@ def save_png(images: Float[Tensor, "3 h w"] | PIL.Image.Image, path: str | Path)
     return path
 
 
-def sheet(images: Float[Tensor, "b 3 h w"], columns: int, gap: int = 2) -> PIL.Image.Image:
-    """Lay a batch out row by row on a white sheet."""
-    pictures = to_pil(images)
-    width, height = pictures[0].size
-    columns = min(columns, len(pictures))
-    rows = -(-len(pictures) // columns)
-    page = PIL.Image.new(
-        "RGB", (columns * (width + gap) - gap, rows * (height + gap) - gap), "white"
-    )
-    for index, picture in enumerate(pictures):
-        row, column = divmod(index, columns)
-        page.paste(picture, (column * (width + gap), row * (height + gap)))
-    return page
-
-
 def image_files(paths: Iterable[Path]) -> list[Path]:
     """Keep the paths that are named like a picture, in order."""
     return [path for path in paths if path.suffix.lower() in SUFFIXES]

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import math
 import struct
 import zlib
 from pathlib import Path
@@ -20,7 +19,6 @@ from ddt_llama.data.images import (
     from_bytes8,
     open_image,
     save_png,
-    sheet,
     to_bytes8,
     to_pil,
 )
@@ -361,18 +359,3 @@ def test_save_png_to_an_impossible_place(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write"):
         save_png(torch.zeros(3, 8, 8), tmp_path / "file" / "picture.png")
-
-
-@pytest.mark.parametrize(("count", "columns", "width", "height"), [
-    (1, 4, 8, 8), (4, 4, 38, 8), (5, 4, 38, 18), (7, 2, 18, 38),
-])  # fmt: skip
-def test_sheet_lays_out_row_by_row(count: int, columns: int, width: int, height: int) -> None:
-    images = torch.linspace(-1, 0.9, count).reshape(-1, 1, 1, 1).expand(count, 3, 8, 8)
-    page = sheet(images, columns)
-    assert page.size == (width, height)
-    wide = min(columns, count)
-    for index in range(count):
-        row, column = divmod(index, wide)
-        shade = page.getpixel((column * 10 + 4, row * 10 + 4))
-        assert shade == (int(to_bytes8(images)[index, 0, 0, 0]),) * 3
-    assert math.ceil(count / wide) * 10 - 2 == height
