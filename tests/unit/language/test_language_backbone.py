@@ -170,6 +170,12 @@ def test_saving_again_removes_weights_in_other_shards(tmp_path):
     assert torch.equal(loaded, other.get_input_embeddings().weight)
 
 
+def test_gemma_scales_by_its_own_head_and_sees_all_positions():
+    settings = backbone.build(tiny("gemma"), VOCABULARY, device="meta").config.to_dict()
+    assert settings["query_pre_attn_scalar"] == TINY.head_dim
+    assert set(settings["layer_types"]) == {"full_attention"}
+
+
 def test_a_config_survives_json():
     assert from_dict(backbone.BackboneConfig, to_dict(backbone.paper())) == backbone.paper()
 
@@ -252,8 +258,8 @@ def empty_index(folder):
 
 
 def index_that_climbs(folder):
-    (folder / "model.safetensors").unlink()
-    index = {"weight_map": {"a": "../secret.safetensors"}}
+    (folder / "model.safetensors").rename(folder.parent / f"{folder.name}.safetensors")
+    index = {"weight_map": {"a": f"../{folder.name}.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
 
 

@@ -49,6 +49,13 @@ def test_an_id_that_is_no_code_is_named():
             vocabulary.to_codes(torch.tensor([20, wrong]))
 
 
+def test_ids_beyond_the_vocabulary_are_neither_text_nor_code():
+    vocabulary = Vocabulary(10, 16, 4)
+    ids = torch.tensor([-1, vocabulary.size])
+    assert not vocabulary.is_text(ids).any()
+    assert not vocabulary.is_code(ids).any()
+
+
 def test_no_codes_are_no_ids():
     assert Vocabulary(10, 16, 4).to_ids(torch.zeros(0, dtype=torch.int64)).shape == (0,)
 
