@@ -1,8 +1,8 @@
 """Edits of scenes: an instruction, the scene it starts from and a scene that obeys it.
 
 An edit is a pure function of (scene, seed, index). Its instruction names one object without
-ambiguity, its target is a valid scene in which nothing else has changed, and `change_done` and
-`rest_untouched` judge any other answer to the same instruction.
+ambiguity, and its target is a valid scene in which nothing else has changed. Other answers to the
+same instruction are judged in `judge`.
 """
 
 from collections.abc import Callable
@@ -28,14 +28,14 @@ from ddt_llama.shapes.words import ZONE_EDGES, ZONES, Mention, refer, zone
 
 EditKind = Literal["recolour", "remove", "add", "move", "resize", "background"]
 EDIT_KINDS: tuple[EditKind, ...] = ("recolour", "remove", "add", "move", "resize", "background")
-# How far an object may stand from where it was and still count as not moved: 3 of 64 pixels.
-PLACE_TOLERANCE = 3 / 64
+# New places keep this far from the border of their zone, so that it can be told from the picture.
+ZONE_BORDER = 0.03
+# A shorter move might not be seen as one.
+_SHORTEST_MOVE = 9 / 64
 # Smaller is chosen more: a background can always be changed, one object of one not removed.
 _PRIORITY = {"recolour": 1, "remove": 0.8, "add": 1, "move": 1, "resize": 1, "background": 1.6}
 _SPOT_TRIES = 40
 _EDIT_TRIES = 8
-# New places keep this far from the border of their zone, so that it can be told from the picture.
-_ZONE_BORDER = 0.03
 _SPOT_GAP = 0.03
 
 
@@ -56,12 +56,18 @@ class Edit:
 
 
 def edit(
-    scene: Scene, seed: int, index: int, *, kind: EditKind | None = None, heldout: bool = False
+    scene: Scene,
+    seed: int,
+    index: int,
+    *,
+    kind: EditKind | None = None,
+    heldout: bool = False,
+    max_objects: int = MAX_OBJECTS,
 ) -> Edit | None:
     """Choose an edit of the scene; of one kind, if given. None where nothing fits.
 
-    The target holds a combination kept out of training exactly where `heldout` says so. Without
-    `kind` and `heldout`, every training scene has an edit.
+    The target has at most `max_objects` objects and holds a combination kept out of training
+    exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
@@ -69,7 +75,11 @@ def edit(
     for chosen in kinds:
         for _ in range(_EDIT_TRIES):
             made = _MAKE[chosen](rng, scene)
-            if made is not None and is_heldout(made.target) == heldout:
+            if (
+                made is not None
+                and is_heldout(made.target) == heldout
+                and len(made.target.objects) <= max_objects
+            ):
                 return made
     return None
 
@@ -126,8 +136,8 @@ def _spot(
     row, column = divmod(place, 3)
 
     def draw(part: int) -> float:
-        low = max(reach, edges[part] + (_ZONE_BORDER if part else 0))
-        high = min(1 - reach, edges[part + 1] - (_ZONE_BORDER if part < 2 else 0))
+        low = max(reach, edges[part] + (ZONE_BORDER if part else 0))
+        high = min(1 - reach, edges[part + 1] - (ZONE_BORDER if part < 2 else 0))
         return low + (high - low) * rng.random()
 
     for _ in range(_SPOT_TRIES):
@@ -160,8 +170,7 @@ def _move(rng: Random, scene: Scene) -> Edit | None:
     item, phrase = chosen
     place = rng.choice([z for z in range(len(ZONES)) if z != zone(item.x, item.y)])
     spot = _spot(rng, place, item, _others(scene, item))
-    # A nudge across the border of two zones would be no visible move.
-    if spot is None or hypot(spot[0] - item.x, spot[1] - item.y) < 3 * PLACE_TOLERANCE:
+    if spot is None or hypot(spot[0] - item.x, spot[1] - item.y) < _SHORTEST_MOVE:
         return None
     after = replace(item, x=spot[0], y=spot[1])
     instruction = f"move {phrase.definite} to the {ZONES[place]}"
@@ -196,63 +205,3 @@ _MAKE: dict[EditKind, Callable[[Random, Scene], Edit | None]] = {
     "resize": _resize,
     "background": _background,
 }
-
-
-def _same(item: Object, other: Object, tolerance: float) -> bool:
-    return (
-        (item.shape, item.colour, item.size) == (other.shape, other.colour, other.size)
-        and abs(item.x - other.x) <= tolerance
-        and abs(item.y - other.y) <= tolerance
-    )
-
-
-def _obeys(made: Edit, item: Object, tolerance: float) -> bool:
-    """Say whether this object is what the instruction asked for."""
-    after = made.after
-    if after is None:
-        return False
-    if made.kind not in ("add", "move"):
-        return _same(item, after, tolerance)
-    kind = (item.shape, item.colour, item.size) == (after.shape, after.colour, after.size)
-    reach = (-_ZONE_BORDER, _ZONE_BORDER)
-    return kind and any(
-        zone(item.x + dx, item.y + dy) == zone(after.x, after.y) for dx in reach for dy in reach
-    )
-
-
-def _unmatched(made: Edit, result: Scene, tolerance: float) -> tuple[list[Object], list[Object]]:
-    """Pair each object that should stay with one in the result; return both leftovers."""
-    left = list(result.objects)
-    lost = []
-    for item in made.source.objects:
-        if item is made.before:
-            continue
-        twin = next((other for other in left if _same(item, other, tolerance)), None)
-        if twin is None:
-            lost.append(item)
-        else:
-            left.remove(twin)
-    return lost, left
-
-
-def change_done(made: Edit, result: Scene, tolerance: float = PLACE_TOLERANCE) -> bool:
-    """Say whether the result shows what was asked, whatever became of the rest.
-
-    Added and moved objects may stand anywhere in the named part of the canvas.
-    """
-    if made.kind == "background":
-        return result.background == made.target.background
-    _, left = _unmatched(made, result, tolerance)
-    before = made.before
-    gone = before is None or not any(_same(before, item, tolerance) for item in left)
-    return gone and (made.kind == "remove" or any(_obeys(made, item, tolerance) for item in left))
-
-
-def rest_untouched(made: Edit, result: Scene, tolerance: float = PLACE_TOLERANCE) -> bool:
-    """Say whether all that the instruction does not speak of is as before, and nothing is new."""
-    if made.kind != "background" and result.background != made.source.background:
-        return False
-    lost, left = _unmatched(made, result, tolerance)
-    # What may remain is the object spoken of, obedient or not: one at most.
-    allowed = 0 if made.kind == "background" else 1
-    return not lost and len(left) <= allowed

@@ -35,16 +35,19 @@ class Question(NamedTuple):
     kind: QuestionKind
 
 
-def question(scene: Scene, seed: int, index: int) -> Question:
+def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = None) -> Question:
     """Ask something about the scene; what is asked is decided by (seed, index).
 
-    A kind the scene has no question for (a relation with one object) gives way to the next.
+    A kind the scene has no question for (a relation with one object) gives way to another; `kind`
+    is the one to try first.
     """
     rng = generator(seed, index, 2)
-    for kind in sorted(QUESTION_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind]):
-        asked = _ASK[kind](rng, scene)
+    order = sorted(QUESTION_KINDS, key=lambda one: rng.random() * _PRIORITY[one])
+    kinds: list[QuestionKind] = order if kind is None else [kind, *order]
+    for chosen in kinds:
+        asked = _ASK[chosen](rng, scene)
         if asked is not None:
-            return Question(*asked, kind)
+            return Question(*asked, chosen)
     raise AssertionError("every scene can be asked about existence")
 
 
