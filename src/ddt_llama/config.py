@@ -252,7 +252,7 @@ def _allows_none(hint: Any) -> bool:
 
 
 @cache
-def _adapter(hint: Any) -> pydantic.TypeAdapter[Any]:
+def _adapter(hint: Any) -> Any:  # TypeAdapter[Any] is a hint that beartype refuses
     return pydantic.TypeAdapter(hint)
 
 

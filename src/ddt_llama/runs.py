@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Self
+from typing import IO, Any
 
 import torch
 
@@ -51,7 +51,7 @@ class Run:
         self._resumed_at: int | None = None
 
     @classmethod
-    def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> Self:
+    def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> "Run":
         """Open `folder` for the recipe `config`, a frozen dataclass.
 
         Raises UserError before any work where the folder cannot be written, is in use by another
@@ -125,7 +125,7 @@ class Run:
             if name != "step" and isinstance(value, (int, float)):
                 self._board.add_scalar(name, value, int(record["step"]))
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Run":
         """Return itself; leaving the `with` block closes it."""
         return self
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ Metrics = Mapping[str, float | Tensor]
 Sampler = Callable[[nn.Module, int, Run], Mapping[str, float] | None]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What a stage minimises.
 

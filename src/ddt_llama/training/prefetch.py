@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +52,7 @@ class Batches:
         self.waited += time.perf_counter() - began
         return batch
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Batches":
         """Return itself."""
         return self
 

@@ -10,7 +10,7 @@ from ddt_llama import distributed
 SHOWN = ("loss", "grad_norm", "lr")
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """Return seconds as people say them.
 
     >>> duration(3725)
@@ -37,7 +37,7 @@ class Display:
             self._task = self._bar.add_task("", total=steps, completed=step)
             self._bar.start()
 
-    def record(self, record: Mapping[str, float]) -> None:
+    def record(self, record: Mapping[str, float | int]) -> None:
         """Show the figures of a logged step."""
         speed = record["images_per_second"]
         left = (self._steps - record["step"]) * record["step_ms"] / 1000

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Mapping
 from types import FrameType
-from typing import Any, Self
+from typing import Any
 
 WINDOW = 200  # losses that the running median sees
 ENOUGH = 20  # losses before the median means anything
@@ -79,7 +79,7 @@ class Signals:
         self.received: str | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Signals":
         """Listen, where this thread may."""
         if threading.current_thread() is threading.main_thread():
             for number in (signal.SIGINT, signal.SIGTERM):
