@@ -14,9 +14,8 @@ from ddt_llama.data.sources import ImageSource, Sample
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene, Split, sample_scene
 
-# No training stream uses this seed; tuning uses the next one.
+# No training stream uses this seed.
 EVALUATION_SEED = 20_250_424
-TUNING_SEED = EVALUATION_SEED + 1
 
 
 @runtime_checkable

@@ -1,0 +1,243 @@
+"""Suite `shapes`: does the model draw, edit and answer what was asked?
+
+Six categories as in GenEval (Ghosh et al. 2023) on compositions that training never held, judged by
+the verifier that reads a picture back into a scene; edits (is the change done, is the rest
+untouched); questions by exact match.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol, Unpack, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import (
+    Figure,
+    clustered_proportion,
+    mean,
+    mean_of,
+    proportion,
+    setting,
+)
+from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.settings import Options, Settings
+from ddt_llama.shapes.judge import change_done, rest_untouched, untouched_error
+from ddt_llama.shapes.prompts import (
+    CATEGORIES,
+    Category,
+    Use,
+    edit_suite,
+    heldout_prompts,
+    question_suite,
+    satisfies,
+)
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.verify import read
+from ddt_llama.tokenizer.base import Tokenizer
+
+
+@runtime_checkable
+class Artist(Protocol):
+    """What the suite asks of a model; `generation.Model` is one."""
+
+    settings: Settings
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The image tokenizer; its image size is that of all pictures."""
+        ...
+
+    def draw_codes(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> Int[Tensor, "b k"]:
+        """Return codes of `num` images a prompt, prompt by prompt."""
+        ...
+
+    def edit_codes(
+        self,
+        images: Float[Tensor, "b 3 h w"],
+        instructions: str | Sequence[str],
+        *,
+        num: int = 1,
+        seed: int | Sequence[int] = 0,
+        **options: Unpack[Options],
+    ) -> Int[Tensor, "b k"]:
+        """Return codes of the edited images."""
+        ...
+
+    def ask_many(
+        self, images: Float[Tensor, "b 3 h w"], questions: str | Sequence[str]
+    ) -> list[str]:
+        """Return an answer to each question about its image."""
+        ...
+
+    def decode(
+        self,
+        codes: Int[Tensor, "b k"],
+        seeds: Sequence[int],
+        steps: int | None = None,
+        visible: int | None = None,
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return the images of codes."""
+        ...
+
+
+@dataclass(frozen=True)
+class ShapesSuite:
+    """Says how much to ask.
+
+    `prompts` a category and `images` a prompt; `edits` and `questions` in all (0 leaves that part
+    out). `guidance_scale` and `steps`: None takes the release's own.
+    """
+
+    prompts: int = 100
+    images: int = 4
+    edits: int = 300
+    questions: int = 500
+    guidance_scale: float | None = None
+    steps: int | None = None
+    batch_size: int = 32
+    seed: int = EVALUATION_SEED
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that measure nothing."""
+        lowest = {"prompts": 0, "images": 1, "edits": 0, "questions": 0, "batch_size": 1}
+        for name, low in lowest.items():
+            if getattr(self, name) < low:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+
+    @property
+    def options(self) -> Options:
+        """How pictures are drawn."""
+        return {"guidance_scale": self.guidance_scale, "steps": self.steps}
+
+    def run(self, model: Artist) -> dict[str, Figure]:
+        """Measure a model on prompts, edits and questions that training never held.
+
+        Keys: `shapes.CATEGORY`, `shapes.overall` (mean of the six), `shapes.readable` (share of
+        drawings that the verifier could read), `shapes.edit.{done,kept,both}` and
+        `shapes.edit.both.KIND`, `shapes.edit.untouched_error` (mean absolute difference, of the
+        full range, where nothing should change), `shapes.questions` and `shapes.questions.KIND`.
+        Shares have Wilson's intervals, those of drawings clustered by prompt; `overall` is their
+        square-and-add, the error a mean with Student's t.
+        """
+        figures: dict[str, Figure] = {}
+        if self.prompts:
+            figures |= self.drawing(model)
+        if self.edits:
+            figures |= self.editing(model)
+        if self.questions:
+            figures |= self.asking(model)
+        used = model.settings.changed(self.options)
+        return figures | {
+            "shapes.prompts_a_category": setting(self.prompts),
+            "shapes.images_a_prompt": setting(self.images),
+            "shapes.guidance_scale": setting(used.guidance_scale),
+            "shapes.temperature": setting(used.temperature),
+            "shapes.steps": setting(used.steps),
+        }
+
+    def drawing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
+        """Draw every prompt and judge each picture by what its prompt demands."""
+        figures: dict[str, Figure] = {}
+        readable: list[list[bool]] = []
+        for category in CATEGORIES:
+            verdicts, clear = self._category(model, category, use)
+            figures[f"shapes.{category}"] = clustered_proportion(verdicts)
+            readable += clear
+        overall = {"shapes.overall": mean_of(list(figures.values()))}
+        return overall | figures | {"shapes.readable": clustered_proportion(readable)}
+
+    def _category(
+        self, model: Artist, category: Category, use: Use
+    ) -> tuple[list[list[bool]], list[list[bool]]]:
+        """Return for each prompt of a category, for each image: is it right, can it be read.
+
+        Image j of prompt i has the seed `seed + i * images + j`: no two of a category share noise.
+        """
+        verdicts: list[list[bool]] = []
+        readable: list[list[bool]] = []
+        prompts = heldout_prompts(category, self.prompts, self.seed, use=use)
+        at_once = max(1, self.batch_size // self.images)
+        for start, stop in watch(list(batches(len(prompts), at_once)), f"draw {category}"):
+            part = prompts[start:stop]
+            first = [self.seed + i * self.images for i in range(start, stop)]
+            seeds = [seed + j for seed in first for j in range(self.images)]
+            texts = [prompt for prompt, _ in part]
+            codes = model.draw_codes(texts, num=self.images, seed=first, **self.options)
+            found = read(self._decode(model, codes, seeds))
+            for row, (_, requirement) in enumerate(part):
+                own = found[row * self.images : (row + 1) * self.images]
+                verdicts.append([satisfies(scene, requirement) for scene in own])
+                readable.append([scene is not None for scene in own])
+        return verdicts, readable
+
+    def editing(self, model: Artist) -> dict[str, Figure]:
+        """Edit held-out scenes; judge the change, and what should have stayed as it was."""
+        edits = edit_suite(self.edits, self.seed)
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        errors: list[float] = []
+        for start, stop in watch(list(batches(len(edits), self.batch_size)), "edit"):
+            part = edits[start:stop]
+            seeds = [self.seed + i for i in range(start, stop)]
+            sources = render([made.source for made in part], model.tokenizer.image_size)
+            texts = [made.instruction for made in part]
+            codes = model.edit_codes(sources, texts, seed=seeds, **self.options)
+            results = self._decode(model, codes, seeds)
+            for row, (made, scene) in enumerate(zip(part, read(results), strict=True)):
+                done, kept = change_done(made, scene), rest_untouched(made, scene)
+                outcomes["shapes.edit.done"].append(done)
+                outcomes["shapes.edit.kept"].append(kept)
+                outcomes["shapes.edit.both"].append(done and kept)
+                outcomes[f"shapes.edit.both.{made.kind}"].append(done and kept)
+                errors.append(untouched_error(made, sources[row], results[row]))
+        return _shares(outcomes) | {"shapes.edit.untouched_error": mean(errors)}
+
+    def asking(self, model: Artist) -> dict[str, Figure]:
+        """Ask about scenes; only the exact words of the answer count."""
+        asked = question_suite(self.questions, self.seed)
+        outcomes: dict[str, list[bool]] = defaultdict(list)
+        for start, stop in watch(list(batches(len(asked), self.batch_size)), "ask"):
+            part = asked[start:stop]
+            images = render([scene for scene, _ in part], model.tokenizer.image_size)
+            answers = model.ask_many(images, [question.question for _, question in part])
+            for (_, question), answer in zip(part, answers, strict=True):
+                right = answer.strip() == question.answer
+                outcomes["shapes.questions"].append(right)
+                outcomes[f"shapes.questions.{question.kind}"].append(right)
+        return _shares(outcomes)
+
+    def _decode(self, model: Artist, codes: Tensor, seeds: Sequence[int]) -> Tensor:
+        return model.decode(codes, seeds, steps=model.settings.changed(self.options).steps)
+
+
+def tune_guidance(
+    model: Artist,
+    scales: Iterable[float] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    suite: ShapesSuite = ShapesSuite(prompts=20, images=2),
+) -> tuple[float, dict[float, Figure]]:
+    """Return the guidance scale with the best `shapes.overall` on the tuning prompts.
+
+    No tuning prompt is a prompt of the evaluation. Of equally good scales the smallest wins. Also
+    returns the figure of every scale.
+    """
+    figures = {
+        scale: replace(suite, guidance_scale=scale).drawing(model, "tuning")["shapes.overall"]
+        for scale in scales
+    }
+    if not figures:
+        raise UserError("no guidance scale was given to choose from; give at least one")
+    return max(sorted(figures), key=lambda scale: figures[scale].value), figures
+
+
+def _shares(outcomes: Mapping[str, Sequence[bool]]) -> dict[str, Figure]:
+    return {name: proportion(verdicts) for name, verdicts in outcomes.items()}
