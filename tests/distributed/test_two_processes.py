@@ -86,6 +86,9 @@ def rank_main(folder):
     assert outcome.finished
     totals = distributed.all_gather(torch.cat([p.flatten() for p in model.parameters()])[None])
     assert torch.equal(totals[0], totals[1])
+    averages = outcome.ema.state_dict().values()
+    totals = distributed.all_gather(torch.cat([average.flatten() for average in averages])[None])
+    assert torch.equal(totals[0], totals[1])
     distributed.teardown()
 
 

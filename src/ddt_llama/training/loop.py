@@ -112,12 +112,13 @@ def train(
     The model stays on its device; parameters without requires_grad are neither moved nor saved.
     `stream(n)` gives the batch of forward pass n. `sample(model, step, run)` is called on the main
     process with the averaged weights in place; the figures it returns are logged.
-    SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
+    Several processes read checkpoints from one shared folder; only the loss and `grad_norm` logged
+    are means over all of them. SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
     where the loss is not finite or explodes; the checkpoints before it stay.
     """
+    distributed.broadcast_module(model)
     trainer = _Trainer(model, objective, config, run, sample)
     trainer.resume()
-    distributed.broadcast_module(model)
     if trainer.step >= config.steps:
         return Outcome(trainer.step, True, trainer.ema)
     if config.compile:
