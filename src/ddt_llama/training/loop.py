@@ -113,7 +113,8 @@ def train(
     `stream(n)` gives the batch of forward pass n. `sample(model, step, run)` is called on the main
     process with the averaged weights in place; the figures it returns are logged.
     Several processes read checkpoints from one shared folder; only the loss and `grad_norm` logged
-    are means over all of them. SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
+    are means over all of them.
+    SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
     where the loss is not finite or explodes; the checkpoints before it stay.
     """
     distributed.broadcast_module(model)
