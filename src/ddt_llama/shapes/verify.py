@@ -28,13 +28,18 @@ _BACKGROUNDS = np.array([rgb for _, rgb in BACKGROUNDS], dtype=np.float32) / 255
 # nearest two are 0.40 apart (in units of the full range).
 COLOUR_TOLERANCE = 0.19
 # Share of a shape's energy that the picture may leave unexplained, noise not counted.
-_MISFIT = 0.22
-# By how much (of the same energy) the best shape must beat the best other one.
-_ADVANTAGE = 0.015
+_MISFIT = 0.2
+# By how much (of the same energy) the best shape must beat the best other one, and by how much of
+# what it leaves unexplained: where the best shape fits badly, a close second is as likely.
+_ADVANTAGE = 0.012
+_ADVANTAGE_OF_MISFIT = 0.3
 # Share of a colour over the background from which a pixel belongs to an object, and from which a
 # region is looked at though none of its pixels does (a thin shape, blurred).
 _SOLID = 0.5
 _FAINT = 0.3
+# Strength and bulk (in areas of the smallest shape) from which a faint blot is no mere noise.
+_GHOST = 0.15
+_GHOST_BULK = 0.3
 # Regions with less than this share of the smallest shape's area are specks, not objects.
 _SPECK = 0.25
 _SMALLEST_AREA = 1.3 * SIZES[0][1] ** 2
@@ -61,7 +66,7 @@ class _Picture:
 
 @dataclass(frozen=True)
 class _Fit:
-    """The best shape at a place: kind, centre in pixels, corner of its window and coverage.
+    """The best shape at a place: kind, centre in pixels, window and coverage.
 
     gain: by how much it lowers the squared error; advantage: by how much more than any other kind.
     """
@@ -69,8 +74,7 @@ class _Fit:
     kind: int
     x: float
     y: float
-    left: int
-    top: int
+    window: tuple[slice, slice]
     cover: Array
     gain: float
     advantage: float
@@ -83,6 +87,8 @@ def _read_one(picture: Array) -> Scene | None:
     size = picture.shape[0]
     colour, alpha = _unmix(_smooth(ground.offset, 0.7 * size / 64), ground.background)
     regions = _regions(colour, alpha)
+    if _has_ghosts(ground, regions):
+        return None
     if not regions:
         return Scene(ground.background, ())
     owner = _owners(regions, size)
@@ -162,6 +168,21 @@ def _masks(alpha: Array) -> Iterator[Mask]:
             yield mask
 
 
+def _has_ghosts(picture: _Picture, regions: list[tuple[int, Mask]]) -> bool:
+    """Say whether something wide and faint lies outside all regions: no object, nor nothing."""
+    size = picture.offset.shape[0]
+    calm = _smooth(picture.offset, 1.5 * size / 64)
+    _, alpha = _unmix(calm, picture.background)
+    known = np.zeros(alpha.shape, dtype=np.bool_)
+    for _, mask in regions:
+        known |= mask
+    labels, count = _label(alpha > _GHOST)
+    touched = set(labels[known].tolist())
+    sums = np.bincount(labels.ravel(), weights=alpha.ravel(), minlength=count + 1)
+    limit = _GHOST_BULK * _SMALLEST_AREA * size * size
+    return any(sums[number] > limit for number in range(1, count + 1) if number not in touched)
+
+
 def _is_solid(part: Mask, speck: float) -> bool:
     return ndimage.binary_erosion(part).sum() > 0.3 * speck
 
@@ -193,21 +214,26 @@ def _read_region(
     crop = _around(region)
     alpha = np.pad((picture.offset[crop] @ direction / scale).clip(-0.5, 1.5) * mine[crop], pad)
     offset = np.pad(picture.offset[crop], ((pad, pad), (pad, pad), (0, 0)))
-    objects: list[Object] = []
+    fits: list[_Fit] = []
     while (bulk := _smooth(alpha, sigma))[bulk > _FAINT].sum() > speck:
         fit = _fit(alpha, bulk > _FAINT, shapes)
-        if fit is None or fit.gain <= 0 or len(objects) == MAX_OBJECTS:
+        if fit is None or fit.gain <= 0 or len(fits) == MAX_OBJECTS:
             return None
-        window = slice(fit.top, fit.top + shapes.side), slice(fit.left, fit.left + shapes.side)
-        rest = alpha[window] - fit.cover
-        named = _name_colour(offset[window], fit.cover, picture.background)
-        if named != colour or not _is_clear(fit, rest, picture.noise / np.sqrt(scale)):
+        fits.append(fit)
+        alpha[fit.window] -= fit.cover
+    noise = picture.noise / np.sqrt(scale)
+    for fit in fits:
+        named = _name_colour(offset[fit.window], fit.cover, picture.background)
+        if named != colour or not _is_clear(fit, alpha[fit.window], noise):
             return None
-        kind, which = divmod(fit.kind, len(SIZES))
-        x, y = (fit.x - pad + crop[1].start) / size, (fit.y - pad + crop[0].start) / size
-        objects.append(Object(kind, colour, which, x, y))
-        alpha[window] = rest
-    return objects or None
+    origin = np.array([crop[1].start - pad, crop[0].start - pad])
+    return [_object(fit, colour, origin, size) for fit in fits] or None
+
+
+def _object(fit: _Fit, colour: int, origin: NDArray[np.int64], size: int) -> Object:
+    shape, which = divmod(fit.kind, len(SIZES))
+    x, y = (float(origin[0]) + fit.x) / size, (float(origin[1]) + fit.y) / size
+    return Object(shape, colour, which, x, y)
 
 
 def _around(region: Mask) -> tuple[slice, slice]:
@@ -222,7 +248,8 @@ def _is_clear(fit: _Fit, rest: Array, noise: float) -> bool:
     near = np.zeros(fit.cover.shape, dtype=np.bool_)
     ndimage.binary_dilation(fit.cover > 0.05, iterations=2, output=near)
     misfit = float(np.square(rest[near]).sum()) - near.sum() * noise**2
-    return misfit < _MISFIT * energy and fit.advantage > _ADVANTAGE * energy
+    needed = max(_ADVANTAGE * energy, _ADVANTAGE_OF_MISFIT * misfit)
+    return misfit < _MISFIT * energy and fit.advantage > needed
 
 
 def _fit(alpha: Array, bulk: Mask, shapes: Templates) -> _Fit | None:
@@ -261,8 +288,7 @@ def _fit(alpha: Array, bulk: Mask, shapes: Templates) -> _Fit | None:
         kind=kind,
         x=column + 0.5 + float(shapes.offset[best, 0]),
         y=row + 0.5 + float(shapes.offset[best, 1]),
-        left=column - half,
-        top=row - half,
+        window=(slice(row - half, row + half + 1), slice(column - half, column + half + 1)),
         cover=shapes.flat[best].reshape(shapes.side, shapes.side),
         gain=gain,
         advantage=gain - float(gains[shapes.kind != kind].max()),
