@@ -103,8 +103,8 @@ class Decoder(nn.Module):
         super().__init__()
         self.config = config
         self.patch_in = nn.Linear(patch_dim, config.dim)
-        positions = sincos(grid_positions(grid, grid), config.dim)
-        self.register_buffer("positions", positions, persistent=False)
+        positions = sincos(grid_positions(grid, grid), config.dim, extent=grid)
+        self.register_buffer("positions", positions)
         self.code_in = nn.Linear(code_dim, config.dim)
         start = initial_queries(num_tokens, grid, config.dim, config.positions)
         self.token_positions = nn.Parameter(start)

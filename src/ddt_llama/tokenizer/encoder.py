@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ddt_llama.layers import Stream, attend, grid_positions, sincos
 
+# Variance, times the width, of the tied weights: logits of about 8 at a token's own position.
+TIED_GAIN = 1.5
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -51,7 +54,7 @@ def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Te
     noise = 0.02 * torch.randn(num_tokens, dim)
     if kind == "normal":
         return noise
-    return sincos(coarse_positions(num_tokens, grid), dim) + noise
+    return sincos(coarse_positions(num_tokens, grid), dim, extent=grid) + noise
 
 
 def tie_queries_to_keys(streams: list[Stream]) -> None:
@@ -61,7 +64,7 @@ def tie_queries_to_keys(streams: list[Stream]) -> None:
     Trockman and Kolter 2023, carried over to two streams).
     """
     dim = streams[0].out.in_features
-    shared = streams[0].qkv.weight.data[:dim].clone()
+    shared = torch.randn(dim, dim) * (TIED_GAIN / dim) ** 0.5
     for stream in streams:
         stream.qkv.weight.data[:dim] = shared
         stream.qkv.weight.data[dim : 2 * dim] = shared
@@ -98,8 +101,8 @@ class Encoder(nn.Module):
     ) -> None:
         super().__init__()
         self.patch_in = nn.Linear(patch_dim, config.dim)
-        positions = sincos(grid_positions(grid, grid), config.dim)
-        self.register_buffer("positions", positions, persistent=False)
+        positions = sincos(grid_positions(grid, grid), config.dim, extent=grid)
+        self.register_buffer("positions", positions)
         self.queries = nn.Parameter(initial_queries(num_tokens, grid, config.dim, config.queries))
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)

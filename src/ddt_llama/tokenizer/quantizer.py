@@ -39,6 +39,7 @@ class Quantizer(nn.Module):
     """Nearest code by cosine; the codebook moves by `update`, never by gradient."""
 
     codebook: Tensor
+    filled: Tensor
     counts: Tensor
     sums: Tensor
     usage: Tensor
@@ -49,8 +50,10 @@ class Quantizer(nn.Module):
         size, dim = config.codebook_size, config.code_dim
         codebook = F.normalize(torch.randn(size, dim), dim=-1)
         self.register_buffer("codebook", codebook)
-        self.register_buffer("counts", torch.zeros(size))
-        self.register_buffer("sums", torch.zeros(size, dim))
+        # False until the first training batch has filled the codebook with its own features.
+        self.register_buffer("filled", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("counts", torch.zeros(size), persistent=False)
+        self.register_buffer("sums", torch.zeros(size, dim), persistent=False)
         # How often each position uses each code, decayed: the source of the usage metrics.
         self.register_buffer("usage", torch.zeros(num_tokens, size), persistent=False)
 
@@ -84,10 +87,14 @@ class Quantizer(nn.Module):
         sums = torch.zeros_like(self.sums).index_add_(0, flat, unit)
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
         self._count_usage(codes)
-        started = bool(self.counts.any())
-        self.counts.lerp_(counts, 1 - decay if started else 1.0)
-        self.sums.lerp_(sums, 1 - decay if started else 1.0)
         even_share = counts.sum() / config.codebook_size
+        if self.filled and not self.counts.any():  # a release: goes on from its codebook
+            self.counts.fill_(even_share)
+            self.sums.copy_(self.codebook * even_share)
+        # At the very first step all counts are zero, so every code is dead and drawn from data.
+        self.counts.mul_(decay).add_(counts * self.filled, alpha=1 - decay)
+        self.sums.mul_(decay).add_(sums * self.filled, alpha=1 - decay)
+        self.filled.fill_(True)
         dead = self.counts < config.dead_share * even_share
         replaced = int(dead.sum())
         if replaced:

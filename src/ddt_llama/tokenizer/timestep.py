@@ -5,7 +5,8 @@ Encoder, quantizer and decoder put together: `forward` is what training needs, `
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,20 +14,31 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ddt_llama.config import UserError
+from ddt_llama.checkpoint import load_into, load_tensors, save_release
+from ddt_llama.config import UserError, from_dict, load_json, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
 from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
 from ddt_llama.tokenizer.encoder import Encoder, EncoderConfig
+from ddt_llama.tokenizer.latents import Pixels, VaeLatents
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 from ddt_llama.tokenizer.schedule import LanguageOrder, TokenSchedule, step_seeds
+
+KIND = "timestep"
 
 
 @dataclass(frozen=True)
 class TimestepTokenizerConfig:
-    """Everything that determines the network; sizes in pixels (or latent cells) and widths."""
+    """Everything that determines the network.
+
+    `image_size` in pixels; `latents` is the space that is tokenised, with its `channels` and
+    `downsample` (pixels a cell) stated here too, so that a network can be built without its VAE;
+    `patch` in cells of that space. Raises UserError where sizes do not divide.
+    """
 
     image_size: int = 64
+    latents: Pixels | VaeLatents = Pixels()
     channels: int = 3
+    downsample: int = 1
     patch: int = 8
     num_tokens: int = 32
     pieces: tuple[float, ...] = (1.0,)
@@ -37,10 +49,18 @@ class TimestepTokenizerConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that leave a rest."""
+        if self.image_size % (self.downsample * self.patch):
+            raise UserError(
+                f"image_size {self.image_size} is not a multiple of downsample x patch = "
+                f"{self.downsample} x {self.patch}; choose sizes that divide"
+            )
+
     @property
     def grid(self) -> int:
         """Patches along one side."""
-        return self.image_size // self.patch
+        return self.image_size // self.downsample // self.patch
 
     @property
     def patch_dim(self) -> int:
@@ -61,11 +81,6 @@ class TimestepTokenizer(nn.Module):
 
     def __init__(self, config: TimestepTokenizerConfig) -> None:
         super().__init__()
-        if config.image_size % config.patch:
-            raise UserError(
-                f"image_size {config.image_size} is not a multiple of patch {config.patch}; "
-                "choose sizes that divide"
-            )
         self.config = config
         self.num_tokens = config.num_tokens
         self.codebook_size = config.quantizer.codebook_size
@@ -80,6 +95,22 @@ class TimestepTokenizer(nn.Module):
         }
         self.encoder = Encoder(config.encoder, **sizes)
         self.decoder = Decoder(config.decoder, **sizes)
+
+    def to_patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n p"]:
+        """Carry images into the latent space and cut them; UserError for images of another size."""
+        size, latents = self.image_size, self.config.latents
+        if images.ndim != 4 or tuple(images.shape[-2:]) != (size, size):
+            raise UserError(
+                f"got images of shape {tuple(images.shape)}; this tokenizer reads "
+                f"(b, 3, {size}, {size}): resize and crop them first"
+            )
+        if (latents.channels, latents.downsample) != (self.config.channels, self.config.downsample):
+            raise UserError(
+                f"the latents have {latents.channels} channels and {latents.downsample} pixels a "
+                f"cell, the recipe {self.config.channels} and {self.config.downsample}; "
+                "set channels and downsample to match"
+            )
+        return self.patchify(latents.encode(images))
 
     def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
         """Cut images into square patches in raster order."""
@@ -137,14 +168,8 @@ class TimestepTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Return the codes of images of the tokenizer's own size."""
-        size = self.image_size
-        if images.ndim != 4 or tuple(images.shape[-2:]) != (size, size):
-            raise UserError(
-                f"encode got images of shape {tuple(images.shape)}; this tokenizer reads "
-                f"(b, 3, {size}, {size}): resize and crop them first"
-            )
         return self.quantizer.nearest(
-            nn.functional.normalize(self.encoder(self.patchify(images)).float(), dim=-1)
+            nn.functional.normalize(self.encoder(self.to_patches(images)).float(), dim=-1)
         )
 
     @torch.no_grad()
@@ -197,7 +222,25 @@ class TimestepTokenizer(nn.Module):
             order=order,
             fresh_noise=fresh,
         )
-        return self.unpatchify(x0).clamp(-1, 1)
+        return config.latents.decode(self.unpatchify(x0)).clamp(-1, 1)
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors; float16 halves the file."""
+        config = self.config
+        if isinstance(config.latents, VaeLatents):
+            config = replace(config, latents=config.latents.pinned())
+        save_release(folder, self.state_dict(), {"kind": KIND, **to_dict(config)}, dtype)
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "TimestepTokenizer":
+        """Open what `save` wrote, in eval mode; UserError for a wrong or damaged folder."""
+        described = dict(load_json(Path(folder) / "config.json"))
+        if described.pop("kind", None) != KIND:
+            raise UserError(f"{folder}: not a {KIND} tokenizer; choose the folder of one")
+        model = cls(from_dict(TimestepTokenizerConfig, described))
+        source = Path(folder) / "model.safetensors"
+        load_into(model, load_tensors(source), source)
+        return model.eval()
 
     def _check_decode(
         self, codes: Tensor, steps: int, visible: int | None, guidance_scale: float

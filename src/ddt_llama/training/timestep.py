@@ -72,7 +72,7 @@ class TimestepObjective:
         """Return the loss of one batch; everything random comes from `step_seed`."""
         c, path = self.config, model.config.path
         generator = Generator().manual_seed(step_seed)
-        patches = model.patchify(images)
+        patches = model.to_patches(images)
         b, device = len(images), images.device
         t = c.density.sample((b, c.draws), generator)
         eps = torch.randn(b, c.draws, *patches.shape[1:], generator=generator)
@@ -124,7 +124,7 @@ def probe(
     is 1 - |mean unit feature|^2 over images, a position's mean: 0 when all images look alike to
     the encoder, near 1 when they differ in every direction. Needs at least two images.
     """
-    patches = model.patchify(images)
+    patches = model.to_patches(images)
     features = model.encoder(patches)
     values = model.quantizer(features, rounding).values
     generator = Generator().manual_seed(0)
