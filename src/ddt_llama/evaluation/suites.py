@@ -1,19 +1,38 @@
 """The suites by name: what `ddt evaluate --suite NAME` can run."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, cast
 
 from ddt_llama.config import UserError, override
 from ddt_llama.data.sources import ImageSource, Sample
+from ddt_llama.evaluation.bench import ROUNDS, bench_draw
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.pictures import Pictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.generation.model import Model
 
-Suite = ReconstructionSuite | ShapesSuite
 
-SUITES: Mapping[str, type[Suite]] = {"reconstruction": ReconstructionSuite, "shapes": ShapesSuite}
+@dataclass(frozen=True)
+class SpeedSuite:
+    """Times drawing: the decode engine against the plain loop (see `bench`)."""
+
+    batches: tuple[int, ...] = (1, 8)
+    rounds: int = ROUNDS
+
+    def run(self, model: Model) -> dict[str, Figure]:
+        """Measure a model; keys are `draw.*`."""
+        return bench_draw(model, batches=self.batches, rounds=self.rounds)
+
+
+Suite = ReconstructionSuite | ShapesSuite | SpeedSuite
+
+SUITES: Mapping[str, type[Suite]] = {
+    "reconstruction": ReconstructionSuite,
+    "shapes": ShapesSuite,
+    "speed": SpeedSuite,
+}
 
 
 def suite_named(name: str, changes: Mapping[str, Any] | None = None) -> Suite:
@@ -40,5 +59,5 @@ def evaluate(
             pictures = SourcePictures(source, model.tokenizer.image_size, wanted)
         return suite.run(model.tokenizer, pictures)
     if source is not None:
-        raise UserError("suite shapes draws its own scenes; pictures are for reconstruction only")
+        raise UserError("pictures of your own are for the suite reconstruction; leave them out")
     return suite.run(model)

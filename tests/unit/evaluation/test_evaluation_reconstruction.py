@@ -23,6 +23,10 @@ from ddt_llama.evaluation.reconstruction import (
 )
 from ddt_llama.evaluation.result import figures_table, watch, write_figures
 from ddt_llama.shapes import scene as shapes_scene
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.tokenizer.timestep import TimestepTokenizer, TimestepTokenizerConfig
 
 SIZE = 64
 
@@ -222,3 +226,21 @@ def test_figures_are_written_flat_with_their_bounds(tmp_path: Path) -> None:
 def test_watching_changes_nothing() -> None:
     assert list(watch([3, 1, 2], "count")) == [3, 1, 2]
     assert list(watch(iter([3, 1]), "count", total=2)) == [3, 1]
+
+
+def test_an_untrained_tokenizer_of_this_project_is_measured_and_fails() -> None:
+    torch.manual_seed(0)
+    tokenizer = TimestepTokenizer(
+        TimestepTokenizerConfig(
+            num_tokens=4,
+            encoder=EncoderConfig(dim=32, depth=1, num_heads=2),
+            decoder=DecoderConfig(dim=32, depth=1, num_heads=2),
+            quantizer=QuantizerConfig(codebook_size=64),
+        )
+    )
+    figures = SMALL.run(tokenizer)
+    assert figures["reconstruction.exact.4"].value == 0.0
+    assert 0 < figures["reconstruction.psnr.4"].value < 15
+    assert 0 < figures["codebook.used"].value <= 1
+    assert {"reconstruction.visible.psnr.1", "reconstruction.visible.psnr.4"} <= set(figures)
+    assert SMALL.run(tokenizer) == figures

@@ -12,7 +12,7 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import clustered_proportion
 from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_guidance
-from ddt_llama.evaluation.suites import SUITES, suite_named
+from ddt_llama.evaluation.suites import SpeedSuite, suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
 from ddt_llama.shapes.prompts import (
@@ -347,10 +347,10 @@ def test_the_model_of_this_project_is_an_artist() -> None:
 
 
 def test_unknown_suites_and_fields_name_what_exists() -> None:
-    with pytest.raises(UserError, match="reconstruction, shapes"):
+    with pytest.raises(UserError, match="reconstruction, shapes, speed"):
         suite_named("geneval")
     with pytest.raises(UserError, match="codebook_scenes"):
         suite_named("reconstruction", {"scene": 3})
     suite = suite_named("shapes", {"prompts": "5", "guidance_scale": "1.5"})
     assert suite == ShapesSuite(prompts=5, guidance_scale=1.5)
-    assert set(SUITES) == {"reconstruction", "shapes"}
+    assert suite_named("speed", {"batches": "1,4"}) == SpeedSuite(batches=(1, 4))
