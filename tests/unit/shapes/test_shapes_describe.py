@@ -1,0 +1,274 @@
+"""Captions, questions and edits, judged by a reader of English that shares no code with them."""
+
+import re
+from collections import Counter
+
+import pytest
+
+from ddt_llama.shapes.describe import Edit, caption, edit, question
+from ddt_llama.shapes.edits import EDIT_KINDS
+from ddt_llama.shapes.questions import QUESTION_KINDS
+from ddt_llama.shapes.scene import (
+    BACKGROUNDS,
+    COLOURS,
+    SHAPES,
+    SIZES,
+    Object,
+    Scene,
+    is_valid,
+    sample_scene,
+)
+
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
+COLOUR = [name for name, _ in COLOURS]
+GROUND = [name for name, _ in BACKGROUNDS]
+SIZE = [name for name, _ in SIZES]
+NOUNS = {n: n for n in SHAPES} | {n + ("es" if n == "cross" else "s"): n for n in SHAPES}
+NOUNS |= {"shape": "shape", "shapes": "shape"}
+PHRASE = (
+    rf"(?:(?P<n>an?|{'|'.join(NUMBERS)}|the) )?(?:(?P<size>small|large) )?"
+    rf"(?:(?P<colour>{'|'.join(COLOUR)}) )?(?P<noun>{'|'.join(sorted(NOUNS, reverse=True))})\b"
+)
+ZONE = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
+RELATION = r"(?:to the )?(?P<relation>left of|right of|above|below)"
+SCENES = [sample_scene(21, i, max_objects=5) for i in range(1500)]
+
+Fact = tuple[int | None, str | None, str | None, str]
+
+
+def facts(text: str) -> list[Fact]:
+    """Read all noun phrases: (number, size, colour, noun); None as number for "the"."""
+    found = []
+    for m in re.finditer(PHRASE, text):
+        n = m["n"]
+        number = None if n == "the" else NUMBERS.index(n) if n in NUMBERS else 1
+        found.append((number, m["size"], m["colour"], NOUNS[m["noun"]]))
+    return found
+
+
+def fitting(scene: Scene, fact: Fact) -> list[Object]:
+    _, size, colour, noun = fact
+    return [
+        o
+        for o in scene.objects
+        if size in (None, SIZE[o.size])
+        and colour in (None, COLOUR[o.colour])
+        and noun in ("shape", SHAPES[o.shape])
+    ]
+
+
+def stands(relation: str, a: Object, b: Object) -> bool:
+    gap = {
+        "left of": b.x - a.x,
+        "right of": a.x - b.x,
+        "above": b.y - a.y,
+        "below": a.y - b.y,
+    }[relation]
+    return gap >= 0.15
+
+
+def in_zone(o: Object, words: str) -> bool:
+    column = "left" if o.x < 0.38 else "right" if o.x >= 0.62 else ""
+    row = "top" if o.y < 0.38 else "bottom" if o.y >= 0.62 else ""
+    return words == (f"{row} {column}".strip() or "middle")
+
+
+def is_true(text: str, scene: Scene) -> bool:
+    ground = re.search(rf"({'|'.join(GROUND)}) background|background: ({'|'.join(GROUND)})", text)
+    if ground and (ground[1] or ground[2]) != GROUND[scene.background]:
+        return False
+    if "background:" in text:
+        told = Counter(re.findall(r"(\w+): (\w+), (\w+)", text))
+        real = Counter((SHAPES[o.shape], COLOUR[o.colour], SIZE[o.size]) for o in scene.objects)
+        return told == real
+    placed = re.findall(rf"{PHRASE} at the ({ZONE})", text)
+    if placed:
+        told = [
+            (size or None, colour or None, noun, word) for _, size, colour, noun, word in placed
+        ]
+        pool = list(scene.objects)
+        for size, colour, noun, word in told:
+            hit = [o for o in fitting(scene, (1, size, colour, noun)) if in_zone(o, word)]
+            hit = [o for o in hit if o in pool]
+            if not hit:
+                return False
+            pool.remove(hit[0])
+        return not pool
+    related = re.search(rf"{PHRASE} {RELATION} ", text)
+    if related:
+        first, second = facts(text[related.start() :])[:2]
+        a, b = fitting(scene, first), fitting(scene, second)
+        if len(a) != 1 or len(b) != 1 or not stands(related["relation"], a[0], b[0]):
+            return False
+    told = [fact for fact in facts(text) if fact[0] is not None]
+    exact = all(len(fitting(scene, fact)) == fact[0] for fact in told)
+    partial = re.search(r"a picture with|contains|among others", text)
+    number = sum(fact[0] or 0 for fact in told)
+    whole = len(scene.objects)
+    return exact and (number < whole if partial else number == whole)
+
+
+def test_captions_are_true_of_their_scene_and_of_few_others():
+    true = [is_true(caption(s, 21, i), s) for i, s in enumerate(SCENES)]
+    assert all(true)
+    # The reader is no rubber stamp: captions of other scenes are false.
+    crossed = [is_true(caption(s, 21, i), SCENES[i - 1]) for i, s in enumerate(SCENES)]
+    assert sum(crossed) < 0.05 * len(crossed)
+
+
+def test_captions_come_in_many_wordings():
+    texts = [caption(s, 21, i) for i, s in enumerate(SCENES)]
+    for words in (
+        *("left of", "right of", "above", "below", "among others", "background:", " at the "),
+        *("a picture of", "small", "large", "three", "shapes", "on a white background"),
+    ):
+        assert sum(words in text for text in texts) >= 5, words
+    assert len({caption(SCENES[0], 0, i) for i in range(100)}) > 10
+
+
+def test_texts_depend_on_scene_seed_and_index_alone():
+    for i in (0, 7):
+        scene = SCENES[i]
+        assert caption(scene, 1, i) == caption(scene, 1, i)
+        assert question(scene, 1, i) == question(scene, 1, i)
+        assert edit(scene, 1, i) == edit(scene, 1, i)
+
+
+def test_no_training_text_names_a_heldout_combination():
+    for i in range(20_000):
+        scene = sample_scene(5, i)
+        totals: Counter[tuple[str, str]] = Counter()
+        text = caption(scene, 5, i)
+        for n, _, colour, noun in facts(text):
+            if n and colour and noun != "shape":
+                totals[colour, noun] += n
+        for (colour, noun), n in totals.items():
+            assert (COLOUR.index(colour) + 2 * SHAPES.index(noun) + 3 * n) % 10, text
+
+
+def answered(scene: Scene, text: str) -> str:
+    """Answer a question by looking; fails where it has not exactly one answer."""
+    found = facts(text)
+    if text.startswith("how many"):
+        return NUMBERS[len(fitting(scene, found[0]))]
+    if text == "what colour is the background?":
+        return GROUND[scene.background]
+    if text.startswith("what colour"):
+        (item,) = fitting(scene, found[0])
+        return COLOUR[item.colour]
+    if text.startswith("is there"):
+        return "yes" if fitting(scene, found[0]) else "no"
+    if text.startswith("are there more"):
+        first, second = (len(fitting(scene, fact)) for fact in found)
+        return "yes" if first > second else "no"
+    (a,), (b,) = (fitting(scene, fact) for fact in found)
+    if "than" in text:
+        assert a.size != b.size
+        return "yes" if (a.size > b.size) == ("larger" in text) else "no"
+    asked = re.findall("left of|right of|above|below", text)
+    true = [relation for relation in asked if stands(relation, a, b)]
+    if len(asked) == 2:
+        return true[0]
+    assert true or stands(
+        {"left of": "right of", "right of": "left of"}.get(
+            asked[0], {"above": "below", "below": "above"}.get(asked[0], "")
+        ),
+        a,
+        b,
+    )
+    return "yes" if true else "no"
+
+
+def test_questions_have_the_answer_that_looking_gives():
+    for i, scene in enumerate(SCENES):
+        asked = question(scene, 21, i)
+        assert answered(scene, asked.question) == asked.answer, asked
+
+
+def test_answers_are_balanced():
+    tally: dict[str, Counter[str]] = {kind: Counter() for kind in QUESTION_KINDS}
+    for i in range(6000):
+        asked = question(sample_scene(8, i), 8, i)
+        tally[asked.kind][asked.answer] += 1
+    total = sum(sum(answers.values()) for answers in tally.values())
+    for kind, answers in tally.items():
+        assert sum(answers.values()) > 0.08 * total, kind
+        # Count questions cannot be even: few scenes have four of anything.
+        bound = {"count": 0.35, "colour": 0.12}.get(kind, 0.54)
+        assert max(answers.values()) < bound * sum(answers.values()), (kind, answers)
+    yes, no = tally["existence"]["yes"], tally["existence"]["no"]
+    assert 0.9 < yes / no < 1.1
+
+
+def test_a_wanted_kind_of_question_comes_first():
+    scene = sample_scene(1, 0, min_objects=4)
+    assert question(scene, 0, 0, "count").kind == "count"
+    alone = sample_scene(1, 0, max_objects=1)
+    assert question(alone, 0, 0, "relation").kind != "relation"
+
+
+def spoken_of(made: Edit) -> list[Object]:
+    fact = next(f for f in facts(made.instruction) if f[0] is None)
+    return fitting(made.source, fact)
+
+
+def check_edit(made: Edit) -> None:
+    gone = [o for o in made.source.objects if o not in made.target.objects]
+    new = [o for o in made.target.objects if o not in made.source.objects]
+    same_ground = made.source.background == made.target.background
+    text = made.instruction
+    if made.kind == "background":
+        assert gone == new == []
+        assert not same_ground
+        assert text.endswith(GROUND[made.target.background])
+        return
+    assert same_ground
+    if made.kind == "add":
+        assert gone == []
+        (o,) = new
+        assert facts(text) == [(1, SIZE[o.size], COLOUR[o.colour], SHAPES[o.shape])]
+        assert in_zone(o, text.split(" at the ")[1])
+        return
+    assert spoken_of(made) == gone
+    assert len(gone) == 1
+    if made.kind == "remove":
+        assert new == []
+        return
+    (a,), (b,) = gone, new
+    changed = {f for f in ("shape", "colour", "size", "x", "y") if getattr(a, f) != getattr(b, f)}
+    if made.kind == "recolour":
+        assert changed == {"colour"}
+        assert text.endswith(f" {COLOUR[b.colour]}")
+    elif made.kind == "resize":
+        assert changed == {"size"}
+        assert text.split()[-1] in (SIZE[b.size], ["smaller", "larger"][b.size])
+    else:
+        assert changed <= {"x", "y"}
+        assert in_zone(b, text.split(" to the ")[1])
+        assert not in_zone(a, text.split(" to the ")[1])
+
+
+def test_edits_change_what_they_say_and_nothing_else():
+    for i, scene in enumerate(SCENES):
+        made = edit(scene, 21, i)
+        assert made is not None
+        assert made.source == scene
+        assert is_valid(made.target)
+        check_edit(made)
+
+
+def test_training_edits_hold_no_heldout_combination():
+    for i in range(20_000):
+        made = edit(sample_scene(6, i), 6, i, max_objects=4)
+        assert made is not None
+        assert len(made.target.objects) <= 4
+        for scene in (made.source, made.target):
+            counted = Counter((o.colour, o.shape) for o in scene.objects)
+            assert all((c + 2 * s + 3 * n) % 10 for (c, s), n in counted.items())
+
+
+@pytest.mark.parametrize("kind", EDIT_KINDS)
+def test_every_kind_of_edit_can_be_asked_for(kind: str):
+    made = [edit(SCENES[i], 1, i, kind=kind) for i in range(100)]
+    assert sum(m is not None for m in made) > 30
+    assert {m.kind for m in made if m} == {kind}
