@@ -55,6 +55,6 @@ def watch(items: Iterable[Item], what: str, *, total: int | None = None) -> Iter
 
 
 def _number(value: float) -> str:
-    if value == int(value) if abs(value) < 1e15 else False:
-        return f"{value:.0f}" if abs(value) > 1 else f"{value:.3f}"
+    if value.is_integer() and abs(value) > 1:  # a count; a share of exactly 1 is written 1.000
+        return f"{value:.0f}"
     return f"{value:.3f}" if abs(value) < 10 else f"{value:.2f}"

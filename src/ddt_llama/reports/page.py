@@ -47,7 +47,8 @@ figure { margin: 0; } figcaption { padding-top: 6px; font-size: 14px; line-heigh
   grid-template-columns: repeat(auto-fill, minmax(150px, 1fr));
   font-variant-numeric: tabular-nums; }
 .facts span { display: block; font-size: 13px; line-height: 1.3; color: var(--soft); }
-.scroll { overflow-x: auto; }
+figcaption .soft { white-space: nowrap; }
+.scroll { overflow-x: auto; margin-bottom: 20px; }
 table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabular-nums; }
 th, td { text-align: left; padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line);
   vertical-align: top; }
