@@ -134,7 +134,7 @@ def _word(frame: str, demand: Requirement) -> str:
 @cache
 def _demands(category: Category, use: Use) -> tuple[Requirement, ...]:
     """Return the demands of a category; a fixed fifth of them is for tuning."""
-    everything = list(_EVERY[category]())
+    everything = list(dict.fromkeys(_EVERY[category]()))
     Random(CATEGORIES.index(category)).shuffle(everything)
     cut = round(_TUNING_SHARE * len(everything))
     return tuple(everything[:cut] if use == "tuning" else everything[cut:])
