@@ -65,12 +65,21 @@ class TimestepEmbedding(nn.Module):
 class Stream(nn.Module):
     """One modality's half of a joint block: norm, query-key-value, output, MLP.
 
-    With `conditional`, adaLN-zero from a condition vector: shift, scale, gate for the attention
-    and for the MLP, zero at the start, so that the block starts as the identity.
+    With `conditional`, adaLN from a condition vector: shift, scale and gate for the attention and
+    for the MLP. All start at zero (adaLN-zero: the block starts as the identity), except that the
+    gates start at `gate_start`.
     """
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, conditional: bool) -> None:
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        conditional: bool,
+        gate_start: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.gate_start = gate_start
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.out = nn.Linear(dim, dim)
@@ -89,6 +98,9 @@ class Stream(nn.Module):
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)
+            _, _, attention_gate, _, _, mlp_gate = self.modulation.bias.data.chunk(6)
+            attention_gate.fill_(self.gate_start)
+            mlp_gate.fill_(self.gate_start)
 
     def modulations(
         self, condition: Float[Tensor, "b d"] | None

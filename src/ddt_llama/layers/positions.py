@@ -1,5 +1,7 @@
 """Fixed sine-cosine positions over any number of axes (the 1-D and 2-D tables of the paper)."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -11,19 +13,20 @@ def grid_positions(*sizes: int) -> Float[Tensor, "n axes"]:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1).reshape(-1, len(sizes))
 
 
-def sincos(
-    positions: Float[Tensor, "n axes"], dim: int, max_period: float = 10_000.0
-) -> Float[Tensor, "n {dim}"]:
-    """Return sine-cosine embeddings: `dim` is shared equally between the axes.
+def sincos(positions: Float[Tensor, "n axes"], dim: int, extent: float) -> Float[Tensor, "n {dim}"]:
+    """Return sine-cosine embeddings; `dim` is shared equally between the axes.
 
+    Wavelengths fall geometrically from twice the `extent` (the length of the longest axis, in
+    cells) to two cells, so that every number varies over the grid and the product of two embeddings
+    peaks where their positions agree. With the usual longest wavelength of 10,000 cells most
+    numbers are constant on a grid of 8 x 8, and attention starts without a sense of place.
     Raises ValueError unless `dim` is a multiple of twice the number of axes.
     """
     axes = positions.shape[1]
     if dim % (2 * axes):
-        raise ValueError(
-            f"dim {dim} is not a multiple of {2 * axes} (sine and cosine of each axis)"
-        )
+        raise ValueError(f"dim {dim}: must be a multiple of {2 * axes}, sine and cosine an axis")
     half = dim // (2 * axes)
-    frequencies = max_period ** (-torch.arange(half, dtype=torch.float32) / half)
+    shares = torch.arange(half, dtype=torch.float32) / max(1, half - 1)
+    frequencies = math.pi * max(extent, 1.0) ** -shares
     angles = positions[:, :, None] * frequencies
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(len(positions), dim)

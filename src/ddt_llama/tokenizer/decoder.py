@@ -25,7 +25,11 @@ TokenStream = Literal["static", "joint"]
 
 @dataclass(frozen=True)
 class DecoderConfig:
-    """Sizes of the decoder; `positions` of the tokens start as `EncoderConfig.queries` do."""
+    """Sizes of the decoder; `positions` of the tokens start as `EncoderConfig.queries` do.
+
+    `gate_start` 0 is adaLN-zero, the paper's. Small trainings start with open gates (1): what the
+    tokens say then reaches the picture from the first step on (experiments/0004).
+    """
 
     dim: int = 160
     depth: int = 5
@@ -33,6 +37,7 @@ class DecoderConfig:
     mlp_ratio: float = 4.0
     token_stream: TokenStream = "static"
     positions: Literal["spatial", "normal"] = "spatial"
+    gate_start: float = 0.0
 
 
 class Memory(NamedTuple):
@@ -52,7 +57,13 @@ class DecoderBlock(nn.Module):
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
-        self.image = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=True)
+        self.image = Stream(
+            config.dim,
+            config.num_heads,
+            config.mlp_ratio,
+            conditional=True,
+            gate_start=config.gate_start,
+        )
         self.token = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
         if config.positions == "spatial":
             tie_queries_to_keys([self.image, self.token])
