@@ -12,9 +12,9 @@ from ddt_llama.layers import MLP, Modulation, Stream, TimestepEmbedding, attend,
 DIM, HEADS = 8, 2
 
 
-def stream(conditional: bool) -> Stream:
+def stream(conditional: bool, gate_start: float = 0.0) -> Stream:
     torch.manual_seed(0)
-    return Stream(DIM, HEADS, 2.0, conditional)
+    return Stream(DIM, HEADS, 2.0, conditional, gate_start)
 
 
 def run(half: Stream, x: torch.Tensor, condition: torch.Tensor | None) -> torch.Tensor:
@@ -26,6 +26,21 @@ def run(half: Stream, x: torch.Tensor, condition: torch.Tensor | None) -> torch.
 def test_a_conditional_stream_starts_as_the_identity_for_every_condition():
     half, x = stream(True), torch.randn(3, 5, DIM)
     assert torch.equal(run(half, x, 100 * torch.randn(3, DIM)), x)
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5, 1.0])
+def test_a_conditional_stream_starts_with_the_given_gates_and_nothing_else(start: float):
+    for part in stream(True, start).modulations(100 * torch.randn(3, DIM)):
+        assert part is not None
+        assert not part.shift.any()
+        assert not part.scale.any()
+        assert torch.equal(part.gate, torch.full((3, 1, DIM), start))
+
+
+def test_open_gates_make_the_plain_stream_of_the_same_weights():
+    plain, gated, x = stream(False), stream(True, 1.0), torch.randn(3, 5, DIM)
+    gated.load_state_dict(plain.state_dict(), strict=False)
+    torch.testing.assert_close(run(gated, x, torch.randn(3, DIM)), run(plain, x, None))
 
 
 def test_the_gates_of_a_conditional_stream_learn_first():
