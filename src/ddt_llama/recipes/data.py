@@ -1,0 +1,211 @@
+"""What a recipe trains on, and the tokenizer's stream: steps to batches of images.
+
+A data set is the word "shapes" (the embedded world, endless) or a path that `data.open_source`
+opens; several are mixed by weight. Everything is a pure function of the recipe and the step.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama import distributed
+from ddt_llama.config import UserError
+from ddt_llama.data.images import Fit
+from ddt_llama.data.layouts import open_records
+from ddt_llama.data.samples import Sample
+from ddt_llama.data.sources import ImageSource, Reading, open_source
+from ddt_llama.data.stream import Indexed, Stream
+from ddt_llama.runs import MAY_CHANGE
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import Split
+from ddt_llama.shapes.world import ShapesSource
+
+SHAPES = "shapes"
+ENDLESS = 2**40  # scenes; orders are computed, not stored
+SAMPLE_SEED = 1_000_003  # of the scenes shown along the way; no recipe trains on this seed
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where pictures come from.
+
+    `paths`: "shapes", or folders of images, WebDataset shards, Parquet files, data sets on disk;
+    `weights` of the mixture, one a path (none: all alike). `scenes` bounds the shapes world to so
+    many different scenes, whose codes a language run then computes once only. `held_out` is the
+    share of data without splits that training leaves for the samples shown along the way.
+    """
+
+    paths: tuple[str, ...] = (SHAPES,)
+    weights: tuple[float, ...] = ()
+    max_objects: int = 4
+    scenes: int | None = None
+    seed: int = 0
+    caption_column: str | None = None
+    held_out: float = 0.02
+    fit: Fit = "crop"
+    cache_dir: str | None = field(default=None, metadata=MAY_CHANGE)
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be a mixture."""
+        if not self.paths:
+            raise UserError(f"paths: give {SHAPES!r} or at least one path")
+        if self.weights and len(self.weights) != len(self.paths):
+            raise UserError(
+                f"weights: given {len(self.weights)} for {len(self.paths)} paths; give one for each"
+            )
+        if not 1 <= self.max_objects <= 6:
+            raise UserError(f"max_objects: given {self.max_objects}, allowed is 1 to 6")
+        if self.scenes is not None and self.scenes < 1:
+            raise UserError(f"scenes: given {self.scenes}, allowed is 1 or more, or none")
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each path."""
+        return self.weights or (1.0,) * len(self.paths)
+
+    @property
+    def reading(self) -> Reading:
+        """How files are read."""
+        return Reading(fit=self.fit, held_out=self.held_out, cache_dir=self.cache_dir)
+
+    def check(self) -> None:
+        """Raise UserError where a path does not exist, before anything else is done."""
+        for path in self.paths:
+            if (
+                path != SHAPES
+                and not any(mark in path for mark in "*?[")
+                and not Path(path).exists()
+            ):
+                raise UserError(
+                    f"data: {path} does not exist; give {SHAPES!r}, a folder of images, "
+                    "WebDataset shards, Parquet files or a data set on disk"
+                )
+
+    def validation_split(self, path: str) -> str | None:
+        """Return the name of the split that training leaves alone, None where there is none."""
+        for split in ("val", "test"):
+            try:
+                records = open_records(
+                    path, split, cache_dir=self.cache_dir, held_out=self.held_out
+                )
+            except UserError:
+                continue
+            if records.count:
+                return split
+        return None
+
+    def open_images(self, path: str, image_size: int, split: str = "train") -> ImageSource[Sample]:
+        """Open the pictures at `path`, with captions where there are any."""
+        return open_source(
+            path,
+            image_size=image_size,
+            split=split,
+            caption_column=self.caption_column,
+            options=self._reading_of(path),
+        )
+
+    def _reading_of(self, path: str) -> Reading:
+        """Hold nothing out of a data set of one picture."""
+        reading = self.reading
+        if self.held_out and open_records(path, "all", cache_dir=self.cache_dir).count < 2:
+            return Reading(fit=self.fit, cache_dir=self.cache_dir)
+        return reading
+
+
+@dataclass(frozen=True)
+class ScenePictures:
+    """The shapes world as pictures alone, rendered a batch at a time."""
+
+    source: ShapesSource
+    image_size: int
+    device: torch.device
+    length: int = ENDLESS
+
+    def __len__(self) -> int:
+        """Return the number of different scenes."""
+        return self.length
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return one picture."""
+        return self.batch([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return the pictures of `indices`."""
+        scenes = [self.source.scene(index) for index in indices]
+        return list(render(scenes, self.image_size, self.device)) if scenes else []
+
+
+@dataclass(frozen=True)
+class FilePictures:
+    """A source of files as pictures alone."""
+
+    source: ImageSource[Sample]
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Tensor:
+        """Return one picture."""
+        return self.source[index].image
+
+    def batch(self, indices: Sequence[int]) -> list[Tensor]:
+        """Return the pictures of `indices`."""
+        return [sample.image for sample in self.source.batch(indices)]
+
+
+def image_stream(
+    config: DataConfig, image_size: int, batch: int, device: torch.device
+) -> Callable[[int], Float[Tensor, "b 3 h w"]]:
+    """Return step -> `batch` images of this process, in [-1, 1]."""
+    sources: list[Indexed[Tensor]] = []
+    for path in config.paths:
+        if path == SHAPES:
+            scenes = shapes_source(config)
+            sources.append(ScenePictures(scenes, image_size, device, config.scenes or ENDLESS))
+        else:
+            sources.append(FilePictures(config.open_images(path, image_size)))
+    stream = Stream(
+        sources,
+        batch * distributed.world_size(),
+        seed=config.seed,
+        weights=config.shares,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+    def images(step: int) -> Tensor:
+        return torch.stack([image.to(device) for image in stream(step)])
+
+    return images
+
+
+def shapes_source(config: DataConfig) -> ShapesSource:
+    """Return the scenes that this recipe trains on."""
+    return ShapesSource(seed=config.seed, max_objects=config.max_objects)
+
+
+def unseen_images(config: DataConfig, image_size: int, count: int) -> Float[Tensor, "b 3 h w"]:
+    """Return `count` images to look at: held out of training wherever the data allow it."""
+    each = -(-count // len(config.paths))
+    found: list[Tensor] = []
+    for path in config.paths:
+        if path == SHAPES:
+            found += unseen_scenes(config, image_size, each)
+            continue
+        split = config.validation_split(path) or "train"
+        source = config.open_images(path, image_size, split)
+        found += [s.image for s in source.batch([i % len(source) for i in range(each)])]
+    return torch.stack(found[:count])
+
+
+def unseen_scenes(
+    config: DataConfig, image_size: int, count: int, split: Split = "heldout"
+) -> list[Tensor]:
+    """Return renders of scenes that no training stream holds."""
+    source = ShapesSource(seed=SAMPLE_SEED, max_objects=config.max_objects, split=split)
+    return list(render([source.scene(index) for index in range(count)], image_size))

@@ -1,0 +1,281 @@
+"""What language models train on: drafts (pictures and texts), before pictures become codes.
+
+A source gives drafts of one kind from one data set by index; `mixture` puts them into the order of
+training. Pictures stay scenes or tensors here, so that a whole batch is rendered and encoded at
+once.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+from ddt_llama import distributed
+from ddt_llama.config import UserError
+from ddt_llama.data.samples import EditSample, QuestionSample
+from ddt_llama.data.samples import Kind as DataKind
+from ddt_llama.data.sources import ImageSource, detect_kind, open_source
+from ddt_llama.data.stream import Indexed, Stream
+from ddt_llama.language import Document, documents
+from ddt_llama.language.documents import Kind
+from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
+from ddt_llama.shapes.scene import Scene
+from ddt_llama.shapes.world import ShapesSource, Task
+
+TEXTS_A_SOURCE = 20_000  # read for the byte-pair encoding
+
+Codes = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Weights of the kinds of document; 0 leaves a kind out. Stage 1 uses the first four."""
+
+    text_to_image: float = 0.0
+    image_to_text: float = 0.0
+    image_only: float = 0.0
+    text_only: float = 0.0
+    draw: float = 0.0
+    edit: float = 0.0
+    ask: float = 0.0
+    describe: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse negative weights and a mixture of nothing."""
+        weights = [getattr(self, field.name) for field in fields(self)]
+        if min(weights) < 0 or max(weights) <= 0:
+            raise UserError(f"mix: given {weights}, allowed are weights of 0 or more, one above 0")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture to be encoded; `key` names it for ever, so that its codes can be kept."""
+
+    content: Scene | Tensor
+    key: Hashable = None
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A document whose images are still pictures."""
+
+    kind: Kind
+    pictures: tuple[Picture, ...] = ()
+    texts: tuple[str, ...] = ()
+
+    def document(self, codes: Sequence[Codes]) -> Document:
+        """Put the codes of `pictures`, in their order, into the document."""
+        return _LAYOUTS[self.kind](self.texts, codes)
+
+
+_LAYOUTS: dict[Kind, Callable[[Sequence[str], Sequence[Codes]], Document]] = {
+    "text_to_image": lambda texts, codes: documents.text_to_image(texts[0], codes[0]),
+    "image_to_text": lambda texts, codes: documents.image_to_text(codes[0], texts[0]),
+    "image_only": lambda texts, codes: documents.image_only(codes[0]),
+    "text_only": lambda texts, codes: documents.text_only(texts[0]),
+    "draw": lambda texts, codes: documents.draw(texts[0], codes[0]),
+    "edit": lambda texts, codes: documents.edit(codes[0], texts[0], codes[1]),
+    "ask": lambda texts, codes: documents.ask(codes[0], texts[0], texts[1]),
+    "describe": lambda texts, codes: documents.describe(codes[0], texts[0]),
+}
+
+_SHAPES_TASK: dict[Kind, Task] = {"image_only": "scene", "edit": "edit", "ask": "question"}
+# What each kind of data can give; questions come without captions.
+_OFFERS: dict[DataKind, tuple[Kind, ...]] = {
+    "image": ("text_to_image", "image_to_text", "image_only", "text_only", "draw", "describe"),
+    "edit": (*documents.PRETRAINING, "draw", "edit", "describe"),
+    "question": ("image_only", "text_only", "ask"),
+}
+
+
+@dataclass(frozen=True)
+class ShapesDrafts:
+    """Drafts of one kind from the shapes world."""
+
+    kind: Kind
+    source: ShapesSource
+    length: int
+    keep: bool
+
+    def __len__(self) -> int:
+        """Return the number of different scenes."""
+        return self.length
+
+    def __getitem__(self, index: int, /) -> Draft:
+        """Return one draft."""
+        if self.kind == "text_only":
+            return Draft("text_only", texts=(shapes_text(self.source, index),))
+        item = self.source[index]
+        keys = [("shapes", index), ("shapes-target", index)] if self.keep else [None, None]
+        scenes = [item.scene] if item.target is None else [item.scene, item.target]
+        pictures = tuple(Picture(s, k) for s, k in zip(scenes, keys, strict=False))
+        texts = (item.text,) if item.answer is None else (item.text, item.answer)
+        return Draft(self.kind, pictures, texts)
+
+
+def shapes_text(source: ShapesSource, index: int) -> str:
+    """Return a caption, a question with its answer, or an instruction, by turns."""
+    task: Task = ("caption", "caption", "question", "edit")[index % 4]
+    item = ShapesSource(source.seed, source.max_objects, source.split, task)[index]
+    return item.text if item.answer is None else f"{item.text} {item.answer}"
+
+
+@dataclass(frozen=True)
+class FileDrafts:
+    """Drafts of one kind from real pictures. Where a row lacks the text, the image stands alone."""
+
+    kind: Kind
+    source: ImageSource[Any]
+    path: str
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Draft:
+        """Return one draft."""
+        return self.batch([index])[0]
+
+    def batch(self, indices: Sequence[int]) -> list[Draft]:
+        """Return the drafts of `indices`."""
+        samples = self.source.batch(indices)
+        return [self._draft(i, sample) for i, sample in zip(indices, samples, strict=True)]
+
+    def _draft(self, index: int, sample: Any) -> Draft:
+        if isinstance(sample, EditSample):
+            pictures = (
+                Picture(sample.source, (self.path, sample.key, "source")),
+                Picture(sample.target, (self.path, sample.key, "image")),
+            )
+            return Draft("edit", pictures, (sample.instruction,))
+        picture = Picture(sample.image, (self.path, sample.key, "image"))
+        if isinstance(sample, QuestionSample):
+            pair = sample.pairs[_turn(index, len(sample.pairs))]
+            if self.kind == "text_only":
+                return Draft("text_only", texts=(" ".join(pair),))
+            return Draft("ask", (picture,), pair)
+        caption: str | None = sample.caption
+        if caption is None or self.kind == "image_only":
+            return Draft("image_only", (picture,))
+        pictures = () if self.kind == "text_only" else (picture,)
+        return Draft(self.kind, pictures, (caption,))
+
+
+def _task(kind: Kind) -> Task:
+    return _SHAPES_TASK.get(kind, "caption")
+
+
+def _turn(index: int, count: int) -> int:
+    """Choose one of a picture's questions; each row always the same one."""
+    return (index * 2_654_435_761 >> 7) % count
+
+
+def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream[Draft]:
+    """Return the stream of drafts of this process: step -> `batch` drafts.
+
+    Each path has its share, divided over the kinds it can give by the weights of `mix`. Raises
+    UserError where the data give none of the kinds asked for.
+    """
+    sources: list[Indexed[Draft]] = []
+    weights: list[float] = []
+    for path, share in zip(config.paths, config.shares, strict=True):
+        offered = _opened(config, path, mix, image_size)
+        total = sum(getattr(mix, kind) for kind, _ in offered)
+        if not total:
+            wanted = [field.name for field in fields(mix) if getattr(mix, field.name) > 0]
+            raise UserError(
+                f"data: {path} gives none of the documents asked for ({', '.join(wanted)}); "
+                "give other data or change mix"
+            )
+        sources += [source for _, source in offered]
+        weights += [share * getattr(mix, kind) / total for kind, _ in offered]
+    return Stream(
+        sources,
+        batch * distributed.world_size(),
+        seed=config.seed,
+        weights=weights,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+
+def _opened(
+    config: DataConfig, path: str, mix: Mix, image_size: int
+) -> list[tuple[Kind, Indexed[Draft]]]:
+    """Return a source for every kind that the mix wants and the path can give."""
+    wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
+    if path == SHAPES:
+        base = shapes_source(config)
+        return [
+            (
+                kind,
+                ShapesDrafts(
+                    kind,
+                    ShapesSource(
+                        base.seed, base.max_objects, task=_SHAPES_TASK.get(kind, "caption")
+                    ),
+                    config.scenes or ENDLESS,
+                    config.scenes is not None,
+                ),
+            )
+            for kind in wanted
+        ]
+    found = detect_kind(path, options=config.reading)
+    opened: dict[DataKind, ImageSource[Any]] = {}
+    drafts: list[tuple[Kind, Indexed[Draft]]] = []
+    for kind in wanted:
+        if kind not in _OFFERS[found]:
+            continue
+        form: DataKind = found if kind in ("edit", "ask") or found == "question" else "image"
+        if kind == "image_only":
+            form = "image"
+        if form not in opened:
+            opened[form] = open_form(config, path, image_size, form)
+        drafts.append((kind, FileDrafts(kind, opened[form], path)))
+    return drafts
+
+
+def open_form(
+    config: DataConfig, path: str, image_size: int, form: DataKind, split: str = "train"
+) -> ImageSource[Any]:
+    """Open the rows of `path` as pictures, edits or questions."""
+    if form == "image":
+        return config.open_images(path, image_size, split)
+    if form == "edit":
+        return open_source(
+            path, image_size=image_size, split=split, kind="edit", options=config.reading
+        )
+    return open_source(
+        path, image_size=image_size, split=split, kind="question", options=config.reading
+    )
+
+
+def texts(config: DataConfig, image_size: int, limit: int = TEXTS_A_SOURCE) -> list[str]:
+    """Return what a text tokenizer is trained on: every kind of text that the data hold.
+
+    The words of the instruction layout come with them, so that they are short later.
+    """
+    found = ["USER:", "ASSISTANT:", documents.DESCRIBE]
+    for path in config.paths:
+        if path == SHAPES:
+            source = shapes_source(config)
+            found += [shapes_text(source, index) for index in range(limit)]
+            continue
+        kind = detect_kind(path, options=config.reading)
+        forms: list[DataKind] = [kind] if kind == "question" else sorted({"image", kind})
+        for form in forms:
+            source = open_form(config, path, image_size, form)
+            rows = range(min(limit, len(source)))
+            for start in rows[::256]:
+                samples = source.batch(rows[start : start + 256])
+                found += [text for sample in samples for text in _texts_of(sample)]
+    return found
+
+
+def _texts_of(sample: Any) -> list[str]:
+    if isinstance(sample, EditSample):
+        return [sample.instruction]
+    if isinstance(sample, QuestionSample):
+        return [text for pair in sample.pairs for text in pair]
+    return [] if sample.caption is None else [sample.caption]

@@ -1,0 +1,157 @@
+"""The recipe of a language model over codes, in both stages, and its stream of batches.
+
+Stage "pretrain" learns captions and images as one language; stage "instruct" goes on from there
+with draw, edit, ask and describe, the loss on answers only. Images are encoded inside the stream by
+the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages 1 and 2.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ddt_llama import distributed
+from ddt_llama.config import UserError
+from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, render
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.recipes.data import DataConfig
+from ddt_llama.recipes.drafts import Draft, Mix, Picture, mixture
+from ddt_llama.shapes.render import render as render_scenes
+from ddt_llama.shapes.scene import Scene
+from ddt_llama.tokenizer import Tokenizer
+from ddt_llama.training.loop import TrainConfig, step_seed
+
+PRETRAIN = Mix(text_to_image=0.6, image_to_text=0.2, image_only=0.1, text_only=0.1)
+INSTRUCT = Mix(draw=0.45, edit=0.25, ask=0.2, describe=0.1)
+CHUNK = 64  # pictures encoded at once; always as many, so that codes do not depend on the batch
+
+
+@dataclass(frozen=True)
+class LanguageRecipe:
+    """Backbone, stage, training and data of one language model.
+
+    `tokenizer` is a release or run of an image tokenizer ("" takes that of `start`). `start` is a
+    run or release of this project to go on from (stage "instruct" needs one), or for stage
+    "pretrain" the folder of any causal LM, whose vocabulary is grown; then `backbone` is not used.
+    `text_vocab` ids of text are trained on the texts of the data where there is no `start`.
+    `drop_text`: share of draw and edit documents that lose their text, so that guidance has
+    something to contrast with. `max_text` ids of each text are kept; batches are padded to a
+    multiple of `pad_multiple` (more than 1 keeps compiled shapes few).
+    """
+
+    name: str
+    stage: Literal["pretrain", "instruct"]
+    tokenizer: str = ""
+    start: str | None = None
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    mix: Mix = PRETRAIN
+    drop_text: float = 0.1
+    text_vocab: int = 1024
+    max_text: int = 96
+    pad_multiple: int = 1
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse shares and lengths that cannot be."""
+        if not 0 <= self.drop_text <= 1:
+            raise UserError(f"drop_text: given {self.drop_text}, allowed is 0 to 1")
+        for name in ("max_text", "pad_multiple"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 1 or more")
+
+
+class Coder:
+    """Pictures to codes in the order the language model reads, by a frozen tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, device: torch.device, bf16: bool) -> None:
+        """Remember no codes yet."""
+        self.tokenizer = tokenizer
+        self._device, self._bf16 = device, bf16
+        self._known: dict[Hashable, np.ndarray[Any, Any]] = {}
+
+    def __call__(self, pictures: Sequence[Picture]) -> list[list[int]]:
+        """Return the codes of each picture; those with a key are computed once only."""
+        names = [place if p.key is None else p.key for place, p in enumerate(pictures)]
+        wanted = dict(zip(names, pictures, strict=True))
+        missing = {name: wanted[name] for name in wanted if name not in self._known}
+        fresh = dict(zip(missing, self._encode(list(missing.values())), strict=True))
+        self._known.update((p.key, fresh[n]) for n, p in missing.items() if p.key is not None)
+        return [(fresh if name in fresh else self._known)[name].tolist() for name in names]
+
+    @torch.no_grad()
+    def _encode(self, pictures: Sequence[Picture]) -> list[np.ndarray[Any, Any]]:
+        if not pictures:
+            return []
+        images = self._images(pictures)
+        codes = []
+        for start in range(0, len(images), CHUNK):
+            part = images[start : start + CHUNK]
+            filled = torch.zeros(CHUNK, *part.shape[1:], device=self._device)
+            filled[: len(part)] = part
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+                found = self.tokenizer.encode(filled)[: len(part)]
+            codes.append(self.tokenizer.to_language(found))
+        return list(torch.cat(codes).to(torch.int32).cpu().numpy())
+
+    def _images(self, pictures: Sequence[Picture]) -> Tensor:
+        size = self.tokenizer.image_size
+        scenes = [p.content for p in pictures if isinstance(p.content, Scene)]
+        drawn = iter(render_scenes(scenes, size, self._device))
+        return torch.stack(
+            [
+                next(drawn) if isinstance(p.content, Scene) else p.content.to(self._device)
+                for p in pictures
+            ]
+        )
+
+
+Batch = tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, " b"]]
+
+
+def document_stream(
+    recipe: LanguageRecipe,
+    coder: Coder,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    max_length: int,
+) -> Callable[[int], Batch]:
+    """Return step -> (ids, labels, attention mask, kinds), a pure function of the step."""
+    size, batch = coder.tokenizer.image_size, recipe.train.batch
+    drafts = mixture(recipe.data, recipe.mix, size, batch)
+
+    def sequence(draft: Draft, codes: Sequence[Sequence[int]], number: int) -> documents.Sequence:
+        document = draft.document(codes)
+        if document.kind in ("draw", "edit") and _dropped(recipe, number):
+            document = documents.without_text(document)
+        return render(
+            document,
+            vocabulary,
+            text,
+            max_length=max_length,
+            max_text=recipe.max_text,
+        )
+
+    def batch_of(step: int) -> Batch:
+        rows = drafts(step)
+        codes = iter(coder([picture for row in rows for picture in row.pictures]))
+        first = (step * distributed.world_size() + distributed.rank()) * batch
+        sequences = [
+            sequence(row, [next(codes) for _ in row.pictures], first + place)
+            for place, row in enumerate(rows)
+        ]
+        longest = max(len(one.ids) for one in sequences)
+        length = -(-longest // recipe.pad_multiple) * recipe.pad_multiple
+        ids, labels, mask = collate(sequences, vocabulary.pad, length)
+        return ids, labels, mask, documents.kind_indices(sequences)
+
+    return batch_of
+
+
+def _dropped(recipe: LanguageRecipe, number: int) -> bool:
+    """Say whether sample `number` loses its text; the same in every run of the recipe."""
+    return step_seed(recipe.train.seed + 1, number) / 2**63 < recipe.drop_text

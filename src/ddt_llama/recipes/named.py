@@ -1,0 +1,255 @@
+"""The recipes that exist, by name: four sizes of three trainings each.
+
+Names are SIZE_tokenizer, SIZE_pretrain and SIZE_instruct; each is carried out by the one loop. What
+is written here are the differences from the defaults of the parts.
+"""
+
+import difflib
+from collections.abc import Callable
+from dataclasses import replace
+
+from ddt_llama.config import UserError
+from ddt_llama.language import backbone
+from ddt_llama.recipes.data import DataConfig
+from ddt_llama.recipes.language import INSTRUCT, PRETRAIN, LanguageRecipe
+from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.tokenizer import SELFTOK_PIECES, TimestepTokenizerConfig
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.optim import OptimConfig
+
+Recipe = TokenizerRecipe | LanguageRecipe
+RUNS = "runs"  # where each stage leaves its run, and the next one looks for it
+
+
+def nano_tokenizer() -> TokenizerRecipe:
+    """About 5 M parameters at 64 px, for two CPU cores."""
+    return TokenizerRecipe(
+        "nano_tokenizer", train=TrainConfig(steps=30_000, batch=32, sample_every=1000, prefetch=1)
+    )
+
+
+def nano_pretrain() -> LanguageRecipe:
+    """About 5 M parameters: captions and codes of the nano tokenizer."""
+    return LanguageRecipe(
+        "nano_pretrain",
+        "pretrain",
+        tokenizer=f"{RUNS}/nano_tokenizer",
+        backbone=backbone.nano(),
+        mix=PRETRAIN,
+        train=TrainConfig(
+            steps=10_000,
+            batch=64,
+            sample_every=1000,
+            prefetch=1,
+            optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+        ),
+    )
+
+
+def nano_instruct() -> LanguageRecipe:
+    """Stage 2 of nano."""
+    return _second_stage(nano_pretrain(), "nano_instruct", steps=6000, lr=5e-4)
+
+
+def small_tokenizer() -> TokenizerRecipe:
+    """About 30 M parameters at 64 px, for one GPU and minutes."""
+    return TokenizerRecipe(
+        "small_tokenizer",
+        tokenizer=TimestepTokenizerConfig(
+            patch=4,
+            num_tokens=64,
+            quantizer=QuantizerConfig(codebook_size=4096, code_dim=16),
+            encoder=EncoderConfig(dim=320, depth=4, num_heads=5),
+            decoder=DecoderConfig(dim=320, depth=6, num_heads=5),
+        ),
+        train=TrainConfig(
+            steps=20_000, batch=256, compile=True, sample_every=1000, prefetch=2, ema=0.9995
+        ),
+    )
+
+
+def small_pretrain() -> LanguageRecipe:
+    """About 30 M parameters over the small tokenizer."""
+    return LanguageRecipe(
+        "small_pretrain",
+        "pretrain",
+        tokenizer=f"{RUNS}/small_tokenizer",
+        backbone=backbone.small(),
+        mix=PRETRAIN,
+        text_vocab=4096,
+        pad_multiple=32,
+        train=TrainConfig(
+            steps=10_000,
+            batch=256,
+            sample_every=1000,
+            prefetch=2,
+            ema=0.9995,
+            optim=OptimConfig(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup=500),
+        ),
+    )
+
+
+def small_instruct() -> LanguageRecipe:
+    """Stage 2 of small."""
+    return _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=3e-4)
+
+
+def base_tokenizer() -> TokenizerRecipe:
+    """About 300 M parameters at 256 px on pixels, for one node."""
+    return TokenizerRecipe(
+        "base_tokenizer",
+        tokenizer=TimestepTokenizerConfig(
+            image_size=256,
+            patch=16,
+            num_tokens=256,
+            pieces=SELFTOK_PIECES,
+            quantizer=QuantizerConfig(codebook_size=16_384, code_dim=16),
+            encoder=EncoderConfig(dim=512, depth=12, num_heads=8),
+            decoder=DecoderConfig(dim=768, depth=16, num_heads=12),
+        ),
+        train=TrainConfig(
+            steps=300_000,
+            batch=32,
+            compile=True,
+            prefetch=2,
+            ema=0.9999,
+            optim=OptimConfig(lr=2e-4, warmup=2000),
+        ),
+        data=DataConfig(paths=("data/images",), cache_dir=None),
+    )
+
+
+def base_pretrain() -> LanguageRecipe:
+    """About 350 M parameters over the base tokenizer."""
+    return LanguageRecipe(
+        "base_pretrain",
+        "pretrain",
+        tokenizer=f"{RUNS}/base_tokenizer",
+        backbone=backbone.base(),
+        mix=PRETRAIN,
+        text_vocab=32_000,
+        pad_multiple=64,
+        train=TrainConfig(
+            steps=200_000,
+            batch=32,
+            accumulate=4,
+            compile=True,
+            prefetch=2,
+            ema=0.9999,
+            optim=OptimConfig(lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup=2000),
+        ),
+        data=DataConfig(paths=("data/images",)),
+    )
+
+
+def base_instruct() -> LanguageRecipe:
+    """Stage 2 of base."""
+    return _second_stage(base_pretrain(), "base_instruct", steps=50_000, lr=1e-4)
+
+
+def paper_tokenizer() -> TokenizerRecipe:
+    """DDT-LLaMA's tokenizer: 256 px, latents of SD3's VAE, 480 tokens, an SD3-medium decoder.
+
+    The size of the encoder is Selftok's token stream, because the paper gives none.
+    """
+    return TokenizerRecipe(
+        "paper_tokenizer",
+        tokenizer=TimestepTokenizerConfig(
+            image_size=256,
+            channels=16,
+            downsample=8,
+            patch=2,
+            num_tokens=480,
+            quantizer=QuantizerConfig(codebook_size=65_536, code_dim=16),
+            encoder=EncoderConfig(dim=512, depth=16, num_heads=8),
+            decoder=DecoderConfig(dim=1536, depth=24, num_heads=24, token_stream="joint"),
+        ),
+        train=TrainConfig(
+            steps=500_000,
+            batch=16,
+            compile=True,
+            prefetch=2,
+            ema=0.9999,
+            optim=OptimConfig(
+                lr=5e-5, betas=(0.9, 0.99), warmup=2000, multipliers={"decoder.*.image.*": 0.2}
+            ),
+        ),
+        data=DataConfig(paths=("data/imagenet",)),
+    )
+
+
+def paper_pretrain() -> LanguageRecipe:
+    """LLaMA-3-8B over 65,536 codes; set `start` to a local checkpoint to grow it."""
+    return LanguageRecipe(
+        "paper_pretrain",
+        "pretrain",
+        tokenizer=f"{RUNS}/paper_tokenizer",
+        backbone=backbone.paper(),
+        mix=PRETRAIN,
+        text_vocab=128_256,
+        pad_multiple=128,
+        train=TrainConfig(
+            steps=400_000,
+            batch=8,
+            accumulate=4,
+            compile=True,
+            prefetch=2,
+            ema=0.0,
+            optim=OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup=2000),
+        ),
+        data=DataConfig(paths=("data/pairs",)),
+    )
+
+
+def paper_instruct() -> LanguageRecipe:
+    """Stage 2 of paper."""
+    return _second_stage(paper_pretrain(), "paper_instruct", steps=50_000, lr=2e-5)
+
+
+def _second_stage(first: LanguageRecipe, name: str, *, steps: int, lr: float) -> LanguageRecipe:
+    """Go on from a stage 1 with instructions, at a lower learning rate."""
+    optim = replace(first.train.optim, lr=lr)
+    return replace(
+        first,
+        name=name,
+        stage="instruct",
+        tokenizer="",
+        start=f"{RUNS}/{first.name}",
+        mix=INSTRUCT,
+        train=replace(first.train, steps=steps, optim=optim),
+    )
+
+
+_RECIPES: tuple[Callable[[], Recipe], ...] = (
+    nano_tokenizer,
+    nano_pretrain,
+    nano_instruct,
+    small_tokenizer,
+    small_pretrain,
+    small_instruct,
+    base_tokenizer,
+    base_pretrain,
+    base_instruct,
+    paper_tokenizer,
+    paper_pretrain,
+    paper_instruct,
+)
+BY_NAME = {function.__name__: function for function in _RECIPES}
+NAMES = tuple(BY_NAME)
+
+
+def recipe_named(name: str) -> Recipe:
+    """Return the recipe of that name; UserError lists what exists, near names first."""
+    if name in BY_NAME:
+        return BY_NAME[name]()
+    near = difflib.get_close_matches(name, NAMES, 3)
+    others = [known for known in NAMES if known not in near]
+    raise UserError(f"unknown recipe {name!r}; the recipes are: {', '.join([*near, *others])}")
+
+
+def first_sentence(name: str) -> str:
+    """Return what a recipe is, in one sentence."""
+    return (BY_NAME[name].__doc__ or "").strip().splitlines()[0]

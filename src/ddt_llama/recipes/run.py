@@ -1,0 +1,206 @@
+"""Carry a recipe out: open the data, build the model, train by the one loop, write the release.
+
+The run folder is complete in itself: RUN/parts keeps the tokenizer and the text side that the run
+began with, RUN/release the model with averaged weights, rewritten whenever the loop ends.
+"""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from ddt_llama import distributed
+from ddt_llama.checkpoint import newest_state
+from ddt_llama.config import UserError
+from ddt_llama.generation.model import Model
+from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.recipes.data import image_stream
+from ddt_llama.recipes.drafts import texts
+from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
+from ddt_llama.recipes.samples import DrawingSamples
+from ddt_llama.recipes.tokenizer import ReconstructionSamples, TokenizerRecipe
+from ddt_llama.runs import Run
+from ddt_llama.tokenizer import TimestepTokenizer, Tokenizer
+from ddt_llama.tokenizer import load as load_tokenizer
+from ddt_llama.training.language import NextToken
+from ddt_llama.training.loop import Outcome, train
+from ddt_llama.training.timestep import TimestepObjective
+
+RELEASE = "release"
+PARTS = "parts"
+
+
+class Trained(NamedTuple):
+    """Where a training stands and what it left."""
+
+    folder: Path
+    release: Path
+    step: int
+    finished: bool
+
+
+def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
+    """Train `recipe` in the run folder `out`, or go on with the training that is there.
+
+    Raises UserError for data, models and places that cannot be used, before anything is written.
+    """
+    recipe.data.check()
+    check_writable(out)
+    if isinstance(recipe, TokenizerRecipe):
+        return _run_tokenizer(recipe, out)
+    return _run_language(recipe, out)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise UserError where `folder` could not be created or written, without touching it."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
+        reason = "cannot be written" if place.is_dir() else "is a file"
+        raise UserError(f"{folder}: {place} {reason}; choose another place")
+
+
+def release_of(path: str | Path, what: str) -> Path:
+    """Return the release folder of a run, or `path` where it is one itself.
+
+    Raises UserError that names the command to make one.
+    """
+    for folder in (Path(path) / RELEASE, Path(path)):
+        if (folder / "tokenizer" / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"{what}: {str(path) or 'nothing'} is no run or release with an image tokenizer; train it "
+        f"first (ddt train ..._tokenizer) or give its folder with --{what}"
+    )
+
+
+def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
+    device = distributed.setup()
+    size = recipe.tokenizer.image_size
+    stream = image_stream(recipe.data, size, recipe.train.batch, device)
+    samples = ReconstructionSamples(recipe)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        model = TimestepTokenizer(recipe.tokenizer).to(device)
+    objective = TimestepObjective(recipe.objective, samples.measured.to(device))
+    with Run.create_or_resume(out, recipe) as folder:
+        outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
+        with outcome.ema.swapped():
+            release = write_release(Model(model.eval(), name=recipe.name), out)
+    return Trained(out, release, outcome.step, outcome.finished)
+
+
+def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
+    device = distributed.setup()
+    begun = (out / PARTS / "language" / "vocabulary.json").is_file()
+    if begun:
+        tokenizer_folder = out / PARTS / "tokenizer"
+    else:
+        source = recipe.tokenizer or recipe.start or ""
+        what = "tokenizer" if recipe.tokenizer else "start"
+        tokenizer_folder = release_of(source, what) / "tokenizer"
+    tokenizer: Any = load_tokenizer(tokenizer_folder)
+    language_start = _language_start(recipe)
+    coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
+    with Run.create_or_resume(out, recipe) as folder:
+        if begun:
+            text = TextTokenizer.load(out / PARTS / "language")
+            vocabulary = Vocabulary.load(out / PARTS / "language")
+        else:
+            text, vocabulary = _text_side(recipe, language_start, tokenizer)
+            if distributed.is_main():
+                tokenizer.save(out / PARTS / "tokenizer")
+                text.save(out / PARTS / "language")
+                vocabulary.save(out / PARTS / "language")
+        model = _language_model(recipe, language_start, vocabulary).to(device)
+        length = int(model.config.max_position_embeddings)
+        stream = document_stream(recipe, coder, vocabulary, text, length)
+        samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
+        outcome = _train_language(recipe, model, vocabulary, stream, folder, samples)
+        with outcome.ema.swapped():
+            release = write_release(samples.model(model.eval(), recipe.name), out)
+    return Trained(out, release, outcome.step, outcome.finished)
+
+
+def _train_language(
+    recipe: LanguageRecipe,
+    model: Any,
+    vocabulary: Vocabulary,
+    stream: Any,
+    folder: Run,
+    samples: DrawingSamples,
+) -> Outcome:
+    objective = NextToken(vocabulary)
+    return train(model, objective, stream, recipe.train, folder, sample=samples)
+
+
+def _language_start(recipe: LanguageRecipe) -> Path | None:
+    """Return the language folder to start from, None for a new model."""
+    if recipe.start is None:
+        if recipe.stage == "instruct":
+            raise UserError("start: stage instruct goes on from a pretrained run; give --start RUN")
+        return None
+    start = Path(recipe.start)
+    for folder in (start / RELEASE / "language", start / "language", start):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"start: {start} is no run, release or language model; train it first "
+        "(ddt train ..._pretrain) or give its folder with --start"
+    )
+
+
+def _text_side(
+    recipe: LanguageRecipe, start: Path | None, tokenizer: Tokenizer
+) -> tuple[TextTokenizer, Vocabulary]:
+    """Return text tokenizer and vocabulary: those of `start`, or new ones for the data."""
+    size, count = tokenizer.codebook_size, tokenizer.num_tokens
+    if start is None:
+        text = TextTokenizer.train(texts(recipe.data, tokenizer.image_size), recipe.text_vocab)
+        return text, Vocabulary(text.size, size, count)
+    text = TextTokenizer.load(start)
+    if not (start / "vocabulary.json").is_file():
+        from ddt_llama.language import backbone
+
+        return text, Vocabulary(backbone.text_rows(start), size, count)
+    vocabulary = Vocabulary.load(start)
+    if (vocabulary.codebook_size, vocabulary.num_tokens) != (size, count):
+        raise UserError(
+            f"start: {start} was trained on {vocabulary.num_tokens} codes of "
+            f"{vocabulary.codebook_size}, the tokenizer gives {count} of {size}; take both from "
+            "the same run"
+        )
+    return text, vocabulary
+
+
+def _language_model(recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary) -> Any:
+    from ddt_llama.language import backbone
+
+    if start is None:
+        return backbone.build(recipe.backbone, vocabulary, seed=recipe.train.seed)
+    if (start / "vocabulary.json").is_file():
+        return backbone.load(start).model
+    return backbone.grow(start, vocabulary, seed=recipe.train.seed)
+
+
+def write_release(model: Model, out: Path) -> Path:
+    """Write RUN/release beside the old one and put it in its place; returns its path."""
+    final, partial, old = out / RELEASE, out / ".release.partial", out / ".release.old"
+    if not distributed.is_main():
+        return final
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save(partial)
+    shutil.rmtree(old, ignore_errors=True)
+    if final.exists():
+        os.replace(final, old)
+    os.replace(partial, final)
+    shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def is_begun(out: Path) -> bool:
+    """Say whether a run in `out` has a training state to go on from."""
+    return newest_state(out / "checkpoints") is not None

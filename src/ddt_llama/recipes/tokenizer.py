@@ -1,0 +1,83 @@
+"""The recipe of an image tokenizer, and the pictures and figures it shows along the way."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.data.images import save_png, to_pil
+from ddt_llama.evaluation.metrics import psnr
+from ddt_llama.evaluation.reconstruction import default_levels
+from ddt_llama.recipes.data import SAMPLE_SEED, SHAPES, DataConfig, unseen_images
+from ddt_llama.reports.pictures import sheet
+from ddt_llama.runs import Run
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.verify import matches, read
+from ddt_llama.shapes.world import ShapesSource
+from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.timestep import TimestepObjectiveConfig
+
+SHOWN = 8  # pictures on a sheet
+MEASURED = 64  # scenes behind the figures
+STEPS = (4, 8, 16)
+
+
+@dataclass(frozen=True)
+class TokenizerRecipe:
+    """Network, loss, training and data of one tokenizer."""
+
+    name: str
+    tokenizer: TimestepTokenizerConfig = field(default_factory=TimestepTokenizerConfig)
+    objective: TimestepObjectiveConfig = field(default_factory=TimestepObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+class ReconstructionSamples:
+    """Show held-out pictures beside what their codes give back; measure on held-out scenes.
+
+    A sheet has one column a picture: the original, then decoded from 1, 4, 8, ... all tokens.
+    """
+
+    def __init__(self, recipe: TokenizerRecipe) -> None:
+        size = recipe.tokenizer.image_size
+        self.images = unseen_images(recipe.data, size, SHOWN)
+        self.scenes = []
+        if SHAPES in recipe.data.paths:
+            source = ShapesSource(
+                seed=SAMPLE_SEED, max_objects=recipe.data.max_objects, split="heldout"
+            )
+            self.scenes = [source.scene(index) for index in range(MEASURED)]
+        self.measured = (
+            render(self.scenes, size) if self.scenes else unseen_images(recipe.data, size, MEASURED)
+        )
+
+    def __call__(self, model: Any, step: int, run: Run) -> Mapping[str, float]:
+        """Write the sheet of this step and return the figures."""
+        save_png(reconstruction_sheet(model, self.images), run.samples / f"step-{step:08d}.png")
+        device = next(model.parameters()).device
+        codes = model.encode(self.measured.to(device))
+        figures: dict[str, float] = {}
+        for steps in STEPS:
+            decoded = model.decode(codes, steps=steps).float().cpu()
+            figures[f"sample.psnr.{steps}"] = float(psnr(decoded, self.measured).mean())
+            if self.scenes:
+                pairs = zip(read(decoded), self.scenes, strict=True)
+                exact = [matches(found, scene) for found, scene in pairs]
+                figures[f"sample.exact.{steps}"] = sum(exact) / len(exact)
+        return figures
+
+
+def reconstruction_sheet(model: TimestepTokenizer, images: Float[Tensor, "b 3 h w"]) -> Any:
+    """Return originals above their reconstructions from few tokens to all."""
+    device = next(model.parameters()).device
+    codes = model.encode(images.to(device))
+    rows = [images]
+    with torch.no_grad():
+        for visible in default_levels(model.num_tokens):
+            rows.append(model.decode(codes, steps=8, visible=visible).float().cpu())
+    return sheet(to_pil(torch.cat(rows)), len(images))
