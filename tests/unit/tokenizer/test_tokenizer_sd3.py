@@ -95,7 +95,6 @@ def test_the_whole_decoder_answers_as_sd3_when_its_tokens_are_masked(folder: Pat
     torch.testing.assert_close(answer_of(net, x, t), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.xfail(reason="the decoder's table of positions is not saved with it yet")
 def test_saved_and_read_again_the_decoder_still_answers_as_sd3(folder: Path):
     net, again, x, t = decoder(), decoder(), latents(), torch.tensor([0.25, 0.9])
     load_image_stream(net, folder)
