@@ -24,9 +24,10 @@ Mask = NDArray[np.bool_]
 _COLOURS = np.array([rgb for _, rgb in COLOURS], dtype=np.float32) / 255
 _BACKGROUNDS = np.array([rgb for _, rgb in BACKGROUNDS], dtype=np.float32) / 255
 
-# A measured colour further than this from every palette entry is none of them. The palette's
-# nearest two are 0.40 apart (in units of the full range).
-COLOUR_TOLERANCE = 0.19
+# A measured colour further than this from every palette entry is none of them, and so is one that
+# is not clearly nearest to one. The palette's nearest two are 0.40 apart (of the range 0 to 1).
+COLOUR_TOLERANCE = 0.22
+_COLOUR_RATIO = 0.6
 # Share of a shape's energy that the picture may leave unexplained, noise not counted.
 _MISFIT = 0.2
 # By how much (of the same energy) the best shape must beat the best other one, and by how much of
@@ -300,8 +301,9 @@ def _name_colour(part: Array, cover: Array, background: int) -> int | None:
     weights = np.where(cover > 0.5, cover, 0)
     mean = (part * weights[..., None]).sum((0, 1)) / np.square(weights).sum()
     distance = np.linalg.norm(_COLOURS - _BACKGROUNDS[background] - mean, axis=1)
-    named = int(distance.argmin())
-    return named if distance[named] < COLOUR_TOLERANCE else None
+    named, second = (int(place) for place in distance.argsort()[:2])
+    limit = min(COLOUR_TOLERANCE, _COLOUR_RATIO * float(distance[second]))
+    return named if distance[named] < limit else None
 
 
 def matches(a: Scene | None, b: Scene | None, tolerance: float = 3 / 64) -> bool:
