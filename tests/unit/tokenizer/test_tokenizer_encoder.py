@@ -1,0 +1,80 @@
+"""The encoder: patches read the image alone, queries read patches and one another."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig, coarse_positions
+
+SMALL = EncoderConfig(dim=16, depth=2, num_heads=2)
+
+
+def encoder(config: EncoderConfig = SMALL, num_tokens: int = 6) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(config, patch_dim=5, grid=3, num_tokens=num_tokens, code_dim=4)
+
+
+def first_block(net: Encoder) -> EncoderBlock:
+    block = next(iter(net.blocks))
+    assert isinstance(block, EncoderBlock)
+    return block
+
+
+def patches(rows: int = 2) -> Tensor:
+    return torch.randn(rows, 9, 5, generator=torch.Generator().manual_seed(1))
+
+
+def test_patches_do_not_see_the_queries_and_queries_see_everything():
+    block, image, token = first_block(encoder()), torch.randn(1, 9, 16), torch.randn(1, 4, 16)
+    image_out, token_out = block(image, token)
+    other_token = token.clone()
+    other_token[:, 1] = torch.randn(16)
+    same, moved = block(image, other_token)
+    assert torch.equal(same, image_out)
+    assert (moved - token_out).abs().amax((0, 2)).min() > 1e-4
+    other_image = image.clone()
+    other_image[:, 8] = torch.randn(16)
+    moved_image, moved_token = block(other_image, token)
+    assert (moved_image - image_out).abs().amax((0, 2)).min() > 1e-4
+    assert (moved_token - token_out).abs().amax((0, 2)).min() > 1e-4
+
+
+def test_every_feature_depends_on_every_patch_of_its_own_image_alone():
+    net, x = encoder(), patches().requires_grad_()
+    features = net(x)
+    assert features.shape == (2, 6, 4)
+    for k in range(6):
+        (slope,) = torch.autograd.grad(features[0, k].sum(), x, retain_graph=True)
+        assert slope[0].abs().sum(-1).min() > 0
+        assert not slope[1].any()
+
+
+def test_moving_a_patch_changes_the_features():
+    """Positions are on the patches: the same patches in another order are another image."""
+    net, x = encoder(), patches()
+    assert (net(x) - net(x.flip(1))).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "grid", "rows", "columns"), [(32, 8, 4, 8), (64, 8, 8, 8), (6, 3, 2, 3)]
+)
+def test_spatial_queries_start_at_the_centres_of_equal_cells(
+    num_tokens: int, grid: int, rows: int, columns: int
+):
+    places = coarse_positions(num_tokens, grid)
+    y = [(i + 0.5) * grid / rows - 0.5 for i in range(rows)]
+    x = [(j + 0.5) * grid / columns - 0.5 for j in range(columns)]
+    torch.testing.assert_close(places, torch.tensor([(a, b) for a in y for b in x]))
+
+
+def test_attention_of_spatial_queries_starts_local():
+    """With a query at each patch and tied weights, a query looks at its own patch most of all."""
+    torch.manual_seed(0)
+    config = EncoderConfig(dim=64, depth=2, num_heads=1)
+    net = Encoder(config, patch_dim=5, grid=4, num_tokens=16, code_dim=4)
+    block = first_block(net)
+    query, _, _ = block.token.project(net.queries[None], None)
+    _, key, _ = block.image.project(net.get_buffer("positions")[None], None)
+    assert torch.equal((query @ key.transpose(2, 3))[0, 0].argmax(1), torch.arange(16))
+    plain = encoder(EncoderConfig(16, 2, 2, queries="normal"))
+    assert plain.queries.abs().max() < 0.1
