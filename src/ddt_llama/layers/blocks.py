@@ -67,7 +67,8 @@ class Stream(nn.Module):
 
     With `conditional`, adaLN from a condition vector: shift, scale and gate for the attention and
     for the MLP. All start at zero (adaLN-zero: the block starts as the identity), except that the
-    gates start at `gate_start`.
+    gates start at `gate_start`. With `keys_only` the stream ends here: others read its keys and
+    values, and nothing of its own goes on (the last block's side stream, as in SD3).
     """
 
     def __init__(
@@ -77,24 +78,31 @@ class Stream(nn.Module):
         mlp_ratio: float,
         conditional: bool,
         gate_start: float = 0.0,
+        keys_only: bool = False,
     ) -> None:
         super().__init__()
-        self.gate_start = gate_start
+        self.gate_start, self.keys_only = gate_start, keys_only
         self.num_heads = num_heads
         self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-        self.mlp = MLP(dim, int(dim * mlp_ratio))
         self.modulation = nn.Linear(dim, 6 * dim) if conditional else None
         # Without a condition the norms carry their own scale and shift.
         self.norm_attention = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not conditional)
-        self.norm_mlp = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not conditional)
-        self.reset_parameters()
+        self.reset_linear(self.qkv)
+        if not keys_only:
+            self.out = nn.Linear(dim, dim)
+            self.norm_mlp = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=not conditional)
+            self.mlp = MLP(dim, int(dim * mlp_ratio))
+            self.reset_linear(self.out, self.mlp.up, self.mlp.down)
+        self.reset_modulation()
 
-    def reset_parameters(self) -> None:
-        """Xavier weights, zero biases, zero modulation; residual outputs start small."""
-        for linear in (self.qkv, self.out, self.mlp.up, self.mlp.down):
+    def reset_linear(self, *linears: nn.Linear) -> None:
+        """Start with Xavier weights and zero biases."""
+        for linear in linears:
             nn.init.xavier_uniform_(linear.weight)
             nn.init.zeros_(linear.bias)
+
+    def reset_modulation(self) -> None:
+        """Start with a modulation of zero, but for the gates' start."""
         if self.modulation is not None:
             nn.init.zeros_(self.modulation.weight)
             nn.init.zeros_(self.modulation.bias)

@@ -53,18 +53,16 @@ class Memory(NamedTuple):
 
 
 class DecoderBlock(nn.Module):
-    """One joint block: adaLN-zero on the image stream, plain norms on the token stream."""
+    """One joint block: adaLN on the image stream, plain norms on the token stream.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    In the last block nothing reads the tokens any more but through their keys and values.
+    """
+
+    def __init__(self, config: DecoderConfig, *, last: bool) -> None:
         super().__init__()
-        self.image = Stream(
-            config.dim,
-            config.num_heads,
-            config.mlp_ratio,
-            conditional=True,
-            gate_start=config.gate_start,
-        )
-        self.token = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
+        sizes = (config.dim, config.num_heads, config.mlp_ratio)
+        self.image = Stream(*sizes, conditional=True, gate_start=config.gate_start)
+        self.token = Stream(*sizes, conditional=False, keys_only=last)
         if config.positions == "spatial":
             tie_queries_to_keys([self.image, self.token])
 
@@ -73,7 +71,9 @@ class DecoderBlock(nn.Module):
     ) -> tuple[Float[Tensor, "b k d"], tuple[Tensor, Tensor]]:
         """Advance a static token stream; return it and its keys and values."""
         q, k, v = self.token.project(token, None)
-        return self.token.finish(token, attend(q, k, v, mask), None, None), (k, v)
+        if not self.token.keys_only:
+            token = self.token.finish(token, attend(q, k, v, mask), None, None)
+        return token, (k, v)
 
     def denoise(
         self,
@@ -101,7 +101,8 @@ class DecoderBlock(nn.Module):
         token_q, token_k, token_v = self.token.project(token, None)
         keys, values = torch.cat([k, token_k], dim=2), torch.cat([v, token_v], dim=2)
         image = self.image.finish(image, attend(q, keys, values, mask), attention, mlp)
-        token = self.token.finish(token, attend(token_q, keys, values, mask), None, None)
+        if not self.token.keys_only:
+            token = self.token.finish(token, attend(token_q, keys, values, mask), None, None)
         return image, token
 
 
@@ -120,7 +121,9 @@ class Decoder(nn.Module):
         start = initial_queries(num_tokens, grid, config.dim, config.positions)
         self.token_positions = nn.Parameter(start)
         self.timestep = TimestepEmbedding(config.dim)
-        self.blocks = nn.ModuleList(DecoderBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            DecoderBlock(config, last=i + 1 == config.depth) for i in range(config.depth)
+        )
         self.norm_out = nn.LayerNorm(config.dim, eps=1e-6, elementwise_affine=False)
         self.modulation_out = nn.Linear(config.dim, 2 * config.dim)
         self.patch_out = nn.Linear(config.dim, patch_dim)

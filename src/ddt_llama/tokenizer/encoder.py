@@ -63,7 +63,7 @@ def tie_queries_to_keys(streams: list[Stream]) -> None:
     Then tokens look first at what lies at their own position (the mimetic initialisation of
     Trockman and Kolter 2023, carried over to two streams).
     """
-    dim = streams[0].out.in_features
+    dim = streams[0].qkv.in_features
     shared = torch.randn(dim, dim) * (TIED_GAIN / dim) ** 0.5
     for stream in streams:
         stream.qkv.weight.data[:dim] = shared
@@ -71,12 +71,16 @@ def tie_queries_to_keys(streams: list[Stream]) -> None:
 
 
 class EncoderBlock(nn.Module):
-    """Patches attend to patches; queries attend to patches and queries."""
+    """Patches attend to patches; queries attend to patches and queries.
 
-    def __init__(self, config: EncoderConfig) -> None:
+    In the last block nothing reads the patches any more but through their keys and values.
+    """
+
+    def __init__(self, config: EncoderConfig, *, last: bool) -> None:
         super().__init__()
-        self.image = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
-        self.token = Stream(config.dim, config.num_heads, config.mlp_ratio, conditional=False)
+        sizes = (config.dim, config.num_heads, config.mlp_ratio)
+        self.image = Stream(*sizes, conditional=False, keys_only=last)
+        self.token = Stream(*sizes, conditional=False)
         if config.queries == "spatial":
             tie_queries_to_keys([self.image, self.token])
 
@@ -88,7 +92,8 @@ class EncoderBlock(nn.Module):
         token_q, token_k, token_v = self.token.project(token, None)
         keys = torch.cat([image_k, token_k], dim=2)
         values = torch.cat([image_v, token_v], dim=2)
-        image = self.image.finish(image, attend(image_q, image_k, image_v), None, None)
+        if not self.image.keys_only:
+            image = self.image.finish(image, attend(image_q, image_k, image_v), None, None)
         token = self.token.finish(token, attend(token_q, keys, values), None, None)
         return image, token
 
@@ -104,7 +109,9 @@ class Encoder(nn.Module):
         positions = sincos(grid_positions(grid, grid), config.dim, extent=grid)
         self.register_buffer("positions", positions)
         self.queries = nn.Parameter(initial_queries(num_tokens, grid, config.dim, config.queries))
-        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(
+            EncoderBlock(config, last=i + 1 == config.depth) for i in range(config.depth)
+        )
         self.norm = nn.LayerNorm(config.dim, eps=1e-6)
         self.code_out = nn.Linear(config.dim, code_dim)
 
