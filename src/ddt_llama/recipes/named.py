@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ddt_llama.config import UserError
+from ddt_llama.diffusion import AtNoise
 from ddt_llama.language import backbone
 from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.language import INSTRUCT, PRETRAIN, LanguageRecipe
@@ -18,16 +19,46 @@ from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 from ddt_llama.training.loop import TrainConfig
-from ddt_llama.training.optim import OptimConfig
+from ddt_llama.training.optim import ENDS, OptimConfig
+from ddt_llama.training.timestep import TimestepObjectiveConfig
 
 Recipe = TokenizerRecipe | LanguageRecipe
 RUNS = "runs"  # where each stage leaves its run, and the next one looks for it
 
 
 def nano_tokenizer() -> TokenizerRecipe:
-    """About 5 M parameters at 64 px, for two CPU cores."""
+    """About 5 M parameters at 64 px, for two CPU cores.
+
+    What breaks the plateau at which tokens hold the background alone (experiments/0004): queries
+    that start in place, open gates, Muon, and features that are not rounded at first.
+    """
     return TokenizerRecipe(
-        "nano_tokenizer", train=TrainConfig(steps=30_000, batch=32, sample_every=1000, prefetch=1)
+        "nano_tokenizer",
+        tokenizer=TimestepTokenizerConfig(
+            num_tokens=64,
+            quantizer=QuantizerConfig(codebook_size=1024, code_dim=8),
+            encoder=EncoderConfig(dim=160, depth=3, num_heads=5),
+            decoder=DecoderConfig(dim=160, depth=5, num_heads=5, gate_start=1.0),
+        ),
+        objective=TimestepObjectiveConfig(
+            density=AtNoise(0.5),
+            hide_fine=0.1,
+            commitment=0.1,
+            round_from=1000,
+            round_until=2000,
+        ),
+        train=TrainConfig(
+            steps=50_000,
+            batch=32,
+            sample_every=1000,
+            prefetch=1,
+            optim=OptimConfig(
+                kind="muon",
+                lr=1.5e-3,
+                warmup=100,
+                not_muon=(*ENDS, "*modulation*", "*code_*", "*timestep*"),
+            ),
+        ),
     )
 
 

@@ -1,0 +1,28 @@
+"""The verb demo."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
+
+
+def demo(
+    *,
+    model: str = "nano",
+    images: Annotated[Path | None, arg(metavar="FOLDER", help_behavior_hint="")] = None,
+    out: Path = Path("demo"),
+) -> None:
+    """Draw, rebuild, edit and answer, and show it all on one page.
+
+    Example: ddt demo --images my_pictures
+
+    Args:
+        model: nano (comes with the program), the folder of a training run, or a hub name.
+        images: A folder of your own pictures to rebuild, too.
+        out: The folder to write the page into.
+    """
+    from ddt_llama.cli.demonstration import demonstrate
+    from ddt_llama.cli.places import check_folder, open_model
+
+    check_folder(out)
+    print(demonstrate(lambda: open_model(model), images, out))

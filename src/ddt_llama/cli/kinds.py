@@ -1,0 +1,12 @@
+"""Kinds of arguments that several verbs take, as tyro shows them."""
+
+from collections.abc import Mapping
+from typing import Annotated
+
+from tyro.conf import Positional, Suppress, arg
+
+Model = Annotated[Positional[str], arg(metavar="MODEL")]
+Number = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
+WholeNumber = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
+# What `split_fields` found: never read by tyro itself.
+Fields = Annotated[Mapping[str, str] | None, Suppress]

@@ -1,0 +1,80 @@
+"""The verbs that measure a model and encode data: evaluate, encode."""
+
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from ddt_llama.cli.kinds import Fields, Model
+
+
+def evaluate(
+    model: Model,
+    *,
+    suite: str,
+    json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
+    data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
+    fields: Fields = None,
+) -> None:
+    """Measure a model, with 95 % intervals.
+
+    Suite reconstruction: how well pictures survive encoding and decoding. Suite shapes: drawing,
+    editing and questions on held-out scenes. Any field of a suite can be changed: --prompts 20.
+
+    Example: ddt evaluate nano --suite shapes --json shapes.json
+
+    Args:
+        model: nano (comes with the program), the folder of a training run, or a hub name.
+        suite: reconstruction or shapes.
+        json: Write the figures to this file, too.
+        data: For reconstruction: pictures in place of scenes (their split "val", if they have one).
+    """
+    from ddt_llama.cli.places import check_file, open_model
+    from ddt_llama.evaluation.result import print_figures, write_figures
+    from ddt_llama.evaluation.suites import evaluate as measure
+    from ddt_llama.evaluation.suites import suite_named
+
+    chosen = suite_named(suite, fields)
+    if json is not None:
+        check_file(json, ".json")
+    opened = open_model(model)
+    source = None
+    if data is not None:
+        from ddt_llama.recipes.data import DataConfig
+
+        config = DataConfig(paths=(data,), held_out=0.0)
+        config.check()
+        split = config.validation_split(data) or "train"
+        source = config.open_images(data, opened.tokenizer.image_size, split)
+    figures = measure(opened, chosen, source)
+    print_figures(figures, f"{opened.name}: {suite}")
+    if json is not None:
+        write_figures(json, figures)
+        print(json)
+
+
+def encode(
+    model: Model,
+    data: Annotated[Positional[str], arg(metavar="DATA")],
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    *,
+    split: str = "all",
+    batch: int = 64,
+) -> None:
+    """Write the codes of a data set of pictures to one file, with keys and captions.
+
+    Example: ddt encode nano my_pictures codes.parquet
+
+    Args:
+        model: nano (comes with the program), the folder of a training run, or a hub name.
+        data: A folder of pictures, WebDataset shards, Parquet files, a data set on disk.
+        out: The file to write, .parquet or .safetensors.
+        split: Which split of the data; "all" takes everything.
+        batch: Pictures encoded at once.
+    """
+    from ddt_llama.cli.places import check_file, open_model
+    from ddt_llama.recipes.encode import encode_pictures
+
+    check_file(out, ".parquet", ".safetensors")
+    count, skipped = encode_pictures(open_model(model), data, out, split=split, batch=batch)
+    print(f"{out}: codes of {count} pictures" + (f", {skipped} skipped" if skipped else ""))

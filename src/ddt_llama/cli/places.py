@@ -1,0 +1,49 @@
+"""Models and files as a user names them: found, and checked before any work is done."""
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ddt_llama.config import UserError
+
+if TYPE_CHECKING:
+    from ddt_llama.generation.model import Model
+
+
+def open_model(name: str) -> "Model":
+    """Open a release, the release of a run, or a model by name."""
+    from ddt_llama.generation.release import load
+
+    released = Path(name) / "release"
+    return load(released if (released / "config.json").is_file() else name)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise UserError where `folder` could not be created or written, without touching it."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{folder}: {place} is a file; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {place} cannot be written; choose another place")
+
+
+def check_file(path: Path, *suffixes: str) -> None:
+    """Raise UserError where a file of this name could not be written, without touching it."""
+    if path.suffix.lower() not in suffixes:
+        raise UserError(f"{path}: allowed are names that end in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the name of a file")
+    check_folder(path.parent)
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Return `count` names: the path itself, or NAME-1.png, NAME-2.png, ... where there are more.
+
+    >>> [str(name) for name in numbered(Path("a.png"), 2)]
+    ['a-1.png', 'a-2.png']
+    """
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]

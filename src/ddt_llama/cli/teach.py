@@ -1,0 +1,85 @@
+"""The verbs that train: recipes, train, report."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from tyro.conf import Positional, arg
+
+from ddt_llama.cli.kinds import Fields, Number, WholeNumber
+
+
+def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None) -> None:
+    """List the recipes, or show all fields, the size and the cost of one.
+
+    Example: ddt recipes nano_tokenizer
+
+    Args:
+        name: The recipe to show; leave out for the list.
+    """
+    from ddt_llama.config import show
+    from ddt_llama.recipes.named import NAMES, first_sentence, recipe_named
+
+    if name is None:
+        width = max(len(known) for known in NAMES)
+        print("\n".join(f"{known:<{width}}  {first_sentence(known)}" for known in NAMES))
+        print("\nddt recipes NAME shows one; ddt train NAME trains it.")
+        return
+    recipe = recipe_named(name)
+    from ddt_llama.recipes.cost import cost_of
+
+    print(f"{first_sentence(name)}\n\n{show(recipe)}\n\n{cost_of(recipe)}")
+
+
+def train(
+    recipe: Annotated[Positional[str], arg(metavar="RECIPE")],
+    *,
+    data: Annotated[tuple[str, ...] | None, arg(metavar="PATH ...", help_behavior_hint="")] = None,
+    steps: WholeNumber = None,
+    minutes: Number = None,
+    out: Annotated[Path | None, arg(metavar="RUN", help_behavior_hint="")] = None,
+    fields: Fields = None,
+) -> int:
+    """Train a recipe, or go on with a training that was stopped.
+
+    The same command started again continues where it stopped. Three trainings make a model:
+    SIZE_tokenizer, then SIZE_pretrain, then SIZE_instruct.
+
+    Any field that `ddt recipes RECIPE` shows can be changed: --train.batch 64.
+
+    Example: ddt train nano_tokenizer --data my_pictures --minutes 30
+
+    Args:
+        recipe: The name of a recipe; `ddt recipes` lists them.
+        data: Folders of pictures, WebDataset shards, Parquet files; "shapes" is the built-in world.
+        steps: How many updates in all.
+        minutes: Stop after so many minutes; the same command goes on later.
+        out: The run folder; runs/RECIPE unless given.
+    """
+    from ddt_llama.config import override
+    from ddt_llama.recipes.named import recipe_named
+
+    chosen = recipe_named(recipe)
+    changes: dict[str, Any] = dict(fields or {})
+    for name, value in (("data.paths", data), ("train.steps", steps), ("train.minutes", minutes)):
+        if value is not None:
+            changes[name] = list(value) if isinstance(value, tuple) else value
+    chosen = override(chosen, changes)
+    folder = out if out is not None else Path("runs") / recipe
+    from ddt_llama.cli.training import train_and_tell
+
+    return train_and_tell(chosen, folder)
+
+
+def report(run: Annotated[Positional[Path], arg(metavar="RUN")]) -> None:
+    """Write one page about a training: samples, curves, figures, configuration.
+
+    Example: ddt report runs/nano_tokenizer
+
+    Args:
+        run: The folder of the training.
+    """
+    from ddt_llama.cli.places import check_folder
+    from ddt_llama.reports.report import report as write
+
+    check_folder(run)
+    print(write(run))

@@ -1,0 +1,48 @@
+"""Tell how a training begins and ends: where things are, and what to do next."""
+
+import logging
+import time
+from pathlib import Path
+
+from ddt_llama import distributed
+from ddt_llama.recipes import LanguageRecipe, Recipe, Trained, run
+
+
+def train_and_tell(recipe: Recipe, folder: Path) -> int:
+    """Train and return the exit code: 0 when done or out of minutes, 130 when interrupted."""
+    logging.basicConfig(format="%(message)s")
+    begun = (folder / "config.json").is_file()
+    _say(
+        f"{'going on in' if begun else 'training'} {folder}: {recipe.name}, "
+        f"{recipe.train.steps} steps"
+    )
+    _say(f"pictures along the way: {folder / 'samples'}; curves: ddt report {folder}")
+    start = time.monotonic()
+    trained = run(recipe, folder)
+    _say("\n".join(_after(recipe, trained)))
+    minutes = recipe.train.minutes
+    over = minutes is not None and time.monotonic() - start >= 60 * minutes
+    return 0 if trained.finished or over else 130
+
+
+def _after(recipe: Recipe, trained: Trained) -> list[str]:
+    lines = [f"model of step {trained.step}: {trained.release}"]
+    if not trained.finished:
+        lines.append(f"{trained.step} of {recipe.train.steps} steps done; the same command goes on")
+    size = recipe.name.rpartition("_")[0]
+    folder = trained.folder
+    if not isinstance(recipe, LanguageRecipe):
+        lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
+        lines.append(f"next: ddt train {size}_pretrain --tokenizer {folder}")
+    else:
+        lines.append(f'try it: ddt draw {folder} "a red circle" --out drawn.png')
+        if recipe.stage == "pretrain":
+            lines.append(f"next: ddt train {size}_instruct --start {folder}")
+        else:
+            lines.append(f"measure it: ddt evaluate {folder} --suite shapes --json shapes.json")
+    return lines
+
+
+def _say(text: str) -> None:
+    if distributed.is_main():
+        print(text, flush=True)
