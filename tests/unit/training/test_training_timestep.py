@@ -1,0 +1,245 @@
+"""The tokenizer's objective against the paper's formula, written as loops over images and draws."""
+
+from dataclasses import replace
+from typing import Any, get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddt_llama.diffusion import AtNoise, Cosine, Straight, Uniform
+from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig, probe
+
+TOKENS, SIDE, SEED = 6, 8, 11
+STREAMS = get_args(TokenStream)
+TINY = TimestepTokenizerConfig(
+    image_size=SIDE,
+    patch=4,
+    num_tokens=TOKENS,
+    quantizer=QuantizerConfig(16, 4),
+    encoder=EncoderConfig(16, 1, 2),
+    decoder=DecoderConfig(16, 1, 2),
+)
+EVERYTHING = TimestepObjectiveConfig(
+    draws=3, drop_tokens=0.3, hide_fine=0.6, commitment=0.5, round_until=4, probe_every=2
+)
+
+
+def build(stream: TokenStream = "static", **changes: Any) -> TimestepTokenizer:
+    """Return a tokenizer whose zero starts are moved, so that everything has an effect."""
+    torch.manual_seed(0)
+    decoder = replace(TINY.decoder, token_stream=stream)
+    model = TimestepTokenizer(replace(TINY, decoder=decoder, **changes))
+    for parameter in model.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def images(rows: int = 4, seed: int = 3) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(rows, 3, SIDE, SIDE, generator=generator) * 2 - 1
+
+
+def objective(config: TimestepObjectiveConfig = EVERYTHING) -> TimestepObjective:
+    return TimestepObjective(config, images(4, seed=9))
+
+
+def loss_of(
+    model: TimestepTokenizer,
+    config: TimestepObjectiveConfig,
+    *,
+    step: int = 100,
+    seed: int = SEED,
+    batch: Tensor | None = None,
+) -> Tensor:
+    goal = objective(config)
+    goal.before_step(model, step)
+    return goal(model, images() if batch is None else batch, seed)[0]
+
+
+def twin(model: TimestepTokenizer, c: TimestepObjectiveConfig, rounding: float) -> Tensor:
+    """E ||d(x_t, t, V_first..V_k(t)) - x0||^2 + commitment, one decoder call a draw."""
+    generator = torch.Generator().manual_seed(SEED)
+    x0 = model.patchify(images())
+    b, n, p = x0.shape
+    t = c.density.sample((b, c.draws), generator)
+    eps = torch.randn(b, c.draws, n, p, generator=generator)
+    dropped = torch.rand(b, c.draws, generator=generator) < c.drop_tokens
+    hides = torch.rand(b, generator=generator) < c.hide_fine
+    first = torch.randint(model.num_tokens, (b,), generator=generator)
+    errors, distances = [], []
+    for i in range(b):
+        feature = model.encoder(x0[i : i + 1])
+        unit = feature / feature.norm(dim=-1, keepdim=True)
+        code = (unit @ model.quantizer.codebook.t()).argmax(-1)
+        near = model.quantizer.codebook[code]
+        distances.append((unit - near).square().sum(-1))
+        values = (1 - rounding) * unit + rounding * near
+        for j in range(c.draws):
+            k = 0 if dropped[i, j] else -(-int(t[i, j] * 1e6) * TOKENS // 1_000_000)
+            low = int(first[i]) if hides[i] else 0
+            visible = torch.tensor([[low <= index < k for index in range(TOKENS)]])
+            alpha, sigma = model.config.path.alpha(t[i, j]), model.config.path.sigma(t[i, j])
+            noisy = (alpha * x0[i] + sigma * eps[i, j])[None]
+            static = model.config.decoder.token_stream == "static"
+            tokens = model.decoder.remember(values, visible) if static else values
+            out = model.decoder(noisy, t[i, j : j + 1], tokens, visible)
+            goal = model.config.path.target(x0[i], eps[i, j], t[i, j], model.config.prediction)
+            errors.append((out[0] - goal).square().mean())
+    commitment = torch.cat(distances).mean()
+    return torch.stack(errors).mean() + c.commitment * rounding * commitment
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, 4),
+        ({}, 1),
+        ({"path": Cosine(), "prediction": "velocity"}, 4),
+        ({"path": Straight(), "prediction": "noise"}, 4),
+    ],
+)
+def test_the_loss_is_the_papers(stream: TokenStream, changes: dict[str, Any], step: int):
+    model = build(stream, **changes)
+    got, expected = loss_of(model, EVERYTHING, step=step), twin(model, EVERYTHING, step / 4)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_gradient_is_that_of_the_papers_loss_where_features_are_not_rounded():
+    model, plain = build(), build()
+    loss_of(model, EVERYTHING, step=0).backward()
+    twin(plain, EVERYTHING, 0.0).backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        assert (a.grad is None) == (b.grad is None)
+        if a.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_a_step_is_a_pure_function_of_its_seed():
+    model, goal = build(), objective()
+    goal.before_step(model, 0)
+    first, metrics = goal(model, images(), SEED)
+    torch.manual_seed(77)
+    again, _ = goal(model, images(), SEED)
+    assert torch.equal(first, again)
+    assert not torch.equal(goal(model, images(), SEED + 1)[0], first)
+    torch.testing.assert_close(first.detach(), torch.as_tensor(metrics["error"]))  # no rounding yet
+
+
+def test_with_all_tokens_dropped_the_loss_does_not_see_them():
+    def encoder_slopes(drop: float) -> float:
+        model = build()
+        loss_of(model, TimestepObjectiveConfig(drop_tokens=drop, commitment=0.0)).backward()
+        grads = [p.grad for p in model.encoder.parameters() if p.grad is not None]
+        return sum(float(g.abs().sum()) for g in grads)
+
+    assert encoder_slopes(1.0) == 0.0
+    assert encoder_slopes(0.0) > 0.0
+    blind = TimestepObjectiveConfig(drop_tokens=1.0, commitment=0.0)
+    model, other = build(), build()
+    torch.nn.init.normal_(other.encoder.queries)
+    assert torch.equal(loss_of(model, blind), loss_of(other, blind))
+
+
+def test_hiding_the_fine_end_spares_the_coarsest_token():
+    """At t = 1 some token is always seen: the first visible one is at most the last."""
+    config = TimestepObjectiveConfig(
+        draws=1, density=AtNoise(1.0), drop_tokens=0.0, hide_fine=1.0, commitment=0.0
+    )
+    model = build()
+    for seed in range(6):
+        model.zero_grad()
+        loss_of(model, config, seed=seed).backward()
+        slope = model.encoder.queries.grad
+        assert slope is not None
+        assert slope[-1].any()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "shares"),
+    [(0, 1, [0, 1, 1, 1, 1]), (1, 3, [0, 0, 0.5, 1, 1]), (2, 2, [0, 0, 0, 1, 1])],
+)
+def test_rounding_is_phased_in(start: int, end: int, shares: list[float]):
+    goal = objective(TimestepObjectiveConfig(round_from=start, round_until=end))
+    seen = []
+    for step in range(5):
+        goal.before_step(build(), step)
+        seen.append(goal.rounding)
+    assert seen == shares
+
+
+def test_balance_weighs_gradients_by_the_inverse_of_visibility():
+    goal = objective(TimestepObjectiveConfig(balance=True, density=Uniform()))
+    goal.before_step(build(), 0)
+    assert goal.weights is not None
+    inverse = TOKENS / torch.arange(TOKENS, 0, -1)
+    torch.testing.assert_close(goal.weights, inverse / inverse.mean(), rtol=2e-2, atol=0)
+    assert float(goal.weights.mean()) == pytest.approx(1.0)
+    plain = loss_of(build(), TimestepObjectiveConfig(density=Uniform()))
+    balanced = loss_of(build(), TimestepObjectiveConfig(density=Uniform(), balance=True))
+    torch.testing.assert_close(balanced, plain)
+
+
+def test_a_token_that_is_never_visible_has_a_finite_weight():
+    goal = objective(TimestepObjectiveConfig(balance=True))
+    goal.before_step(build(pieces=(1.0, 0.0)), 0)
+    assert goal.weights is not None
+    assert goal.weights.isfinite().all()
+
+
+def test_after_a_step_the_codebook_moves_and_the_probe_speaks_every_so_often():
+    model, goal = build(), objective()
+    before = model.quantizer.codebook.clone()
+    assert goal.after_step(model, 0) == {}  # no batch yet
+    goal.before_step(model, 0)
+    goal(model, images(), SEED)
+    first = goal.after_step(model, 1)
+    assert first == {"codebook.replaced": 16.0}
+    assert not torch.equal(model.quantizer.codebook, before)
+    goal(model, images(), SEED)
+    figures = goal.after_step(model, 2)
+    assert {"probe.own", "probe.wrong", "probe.none", "probe.spread"} <= set(figures)
+    assert {"codebook.used", "codebook.perplexity"} <= set(figures)
+
+
+def test_the_probe_measures_what_the_tokens_hold():
+    """Before training own and wrong tokens do alike; fitted to four images, own does better."""
+    torch.manual_seed(0)
+    model = TimestepTokenizer(replace(TINY, decoder=replace(TINY.decoder, gate_start=1.0)))
+    colours = torch.tensor([[1, -1, -1], [-1, 1, -1], [-1, -1, 1], [1, 1, 0.0]])
+    batch = colours[:, :, None, None].expand(-1, -1, SIDE, SIDE)
+    start = probe(model, batch)
+    energy = float(batch.square().mean())
+    assert start["probe.own"] == pytest.approx(energy, rel=1e-5)
+    assert start["probe.own"] == start["probe.wrong"] == start["probe.none"]
+    config = TimestepObjectiveConfig(draws=1, density=AtNoise(1.0), round_from=10**6)
+    goal, optimizer = objective(config), torch.optim.Adam(model.parameters(), 3e-3)
+    for step in range(60):
+        goal.before_step(model, step)
+        loss, _ = goal(model, batch, step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    end = probe(model, batch, rounding=0.0)
+    assert end["probe.own"] < 0.5 * end["probe.none"]
+    assert end["probe.own"] < 0.5 * end["probe.wrong"]
+
+
+def test_the_spread_is_zero_for_equal_images_and_known_for_opposite_features():
+    model = build()
+    same = images(1).expand(4, -1, -1, -1)
+    assert probe(model, same)["probe.spread"] == pytest.approx(0.0, abs=1e-5)
+    assert 0 < probe(model, images(4))["probe.spread"] < 1
+
+    def opposite(patches: Tensor) -> Tensor:
+        signs = torch.tensor([1.0, -1.0, 1.0, -1.0])[:, None, None]
+        return signs * torch.ones(4, TOKENS, 4)
+
+    model.encoder.forward = opposite
+    assert probe(model, images(4))["probe.spread"] == pytest.approx(1.0)
