@@ -202,7 +202,7 @@ class Model:
         return torch.cat(images).float().cpu()
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a release folder that `load` opens, the language model in `dtype` if given."""
+        """Write a release folder that `load` opens; weights are stored as `dtype` if given."""
         from ddt_llama.generation.release import save
 
         save(self, Path(folder), dtype)

@@ -113,7 +113,7 @@ def open_language(folder: Path, device: torch.device) -> nn.Module:
 
 def save(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
     """Write tokenizer, language model and, last, the description that makes it a release."""
-    model.tokenizer.save(folder / "tokenizer")
+    model.tokenizer.save(folder / "tokenizer", dtype=dtype)
     if model.vocabulary is not None and model.text is not None:
         from ddt_llama.language import backbone
 

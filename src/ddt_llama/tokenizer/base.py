@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -43,6 +44,6 @@ class Tokenizer(Protocol):
         """Undo `to_language`."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write config.json and model.safetensors."""
+    def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write config.json and model.safetensors; floats are stored as `dtype` if given."""
         ...

@@ -32,7 +32,7 @@ class FlatTokenizer:
 
     from_language = to_language
 
-    def save(self, folder: Any) -> None:
+    def save(self, folder: Any, *, dtype: object = None) -> None:
         raise NotImplementedError
 
 

@@ -59,7 +59,7 @@ class Codes:
     def from_language(self, codes: Tensor) -> Tensor:
         return codes
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, dtype: object = None) -> None:
         raise NotImplementedError
 
 

@@ -58,7 +58,7 @@ class QuarterTokenizer:
     def from_language(self, codes: Tensor) -> Tensor:
         return codes.flip(1)
 
-    def save(self, folder: Path) -> None:
+    def save(self, folder: Path, *, dtype: object = None) -> None:
         save_json(folder / "config.json", {"type": "quarter"})
 
 
