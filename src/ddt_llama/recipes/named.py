@@ -63,7 +63,7 @@ def nano_tokenizer() -> TokenizerRecipe:
 
 
 def nano_pretrain() -> LanguageRecipe:
-    """About 5 M parameters: captions and codes of the nano tokenizer."""
+    """About 4 M parameters: captions and codes of the nano tokenizer."""
     return LanguageRecipe(
         "nano_pretrain",
         "pretrain",
@@ -71,18 +71,20 @@ def nano_pretrain() -> LanguageRecipe:
         backbone=backbone.nano(),
         mix=PRETRAIN,
         train=TrainConfig(
-            steps=10_000,
+            steps=6000,
             batch=64,
             sample_every=1000,
             prefetch=1,
-            optim=OptimConfig(lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+            optim=OptimConfig(
+                kind="muon", lr=1.5e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup=100
+            ),
         ),
     )
 
 
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano."""
-    return _second_stage(nano_pretrain(), "nano_instruct", steps=6000, lr=5e-4)
+    return _second_stage(nano_pretrain(), "nano_instruct", steps=12_000, lr=1e-3)
 
 
 def small_tokenizer() -> TokenizerRecipe:
