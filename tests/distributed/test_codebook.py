@@ -48,9 +48,10 @@ def start(rank: int, port: int, folder: Path) -> subprocess.Popen[str]:
     place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
     place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     call = f"import test_codebook as t; t.rank_main({str(folder)!r})"
+    paths = [str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         [sys.executable, "-c", call],
-        env={**os.environ, **place, "PYTHONPATH": str(Path(__file__).parent)},
+        env={**os.environ, **place, "PYTHONPATH": os.pathsep.join(paths)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
