@@ -42,10 +42,10 @@ def nano_tokenizer() -> TokenizerRecipe:
         ),
         objective=TimestepObjectiveConfig(
             density=AtNoise(0.5),
-            hide_fine=0.1,
+            hide_fine=0.2,
             commitment=0.1,
-            round_from=1000,
-            round_until=2000,
+            round_from=600,
+            round_until=1500,
         ),
         train=TrainConfig(
             steps=50_000,

@@ -23,8 +23,8 @@ TIED_GAIN = 1.5
 class EncoderConfig:
     """Sizes of the encoder; `queries` says how the learned queries start.
 
-    "spatial": each query starts at the position of one cell of a coarse grid, and queries and
-    keys start with equal weights, so that attention starts local; training is free to leave it.
+    "spatial": each query starts at the place of one cell (`token_cells`), and queries and keys
+    start with equal weights, so that attention starts local; training is free to leave it.
     "normal": queries and weights start at random, as in the paper.
     """
 
@@ -35,18 +35,26 @@ class EncoderConfig:
     queries: Literal["spatial", "normal"] = "spatial"
 
 
-def coarse_positions(num_tokens: int, grid: int) -> Float[Tensor, "k 2"]:
-    """Return the centres of `num_tokens` cells that cover a grid of patches evenly.
+def token_cells(num_tokens: int, grid: int) -> Float[Tensor, "k 2"]:
+    """Return one place (row, column) in a grid of patches for each token.
 
-    Cells form the rows x columns rectangle nearest to a square; what is left over starts at
-    the first cells again.
+    The places are the centres of equal cells, in the rows x columns nearest to a square that hold
+    all tokens. The coarse end of the sequence (the last indices) is spread over the whole picture:
+    from there on, each token takes the free cell nearest to the next point of the R2 sequence
+    (Roberts 2018), every beginning of which is spread evenly. So a coarse prefix starts as a
+    coarse picture, not as a corner of one.
     """
     rows = max(1, math.isqrt(num_tokens))
-    while num_tokens % rows:
-        rows -= 1
-    columns = num_tokens // rows
+    columns = -(-num_tokens // rows)
     cells = (grid_positions(rows, columns) + 0.5) / torch.tensor([rows, columns])
-    return cells * grid - 0.5
+    free = torch.ones(len(cells), dtype=torch.bool)
+    order = []
+    for i in range(num_tokens):
+        point = (0.5 + i * torch.tensor([0.7548776662466927, 0.5698402909980532])) % 1
+        nearest = (cells - point).square().sum(1).masked_fill(~free, float("inf")).argmin()
+        free[nearest] = False
+        order.append(cells[nearest])
+    return torch.stack(order).flip(0) * grid - 0.5
 
 
 def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Tensor, "k d"]:
@@ -54,7 +62,7 @@ def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Te
     noise = 0.02 * torch.randn(num_tokens, dim)
     if kind == "normal":
         return noise
-    return sincos(coarse_positions(num_tokens, grid), dim, extent=grid) + noise
+    return sincos(token_cells(num_tokens, grid), dim, extent=grid) + noise
 
 
 def tie_queries_to_keys(streams: list[Stream]) -> None:
