@@ -34,7 +34,7 @@ ZONE_BORDER = 0.03
 _SHORTEST_MOVE = 9 / 64
 # Smaller is chosen more: a background can always be changed, one object of one not removed.
 _PRIORITY = {"recolour": 1, "remove": 0.8, "add": 1, "move": 1, "resize": 1, "background": 1.6}
-_SPOT_TRIES = 40
+_SPOT_TRIES = 16
 _EDIT_TRIES = 8
 _SPOT_GAP = 0.03
 
@@ -131,27 +131,30 @@ def _spot(
     rng: Random, place: int, item: Object, others: list[Object]
 ) -> tuple[float, float] | None:
     """Find room for the object well inside a zone."""
-    reach = item.radius + MARGIN
-    edges = (0.0, *ZONE_EDGES, 1.0)
     row, column = divmod(place, 3)
-
-    def draw(part: int) -> float:
-        low = max(reach, edges[part] + (ZONE_BORDER if part else 0))
-        high = min(1 - reach, edges[part + 1] - (ZONE_BORDER if part < 2 else 0))
-        return low + (high - low) * rng.random()
-
+    left, width = _band(column, item.radius + MARGIN)
+    top, height = _band(row, item.radius + MARGIN)
+    circles = [(o.x, o.y, item.radius + o.radius + _SPOT_GAP) for o in others]
     for _ in range(_SPOT_TRIES):
-        x, y = draw(column), draw(row)
-        if fits(replace(item, x=x, y=y), others, _SPOT_GAP):
+        x, y = left + width * rng.random(), top + height * rng.random()
+        if all((x - u) * (x - u) + (y - v) * (y - v) >= gap * gap for u, v, gap in circles):
             return x, y
     return None
+
+
+def _band(part: int, reach: float) -> tuple[float, float]:
+    """Return start and width of where a centre may lie in a third of the canvas."""
+    edges = (0.0, *ZONE_EDGES, 1.0)
+    low = max(reach, edges[part] + (ZONE_BORDER if part else 0))
+    high = min(1 - reach, edges[part + 1] - (ZONE_BORDER if part < 2 else 0))
+    return low, high - low
 
 
 def _add(rng: Random, scene: Scene) -> Edit | None:
     if len(scene.objects) == MAX_OBJECTS:
         return None
     draw = rng.random
-    new = Object(int(draw() * len(SHAPES)), int(draw() * len(COLOURS)), int(draw() * 2), 0, 0)
+    new = Object(int(draw() * len(SHAPES)), int(draw() * len(COLOURS)), int(draw() * 2), 0.0, 0.0)
     place = int(draw() * len(ZONES))
     spot = _spot(rng, place, new, list(scene.objects))
     if spot is None:

@@ -181,11 +181,13 @@ def _has_ghosts(picture: _Picture, regions: list[tuple[int, Mask]]) -> bool:
     touched = set(labels[known].tolist())
     sums = np.bincount(labels.ravel(), weights=alpha.ravel(), minlength=count + 1)
     limit = _GHOST_BULK * _SMALLEST_AREA * size * size
-    return any(sums[number] > limit for number in range(1, count + 1) if number not in touched)
+    return any(
+        bool(sums[number] > limit) for number in range(1, count + 1) if number not in touched
+    )
 
 
 def _is_solid(part: Mask, speck: float) -> bool:
-    return ndimage.binary_erosion(part).sum() > 0.3 * speck
+    return bool(ndimage.binary_erosion(part).sum() > 0.3 * speck)
 
 
 def _owners(regions: list[tuple[int, Mask]], size: int) -> NDArray[np.int64]:
@@ -222,7 +224,7 @@ def _read_region(
             return None
         fits.append(fit)
         alpha[fit.window] -= fit.cover
-    noise = picture.noise / np.sqrt(scale)
+    noise = picture.noise / scale**0.5
     for fit in fits:
         named = _name_colour(offset[fit.window], fit.cover, picture.background)
         if named != colour or not _is_clear(fit, alpha[fit.window], noise):
@@ -250,7 +252,7 @@ def _is_clear(fit: _Fit, rest: Array, noise: float) -> bool:
     ndimage.binary_dilation(fit.cover > 0.05, iterations=2, output=near)
     misfit = float(np.square(rest[near]).sum()) - near.sum() * noise**2
     needed = max(_ADVANTAGE * energy, _ADVANTAGE_OF_MISFIT * misfit)
-    return misfit < _MISFIT * energy and fit.advantage > needed
+    return bool(misfit < _MISFIT * energy and fit.advantage > needed)
 
 
 def _fit(alpha: Array, bulk: Mask, shapes: Templates) -> _Fit | None:

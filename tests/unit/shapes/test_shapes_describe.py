@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 
+import jaxtyping
 import pytest
 
 from ddt_llama.shapes.describe import Edit, caption, edit, question
@@ -31,9 +32,17 @@ PHRASE = (
 )
 ZONE = "top left|top right|bottom left|bottom right|top|bottom|left|right|middle"
 RELATION = r"(?:to the )?(?P<relation>left of|right of|above|below)"
-SCENES = [sample_scene(21, i, max_objects=5) for i in range(1500)]
+SCENES = [sample_scene(21, i, max_objects=5) for i in range(1000)]
 
 Fact = tuple[int | None, str | None, str | None, str]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _unchecked():
+    """Switch the check of tensor shapes off: no tensors here, and ten thousands of scenes."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def facts(text: str) -> list[Fact]:

@@ -133,7 +133,7 @@ def test_relations_hold_for_every_pair_and_one_way():
 
 def test_wrong_requests_are_one_clear_line():
     with pytest.raises(UserError, match="single, two, counting"):
-        heldout_prompts("sorting", 1, 0)  # type: ignore[arg-type]
+        heldout_prompts("sorting", 1, 0)
     with pytest.raises(UserError, match="there are"):
         heldout_prompts("single", 10_000, 0)
 

@@ -1,8 +1,10 @@
 """Scenes: purity, geometry, and the rule that keeps compositions out of training."""
 
 from collections import Counter
+from collections.abc import Iterator
 from itertools import combinations, product
 
+import jaxtyping
 import pytest
 
 from ddt_llama.config import UserError
@@ -32,8 +34,11 @@ def combos(scene: Scene) -> set[tuple[int, int, int]]:
 
 
 @pytest.fixture(scope="module")
-def train() -> list[Scene]:
-    return [sample_scene(0, i, max_objects=6) for i in range(20_000)]
+def train() -> Iterator[list[Scene]]:
+    # No tensors here: checking shapes would take ten times as long as the scenes.
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield [sample_scene(0, i, max_objects=6) for i in range(20_000)]
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def test_a_scene_depends_on_seed_and_index_alone():
