@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig, coarse_positions
+from ddt_llama.layers import grid_positions
+from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig, token_cells
 
 SMALL = EncoderConfig(dim=16, depth=2, num_heads=2)
 
@@ -61,10 +62,19 @@ def test_moving_a_patch_changes_the_features():
 def test_spatial_queries_start_at_the_centres_of_equal_cells(
     num_tokens: int, grid: int, rows: int, columns: int
 ):
-    places = coarse_positions(num_tokens, grid)
+    places = token_cells(num_tokens, grid)
     y = [(i + 0.5) * grid / rows - 0.5 for i in range(rows)]
     x = [(j + 0.5) * grid / columns - 0.5 for j in range(columns)]
-    torch.testing.assert_close(places, torch.tensor([(a, b) for a in y for b in x]))
+    found = sorted((round(float(a), 4), round(float(b), 4)) for a, b in places)
+    assert found == sorted((a, b) for a in y for b in x)
+
+
+def test_every_coarse_prefix_is_spread_over_the_picture():
+    """The first tokens of the coarse end leave no part of the picture without one nearby."""
+    places, patches_at = token_cells(64, 8).flip(0), grid_positions(8, 8)
+    for count in (4, 8, 16, 32, 64):
+        distances = torch.cdist(patches_at, places[:count]).min(1).values
+        assert distances.max() <= 8 / count**0.5 + 2
 
 
 def test_attention_of_spatial_queries_starts_local():
@@ -75,6 +85,7 @@ def test_attention_of_spatial_queries_starts_local():
     block = first_block(net)
     query, _, _ = block.token.project(net.queries[None], None)
     _, key, _ = block.image.project(net.get_buffer("positions")[None], None)
-    assert torch.equal((query @ key.transpose(2, 3))[0, 0].argmax(1), torch.arange(16))
+    own = token_cells(16, 4) @ torch.tensor([4.0, 1.0])
+    assert torch.equal((query @ key.transpose(2, 3))[0, 0].argmax(1), own.long())
     plain = encoder(EncoderConfig(16, 2, 2, queries="normal"))
     assert plain.queries.abs().max() < 0.1
