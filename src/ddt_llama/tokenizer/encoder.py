@@ -39,10 +39,10 @@ def token_cells(num_tokens: int, grid: int) -> Float[Tensor, "k 2"]:
     """Return one place (row, column) in a grid of patches for each token.
 
     The places are the centres of equal cells, in the rows x columns nearest to a square that hold
-    all tokens (without a rest where no side is more than twice the other). The coarse end of the sequence (the last indices) is spread over the whole picture:
-    from there on, each token takes the free cell nearest to the next point of the R2 sequence
-    (Roberts 2018), every beginning of which is spread evenly. So a coarse prefix starts as a
-    coarse picture, not as a corner of one.
+    all tokens (without a rest where no side is more than twice the other). The coarse end of the
+    sequence (the last indices) is spread over the whole picture: from there on, each token takes
+    the free cell nearest to the next point of the R2 sequence (Roberts 2018), every beginning of
+    which is spread evenly. So a coarse prefix starts as a coarse picture, not as a corner of one.
     """
     root = math.isqrt(num_tokens)
     exact = (r for r in range(root, 0, -1) if num_tokens % r == 0 and num_tokens <= 2 * r * r)

@@ -49,7 +49,7 @@ class TokenSchedule:
         return (share * self.num_tokens - 1e-4).ceil().clamp(0, self.num_tokens).long()
 
     def window(
-        self, t: Float[Tensor, "*b"], first: Int[Tensor, "*b"] | int = 0
+        self, t: Float[Tensor, "*b"], first: Int[Tensor, "*#b"] | int = 0
     ) -> Bool[Tensor, "*b k"]:
         """Return which tokens are visible at t: indices first <= i < k(t).
 
