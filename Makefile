@@ -1,0 +1,29 @@
+# make demo: look at what the model can do. make test, make check: what CI runs.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test check
+
+setup: $(READY)
+
+# Exact versions, with every extra that demo and tests need.
+$(READY): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $(READY)
+
+# make demo ARGS="--images my_pictures"
+demo: setup
+	$(BIN)/ddt demo $(ARGS)
+
+# make test ARGS="tests/unit -x"
+test: setup
+	$(BIN)/python -m pytest $(ARGS)
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+	@find src -name "*.py" | xargs cat | wc -l | xargs echo "lines in src:"

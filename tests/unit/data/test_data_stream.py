@@ -76,7 +76,7 @@ def test_neighbours_are_scattered_at_any_length() -> None:
 
 
 @given(length=st.integers(1, 300), batch=st.integers(1, 40), seed=seeds)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_every_row_comes_once_in_each_pass(length: int, batch: int, seed: int) -> None:
     stream = Stream([Endless(length)], batch, seed=seed)
     samples = first(stream, -(-2 * length // batch))
@@ -98,7 +98,7 @@ def test_passes_and_seeds_differ() -> None:
     world=st.sampled_from([1, 2, 3, 4]),
     share=st.integers(1, 7),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_ranks_together_are_the_single_process(
     lengths: list[int], seed: int, step: int, world: int, share: int
 ) -> None:

@@ -84,12 +84,13 @@ def twin(model: TimestepTokenizer, c: TimestepObjectiveConfig, rounding: float) 
             k = 0 if dropped[i, j] else -(-int(t[i, j] * 1e6) * TOKENS // 1_000_000)
             low = int(first[i]) if hides[i] else 0
             visible = torch.tensor([[low <= index < k for index in range(TOKENS)]])
-            alpha, sigma = model.config.path.alpha(t[i, j]), model.config.path.sigma(t[i, j])
+            time = float(t[i, j])
+            alpha, sigma = model.config.path.alpha(time), model.config.path.sigma(time)
             noisy = (alpha * x0[i] + sigma * eps[i, j])[None]
             static = model.config.decoder.token_stream == "static"
             tokens = model.decoder.remember(values, visible) if static else values
             out = model.decoder(noisy, t[i, j : j + 1], tokens, visible)
-            goal = model.config.path.target(x0[i], eps[i, j], t[i, j], model.config.prediction)
+            goal = model.config.path.target(x0[i], eps[i, j], time, model.config.prediction)
             errors.append((out[0] - goal).square().mean())
     commitment = torch.cat(distances).mean()
     return torch.stack(errors).mean() + c.commitment * rounding * commitment
