@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import newest_state
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, replace_file
 from ddt_llama.generation.model import Model
 from ddt_llama.language import TextTokenizer, Vocabulary
 from ddt_llama.recipes.data import image_stream
@@ -29,6 +28,7 @@ from ddt_llama.training.loop import Outcome, train
 from ddt_llama.training.timestep import TimestepObjective
 
 RELEASE = "release"
+FINISHED = "FINISHED"  # an empty file that says to scripts: all steps are done
 PARTS = "parts"
 
 
@@ -48,9 +48,24 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
     """
     recipe.data.check()
     check_writable(out)
+    if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
+        Run.create_or_resume(out, recipe).close()  # refuse another recipe
+        return Trained(out, out / RELEASE, done, True)
     if isinstance(recipe, TokenizerRecipe):
-        return _run_tokenizer(recipe, out)
-    return _run_language(recipe, out)
+        trained = _run_tokenizer(recipe, out)
+    else:
+        trained = _run_language(recipe, out)
+    if distributed.is_main():
+        (out / FINISHED).unlink(missing_ok=True)
+        if trained.finished:
+            replace_file(out / FINISHED, b"")
+    return trained
+
+
+def newest_step(out: Path) -> int:
+    """Return the step of the newest complete training state of a run, 0 where there is none."""
+    complete = sorted((out / "checkpoints").glob("step-*/COMPLETE"))
+    return int(complete[-1].parent.name.removeprefix("step-")) if complete else 0
 
 
 def check_writable(folder: Path) -> None:
@@ -199,8 +214,3 @@ def write_release(model: Model, out: Path) -> Path:
     os.replace(partial, final)
     shutil.rmtree(old, ignore_errors=True)
     return final
-
-
-def is_begun(out: Path) -> bool:
-    """Say whether a run in `out` has a training state to go on from."""
-    return newest_state(out / "checkpoints") is not None

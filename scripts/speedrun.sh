@@ -1,0 +1,61 @@
+#!/bin/sh
+# The whole pipeline, from nothing to `ddt draw`: tokenizer, pretraining, instructions, release.
+# Stopped at any moment, the same command goes on where it was.
+#
+#   scripts/speedrun.sh                      nano on the shapes world, two CPU cores
+#   scripts/speedrun.sh --data my_images     nano on your own pictures (several folders may follow)
+#   SIZE=small scripts/speedrun.sh           shapes, emoji and photos, one GPU
+#
+# SIZE     nano or small
+# RUNS     where the three runs and the finished model go (runs/speedrun-SIZE)
+# MINUTES  end this call after about so many minutes; call again to go on
+# DDT_DATA where the picture packs of SIZE=small lie
+set -euf
+
+root=$(cd "$(dirname "$0")/.." && pwd)
+PATH="$root/.venv/bin:$PATH"
+SIZE=${SIZE:-nano}
+RUNS=${RUNS:-runs/speedrun-$SIZE}
+DDT_DATA=${DDT_DATA:-$root/../shared/data}
+began=$(date +%s)
+# Lists of paths are split at line ends only.
+IFS='
+'
+
+if [ "${1:-}" = --data ]; then
+    shift
+    see="$*" learn="$*" obey="$*"
+elif [ "$SIZE" = nano ]; then
+    see=shapes learn=shapes obey=shapes
+else
+    see="shapes
+$DDT_DATA/emoji64
+$DDT_DATA/natural64"
+    learn="$see"
+    obey="shapes
+$DDT_DATA/emoji64
+$DDT_DATA/edit64"
+fi
+
+# stage NAME DATA [fields]: train one recipe; end the call where its time is over.
+stage() {
+    name=$1 data=$2 run=$RUNS/$1
+    shift 2
+    [ -f "$run/FINISHED" ] && return
+    if [ -n "${MINUTES:-}" ]; then
+        left=$(awk "BEGIN { left = $MINUTES - ($(date +%s) - $began) / 60; print (left > 0.2 ? left : 0) }")
+        [ "$left" = 0 ] && echo "time is over; call again to go on" && exit 0
+        set -- "$@" --minutes "$left"
+    fi
+    ddt train "${SIZE}_$name" --out "$run" --data $data "$@"
+    [ -f "$run/FINISHED" ] || { echo "call again to go on" && exit 0; }
+}
+
+stage tokenizer "$see"
+stage pretrain "$learn" --tokenizer "$RUNS/tokenizer"
+stage instruct "$obey" --start "$RUNS/pretrain"
+
+# Guidance tuned on prompts of its own, weights halved: the folder that `ddt_llama.load` opens.
+python -m ddt_llama.recipes.publish "$RUNS/instruct" "$RUNS/$SIZE" "$SIZE"
+ddt draw "$RUNS/$SIZE" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
+echo "the model: $RUNS/$SIZE; measure it: ddt evaluate $RUNS/$SIZE --suite shapes --json shapes.json"
