@@ -64,7 +64,9 @@ def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Te
     noise = 0.02 * torch.randn(num_tokens, dim)
     if kind == "normal":
         return noise
-    return sincos(token_cells(num_tokens, grid), dim, extent=grid) + noise
+    with torch.device("cpu"):  # places are searched for, which the meta device cannot do
+        places = sincos(token_cells(num_tokens, grid), dim, extent=grid)
+    return places.to(noise.device) + noise
 
 
 def tie_queries_to_keys(streams: list[Stream]) -> None:

@@ -1,9 +1,10 @@
 """Vector quantizer on the unit sphere, its codebook an exponential moving average.
 
-Source: van den Oord et al. 2017 (appendix A.1) for the moving average; cosine distance and the
-dead-code rule (below 0.2 of an even share, replaced by encoder outputs of the batch at every
-step) as in Selftok. Counts and sums are reduced over ranks, and replacements drawn from all
-ranks' outputs by one seed, so that any number of ranks keeps the same codebook.
+Source: van den Oord et al. 2017 (appendix A.1) for the moving average; cosine distance as in
+Selftok, and its rule that a code used too little is replaced by an encoder output of the batch, at
+every step (there: below 0.2 of an even share). Counts and sums are reduced over ranks, and
+replacements drawn from all ranks' outputs by one seed, so that any number of ranks keeps the same
+codebook.
 """
 
 from dataclasses import dataclass
@@ -19,7 +20,11 @@ from ddt_llama import distributed
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """`decay` of the moving average; a code under `dead_share` of an even share is replaced."""
+    """`decay` of the moving average; a code under `dead_share` of an even share is replaced.
+
+    Where a few codes carry most positions (an empty background), the useful rest lies far below an
+    even share: a small `dead_share` lets it live.
+    """
 
     codebook_size: int = 1024
     code_dim: int = 8
@@ -59,7 +64,9 @@ class Quantizer(nn.Module):
 
     def nearest(self, unit: Float[Tensor, "*b e"]) -> Int[Tensor, "*b"]:
         """Return the index of the code with the largest cosine."""
-        return (unit @ self.codebook.t()).argmax(dim=-1)
+        # In bf16 near cosines tie and share a code: that alone can collapse the codebook.
+        with torch.autocast(unit.device.type, enabled=False):
+            return (unit @ self.codebook.t()).argmax(dim=-1)
 
     def look_up(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
         """Return the unit vectors of the codes."""
@@ -91,20 +98,34 @@ class Quantizer(nn.Module):
         if self.filled and not self.counts.any():  # a release: goes on from its codebook
             self.counts.fill_(even_share)
             self.sums.copy_(self.codebook * even_share)
-        # At the very first step all counts are zero, so every code is dead and drawn from data.
+        # At the very first step every code is dead, and so drawn from data.
         self.counts.mul_(decay).add_(counts * self.filled, alpha=1 - decay)
         self.sums.mul_(decay).add_(sums * self.filled, alpha=1 - decay)
+        dead = (self.counts < config.dead_share * even_share) | ~self.filled
         self.filled.fill_(True)
-        dead = self.counts < config.dead_share * even_share
         replaced = int(dead.sum())
         if replaced:
-            everyone = distributed.all_gather(unit)
-            generator = torch.Generator().manual_seed(seed)
-            picks = torch.randint(len(everyone), (replaced,), generator=generator)
-            self.sums[dead] = everyone[picks.to(unit.device)] * even_share
+            self.sums[dead] = self._worst_served(unit, flat, replaced, seed) * even_share
             self.counts[dead] = even_share
         self.codebook.copy_(F.normalize(self.sums, dim=-1))
         return replaced
+
+    def _worst_served(
+        self, unit: Float[Tensor, "n e"], codes: Int[Tensor, " n"], count: int, seed: int
+    ) -> Float[Tensor, "count e"]:
+        """Draw features of all ranks, in proportion to their squared distance from their code.
+
+        Drawn alike (as Selftok does) most would come from what is common, such as an empty
+        background, and be served already. This is the rule of k-means++.
+        """
+        distance = (unit - self.codebook[codes]).square().sum(-1)
+        everyone, distance = distributed.all_gather(unit), distributed.all_gather(distance)
+        generator = torch.Generator().manual_seed(seed)
+        # A cumulative sum: torch.multinomial refuses to draw more often than there are features.
+        total = distance.double().cpu().clamp_min(1e-12).cumsum(0)
+        draws = torch.rand(count, generator=generator, dtype=torch.float64) * total[-1]
+        picks = torch.searchsorted(total, draws).clamp_max(len(everyone) - 1)
+        return everyone[picks.to(unit.device)]
 
     def _count_usage(self, codes: Int[Tensor, "b k"]) -> None:
         hits = F.one_hot(codes, self.config.codebook_size).sum(0).float()

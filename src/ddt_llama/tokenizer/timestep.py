@@ -202,7 +202,10 @@ class TimestepTokenizer(nn.Module):
 
         def fresh(_: int) -> Tensor:
             shape = (config.grid**2, config.patch_dim)
-            return torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+            noise = torch.empty(len(codes), *shape)
+            for row, generator in zip(noise, generators, strict=True):
+                row.copy_(torch.randn(shape, generator=generator))
+            return noise.to(device)
 
         def predict(xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
             times = torch.full((len(xt),), t, device=device)
