@@ -44,8 +44,8 @@ def nano_tokenizer() -> TokenizerRecipe:
             density=AtNoise(0.5),
             hide_fine=0.2,
             commitment=0.1,
-            round_from=600,
-            round_until=1500,
+            round_from=500,
+            round_until=1200,
         ),
         train=TrainConfig(
             steps=50_000,
