@@ -3,7 +3,7 @@
 A density is a value with one method, `sample(shape, generator)`; the tokenizer's objective draws
 one t a row from it.
 Sources: Esser et al. 2024 (logit-normal density, shifted times); Selftok's ablation found
-uniform better than logit-normal for tokens, so `Uniform` is the default everywhere.
+uniform better than logit-normal for tokens.
 """
 
 from dataclasses import dataclass, field

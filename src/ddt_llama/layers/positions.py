@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddt_llama.config import UserError
+
 
 def grid_positions(*sizes: int) -> Float[Tensor, "n axes"]:
     """Return the coordinates of a grid's cells in raster order, the last axis fastest."""
@@ -16,15 +18,15 @@ def grid_positions(*sizes: int) -> Float[Tensor, "n axes"]:
 def sincos(positions: Float[Tensor, "n axes"], dim: int, extent: float) -> Float[Tensor, "n {dim}"]:
     """Return sine-cosine embeddings; `dim` is shared equally between the axes.
 
-    Wavelengths fall geometrically from twice the `extent` (the length of the longest axis, in
-    cells) to two cells, so that every number varies over the grid and the product of two embeddings
-    peaks where their positions agree. With the usual longest wavelength of 10,000 cells most
+    Wavelengths rise geometrically from two cells to twice the `extent` (the length of the longest
+    axis, in cells), so that the numbers vary over the grid and the product of two embeddings peaks
+    where their positions agree. With the usual longest wavelength of 10,000 cells most
     numbers are constant on a grid of 8 x 8, and attention starts without a sense of place.
-    Raises ValueError unless `dim` is a multiple of twice the number of axes.
+    Raises UserError unless `dim` is a multiple of twice the number of axes.
     """
     axes = positions.shape[1]
     if dim % (2 * axes):
-        raise ValueError(f"dim {dim}: must be a multiple of {2 * axes}, sine and cosine an axis")
+        raise UserError(f"dim {dim}: must be a multiple of {2 * axes}, sine and cosine an axis")
     half = dim // (2 * axes)
     shares = torch.arange(half, dtype=torch.float32) / max(1, half - 1)
     frequencies = math.pi * max(extent, 1.0) ** -shares

@@ -17,6 +17,7 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 from ddt_llama.tokenizer import SELFTOK_PIECES, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.latents import VaeLatents
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import ENDS, OptimConfig
@@ -186,19 +187,23 @@ def base_instruct() -> LanguageRecipe:
 def paper_tokenizer() -> TokenizerRecipe:
     """DDT-LLaMA's tokenizer: 256 px, latents of SD3's VAE, 480 tokens, an SD3-medium decoder.
 
-    The size of the encoder is Selftok's token stream, because the paper gives none.
+    The size of the encoder is Selftok's token stream, because the paper gives none. The VAE is a
+    local diffusers folder (`tokenizer.latents.folder`).
     """
     return TokenizerRecipe(
         "paper_tokenizer",
         tokenizer=TimestepTokenizerConfig(
             image_size=256,
+            latents=VaeLatents("models/sd3/vae"),
             channels=16,
             downsample=8,
             patch=2,
             num_tokens=480,
             quantizer=QuantizerConfig(codebook_size=65_536, code_dim=16),
-            encoder=EncoderConfig(dim=512, depth=16, num_heads=8),
-            decoder=DecoderConfig(dim=1536, depth=24, num_heads=24, token_stream="joint"),
+            encoder=EncoderConfig(dim=512, depth=16, num_heads=8, queries="normal"),
+            decoder=DecoderConfig(
+                dim=1536, depth=24, num_heads=24, token_stream="joint", positions="normal"
+            ),
         ),
         train=TrainConfig(
             steps=500_000,

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ddt_llama.config import UserError
+
 LanguageOrder = Literal["coarse_to_fine", "fine_to_coarse"]
 
 # Selftok's five pieces: the share of the tokens revealed in each fifth of t.
@@ -23,7 +25,7 @@ SELFTOK_PIECES = (192 / 512, 184 / 512, 72 / 512, 48 / 512, 16 / 512)
 class TokenSchedule:
     """k(t): linear, or piecewise linear with `pieces` shares over equal parts of [0, 1].
 
-    Raises ValueError for fewer than one token, or pieces that are negative or do not sum to 1.
+    Raises UserError for fewer than one token, or pieces that are negative or do not sum to 1.
     """
 
     num_tokens: int
@@ -32,9 +34,9 @@ class TokenSchedule:
 
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
-            raise ValueError(f"num_tokens is {self.num_tokens}; it must be at least 1")
+            raise UserError(f"num_tokens is {self.num_tokens}; it must be at least 1")
         if min(self.pieces) < 0 or abs(sum(self.pieces) - 1) > 1e-6:
-            raise ValueError(f"pieces {self.pieces} must be at least 0 and sum to 1")
+            raise UserError(f"pieces {self.pieces} must be at least 0 and sum to 1")
 
     def num_visible(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:
         """Return k(t), the number of tokens visible at t: 0 at t = 0, all at t = 1.
@@ -77,10 +79,10 @@ class TokenSchedule:
 def step_seeds(seed: int | Sequence[int], count: int) -> list[int]:
     """Return one seed a row: row i of a batch started with one seed gets seed + i.
 
-    Raises ValueError if a list of seeds has another length than the batch.
+    Raises UserError if a list of seeds has another length than the batch.
     """
     if isinstance(seed, int):
         return [seed + i for i in range(count)]
     if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds were given for {count} images; give one each, or one")
+        raise UserError(f"{len(seed)} seeds were given for {count} images; give one each, or one")
     return list(seed)

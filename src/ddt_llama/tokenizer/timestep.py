@@ -271,9 +271,10 @@ class TimestepTokenizer(nn.Module):
 
 
 def kept_tokens(visible: Bool[Tensor, "b draws k"]) -> Bool[Tensor, "b k"]:
-    """Return the tokens that some draw sees, or that lie below one that is seen.
+    """Return the tokens that some draw sees.
 
-    A fine end that is hidden from all draws of an image is hidden from its token stream too.
+    A fine end that is hidden from all draws of an image is hidden from its token stream too; the
+    coarse end needs no care, since no token looks at coarser ones.
     """
     return visible.any(1)
 

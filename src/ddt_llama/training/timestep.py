@@ -23,9 +23,8 @@ class TimestepObjectiveConfig:
     `density` of t; `drop_tokens`: share of draws that see no token (for guidance); `hide_fine`:
     share of images whose finest tokens are hidden, a random number of them; `balance` weighs the
     gradient of each token by 1 / P(visible), mean 1. The quantizer is phased in: features pass
-    unrounded up to step `round_from`, fully rounded from `round_until` on. `feature_noise` is added
-    to the unit features, relative to their length, as long as they are not rounded.
-    `probe_every`: steps between measurements of what the tokens hold (see `probe`).
+    unrounded up to step `round_from`, fully rounded from `round_until` on. `probe_every`:
+    steps between measurements of what the tokens hold (see `probe`).
     """
 
     draws: int = 2
