@@ -72,7 +72,7 @@ class Coder:
         """Remember no codes yet."""
         self.tokenizer = tokenizer
         self._device, self._bf16 = device, bf16
-        self._known: dict[Hashable, np.ndarray[Any, Any]] = {}
+        self._known: dict[Hashable, np.ndarray] = {}
 
     def __call__(self, pictures: Sequence[Picture]) -> list[list[int]]:
         """Return the codes of each picture; those with a key are computed once only."""
@@ -84,7 +84,7 @@ class Coder:
         return [(fresh if name in fresh else self._known)[name].tolist() for name in names]
 
     @torch.no_grad()
-    def _encode(self, pictures: Sequence[Picture]) -> list[np.ndarray[Any, Any]]:
+    def _encode(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
         if not pictures:
             return []
         images = self._images(pictures)

@@ -1,0 +1,133 @@
+"""The cost formulas against torch's own counter, and the large recipes on the meta device."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddt_llama.config import override
+from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.recipes import NAMES, LanguageRecipe, TokenizerRecipe, recipe_named
+from ddt_llama.recipes.cost import (
+    cost_of,
+    decoder_flops,
+    encoder_flops,
+    quantity,
+    token_stream_flops,
+)
+from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+
+SIZES = TimestepTokenizerConfig(
+    image_size=32,
+    patch=8,
+    num_tokens=6,
+    quantizer=QuantizerConfig(codebook_size=32, code_dim=4),
+    encoder=EncoderConfig(dim=24, depth=2, num_heads=3),
+    decoder=DecoderConfig(dim=40, depth=3, num_heads=5),
+)
+
+
+def counted(run) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(params=["static", "joint"])
+def model(request: pytest.FixtureRequest) -> TimestepTokenizer:
+    decoder = replace(SIZES.decoder, token_stream=request.param)
+    # Meta: attention is counted by its shapes, whatever kernel a machine would choose.
+    with torch.device("meta"):
+        return TimestepTokenizer(replace(SIZES, decoder=decoder)).requires_grad_(False)
+
+
+def test_encoding_costs_what_the_counter_says(model: TimestepTokenizer) -> None:
+    images = torch.zeros(1, 3, 32, 32, device="meta")
+    features = counted(lambda: model.encoder(model.to_patches(images)))
+    nearest = 2 * model.num_tokens * model.quantizer.codebook.numel()
+    assert features + nearest == encoder_flops(model)
+
+
+def test_a_decoding_step_costs_what_the_counter_says(model: TimestepTokenizer) -> None:
+    n, k = model.config.grid**2, model.num_tokens
+    noisy = torch.zeros(1, n, model.config.patch_dim, device="meta")
+    values = torch.zeros(1, k, 4, device="meta")
+    seen = torch.ones(1, k, dtype=torch.bool, device="meta")
+    t = torch.ones(1, device="meta")
+    static = model.config.decoder.token_stream == "static"
+    tokens = model.decoder.remember(values, seen) if static else values
+    step = counted(lambda: model.decoder(noisy, t, tokens, seen))
+    stream = token_stream_flops(model)
+    assert step == decoder_flops(model) + (0 if static else stream)
+    if static:
+        assert counted(lambda: model.decoder.remember(values, seen)) == stream
+
+
+def test_a_language_token_costs_what_the_counter_says() -> None:
+    config = backbone.BackboneConfig(
+        dim=32, depth=2, num_heads=4, num_kv_heads=2, mlp_dim=48, tied=False
+    )
+    vocabulary = Vocabulary(300, 64, 6)
+    model = backbone.build(config, vocabulary)
+    model.set_attn_implementation("eager")
+    ids = torch.zeros(1, 10, dtype=torch.long)
+    # The counter sees full rows of attention: every token against all ten.
+    assert counted(lambda: model(input_ids=ids, use_cache=False)) == pytest.approx(
+        10 * backbone.flops_per_token(config, vocabulary, 10), rel=0.01
+    )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_recipe_is_described_without_memory(name: str) -> None:
+    cost = cost_of(recipe_named(name))
+    assert all(value > 0 for value in [*cost.parameters.values(), *cost.flops.values()])
+    assert str(cost).count("\n") >= 6
+
+
+def test_the_sizes_are_those_that_are_told() -> None:
+    def parameters(name: str) -> int:
+        return sum(cost_of(recipe_named(name)).parameters.values())
+
+    assert 3e6 < parameters("nano_tokenizer") < 8e6
+    assert 2.5e7 < parameters("small_tokenizer") < 4.5e7
+    assert 1.5e9 < parameters("paper_tokenizer") < 2.5e9  # SD3-medium and its token stream
+    assert 8e9 < parameters("paper_pretrain") < 9e9  # LLaMA-3-8B and 65,536 codes
+
+
+def test_cost_follows_the_fields() -> None:
+    recipe = recipe_named("nano_tokenizer")
+    assert isinstance(recipe, TokenizerRecipe)
+    more = override(recipe, {"objective.draws": recipe.objective.draws + 1})
+    one, other = cost_of(recipe), cost_of(more)
+    extra = list(other.flops.values())[-1] - list(one.flops.values())[-1]
+    with torch.device("meta"):
+        model = TimestepTokenizer(recipe.tokenizer)
+    assert extra == 3 * decoder_flops(model)
+    assert one.parameters == other.parameters
+
+
+def test_the_vocabulary_is_that_of_the_tokenizer() -> None:
+    recipe = recipe_named("paper_pretrain")
+    assert isinstance(recipe, LanguageRecipe)
+    rows = cost_of(recipe).parameters["embedding and head"]
+    assert rows == 2 * 4096 * (128_256 + 5 + 65_536)
+
+
+def test_quantities_are_short() -> None:
+    assert [quantity(value) for value in (3, 1234, 5.5e6, 2e9, 7e12)] == [
+        "3 ",
+        "1.23 k",
+        "5.5 M",
+        "2 G",
+        "7 T",
+    ]
+
+
+def test_meta_has_no_values(model: TimestepTokenizer) -> None:
+    tensors: list[Tensor] = [*model.parameters(), *model.buffers()]
+    assert all(tensor.is_meta for tensor in tensors)

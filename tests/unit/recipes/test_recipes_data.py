@@ -1,0 +1,220 @@
+"""Streams of images and documents: pure functions of the step, with the right contents."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image as Pillow
+from torch import Tensor
+
+from ddt_llama.config import UserError, override
+from ddt_llama.data.images import open_image
+from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.language.documents import IGNORED, KINDS
+from ddt_llama.recipes import LanguageRecipe, Mix, recipe_named
+from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
+from ddt_llama.recipes.drafts import Draft, Picture, mixture, texts
+from ddt_llama.recipes.language import CHUNK, Coder, document_stream
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.world import ShapesSource
+from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+
+CPU = torch.device("cpu")
+COLOURS = ["red", "lime", "blue", "yellow", "black", "gray"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six plain pictures; the first four have captions."""
+    place = tmp_path_factory.mktemp("pictures")
+    for number, colour in enumerate(COLOURS):
+        Pillow.new("RGB", (40, 30), colour).save(place / f"{number}.png")
+        if number < 4:
+            (place / f"{number}.txt").write_text(f"all {colour}")
+    return place
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> TimestepTokenizer:
+    torch.manual_seed(0)
+    config = TimestepTokenizerConfig(
+        image_size=32,
+        num_tokens=4,
+        quantizer=QuantizerConfig(codebook_size=16, code_dim=4),
+        encoder=EncoderConfig(dim=16, depth=1, num_heads=2),
+        decoder=DecoderConfig(dim=16, depth=1, num_heads=2),
+    )
+    return TimestepTokenizer(config).eval().requires_grad_(False)
+
+
+def recipe_of(mix: Mix, **changes: object) -> LanguageRecipe:
+    recipe = override(recipe_named("nano_pretrain"), {"train.batch": 12, **changes})
+    assert isinstance(recipe, LanguageRecipe)
+    return LanguageRecipe(**{**vars(recipe), "mix": mix})
+
+
+def parts_of(tokenizer: TimestepTokenizer, recipe: LanguageRecipe):
+    text = TextTokenizer.train(["a red circle", "how many?"], 300)
+    vocabulary = Vocabulary(text.size, tokenizer.codebook_size, tokenizer.num_tokens)
+    coder = Coder(tokenizer, CPU, bf16=False)
+    return document_stream(recipe, coder, vocabulary, text, 512), vocabulary, text
+
+
+def test_images_are_a_pure_function_of_the_step() -> None:
+    config = DataConfig(seed=5)
+    first, again = (image_stream(config, 32, 6, CPU) for _ in range(2))
+    late = again(3)
+    assert torch.equal(first(3), late)
+    assert late.shape == (6, 3, 32, 32)
+    assert not torch.equal(first(3), first(4))
+    assert not torch.equal(first(3), image_stream(DataConfig(seed=6), 32, 6, CPU)(3))
+
+
+def test_a_mixture_has_its_shares(folder: Path) -> None:
+    config = DataConfig(paths=("shapes", str(folder)), weights=(3, 1), held_out=0.0)
+    images = image_stream(config, 32, 1000, CPU)(0)
+    # Only the pictures of the folder have one colour all over.
+    plain = (images.flatten(2).std(-1) == 0).all(-1)
+    assert int(plain.sum()) == 250
+
+
+def test_a_bounded_world_repeats_its_scenes() -> None:
+    stream = image_stream(DataConfig(scenes=5), 32, 5, CPU)
+    passes = [{image.numpy().tobytes() for image in stream(step)} for step in range(2)]
+    assert len(passes[0]) == 5
+    assert passes[0] == passes[1]
+
+
+def test_pictures_to_look_at_are_held_out(folder: Path) -> None:
+    config = DataConfig(paths=(str(folder),), held_out=0.34)
+    trained = image_stream(config, 32, 4, CPU)(0)
+    shown = unseen_images(config, 32, 2)
+    distances = (trained[:, None] - shown[None]).abs().flatten(2).amax(-1)
+    assert float(distances.min()) > 0.1
+
+
+def test_a_single_picture_trains_and_is_shown(tmp_path: Path) -> None:
+    Pillow.new("RGB", (20, 20), "red").save(tmp_path / "one.png")
+    config = DataConfig(paths=(str(tmp_path),))
+    assert torch.equal(image_stream(config, 32, 2, CPU)(0)[0], unseen_images(config, 32, 1)[0])
+
+
+def test_a_path_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        DataConfig(paths=("shapes", "nowhere")).check()
+
+
+def test_codes_are_those_of_the_tokenizer_in_language_order(tokenizer: TimestepTokenizer) -> None:
+    source = ShapesSource()
+    scenes = [source.scene(index) for index in range(CHUNK + 3)]
+    rows = Coder(tokenizer, CPU, bf16=False)([Picture(scene) for scene in scenes])
+    codes = tokenizer.to_language(tokenizer.encode(render(scenes, 32)))
+    assert rows == codes.tolist()
+
+
+def test_known_pictures_are_encoded_once(tokenizer: TimestepTokenizer) -> None:
+    coder = Coder(tokenizer, CPU, bf16=False)
+    images = render([ShapesSource().scene(index) for index in range(3)], 32)
+    first = coder([Picture(images[0], "a"), Picture(images[1], "b"), Picture(images[0], "a")])
+    assert first[0] == first[2]
+    # The key, not the content, says what is known; without a key nothing is.
+    assert coder([Picture(images[2], "b"), Picture(images[2])]) == [
+        first[1],
+        *coder_of(coder, images[2]),
+    ]
+
+
+def coder_of(coder: Coder, image: Tensor) -> list[list[int]]:
+    return coder.tokenizer.to_language(coder.tokenizer.encode(image[None])).tolist()
+
+
+def test_documents_are_a_pure_function_of_the_step(tokenizer: TimestepTokenizer) -> None:
+    recipe = recipe_of(Mix(draw=1, edit=1, ask=1), **{"data.scenes": 50})
+    first, _, _ = parts_of(tokenizer, recipe)
+    again, _, _ = parts_of(tokenizer, recipe)
+    early = [first(step) for step in range(6)]
+    late = again(5)  # nothing is known yet, unlike in the first
+    assert all(torch.equal(a, b) for a, b in zip(early[5], late, strict=True))
+    assert not torch.equal(early[4][0][:, :9], early[5][0][:, :9])
+
+
+def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
+    mix = Mix(text_to_image=5, image_to_text=2, image_only=2, text_only=1)
+    drafts = mixture(DataConfig(), mix, 32, 1000)(0)
+    assert Counter(draft.kind for draft in drafts) == {
+        "text_to_image": 500,
+        "image_to_text": 200,
+        "image_only": 200,
+        "text_only": 100,
+    }
+
+
+def test_answers_only_are_learned_in_the_second_stage(tokenizer: TimestepTokenizer) -> None:
+    stream, vocabulary, text = parts_of(tokenizer, recipe_of(Mix(draw=1, edit=1), drop_text=0.0))
+    ids, labels, mask, kinds = stream(0)
+    assert ids.shape == labels.shape == mask.shape
+    assert set(kinds.tolist()) == {KINDS.index("draw"), KINDS.index("edit")}
+    learned = labels[labels != IGNORED]
+    # [begin_image, four codes, end_image, eos] a document, and nothing else.
+    assert len(learned) == len(ids) * 7
+    assert not bool(vocabulary.is_text(learned).any())
+    assert text.decode(ids[0].tolist()).startswith("USER:")
+
+
+@pytest.mark.parametrize(("share", "kind"), [(0.0, "draw"), (1.0, "draw"), (1.0, "edit")])
+def test_text_is_dropped_and_images_are_kept(
+    tokenizer: TimestepTokenizer, share: float, kind: str
+) -> None:
+    stream, vocabulary, text = parts_of(tokenizer, recipe_of(Mix(**{kind: 1.0}), drop_text=share))
+    ids = stream(0)[0]
+    said = [text.decode(row.tolist()) for row in ids]
+    assert all(("USER: ASSISTANT:" in one) == (share == 1.0) for one in said), said
+    images = 2 if kind == "edit" else 1
+    assert ((ids == vocabulary.begin_image).sum(1) == images).all()
+
+
+def test_about_one_text_in_ten_is_dropped(tokenizer: TimestepTokenizer) -> None:
+    recipe = recipe_of(Mix(draw=1), **{"train.batch": 100, "data.scenes": 100})
+    stream, _, text = parts_of(tokenizer, recipe)
+    ids = torch.cat([stream(step)[0][:, :20] for step in range(8)])
+    dropped = sum("USER: ASSISTANT:" in text.decode(row.tolist()) for row in ids)
+    assert 50 <= dropped <= 110
+
+
+def test_batches_are_padded_to_a_multiple(tokenizer: TimestepTokenizer) -> None:
+    stream, _, _ = parts_of(tokenizer, recipe_of(Mix(text_to_image=1), pad_multiple=32))
+    assert stream(0)[0].shape[1] % 32 == 0
+
+
+def test_pictures_of_a_folder_become_documents(folder: Path) -> None:
+    config = DataConfig(paths=(str(folder),), held_out=0.0)
+    drafts = [one for step in range(2) for one in mixture(config, Mix(draw=1), 32, 6)(step)]
+    known: dict[str, Draft] = {str(one.pictures[0].key): one for one in drafts}
+    assert len(known) == 6
+    for draft in known.values():
+        number = int(Path(str(draft.pictures[0].key[1])).stem)
+        content = draft.pictures[0].content
+        assert isinstance(content, Tensor)
+        assert torch.equal(content, open_image(folder / f"{number}.png", 32))
+        # The two without a caption are images alone.
+        expected = ("draw", (f"all {COLOURS[number]}",)) if number < 4 else ("image_only", ())
+        assert (draft.kind, draft.texts) == expected
+
+
+def test_data_that_lack_what_is_asked_for_are_named(folder: Path) -> None:
+    with pytest.raises(UserError, match="none of the documents asked for"):
+        mixture(DataConfig(paths=(str(folder),)), Mix(edit=1, ask=1), 32, 4)
+
+
+def test_the_text_tokenizer_sees_every_kind_of_text(folder: Path) -> None:
+    config = DataConfig(paths=("shapes", str(folder)), held_out=0.0)
+    found = texts(config, 32, limit=200)
+    assert "all red" in found
+    assert "ASSISTANT:" in found
+    assert any(text.endswith(" yes") for text in found)  # a question with its answer
+    assert any(text.startswith("make the ") for text in found)  # an instruction
+    assert found == texts(config, 32, limit=200)
