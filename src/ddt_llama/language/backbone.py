@@ -87,7 +87,7 @@ class Language(NamedTuple):
 
 def nano() -> BackboneConfig:
     """About 4 million parameters: trained on two CPU cores, bundled with the package."""
-    return BackboneConfig(depth=5, num_heads=4, num_kv_heads=4, mlp_dim=640)
+    return BackboneConfig(depth=5, num_heads=4, num_kv_heads=2, mlp_dim=576)
 
 
 def small() -> BackboneConfig:

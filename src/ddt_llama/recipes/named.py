@@ -37,7 +37,7 @@ def nano_tokenizer() -> TokenizerRecipe:
         "nano_tokenizer",
         tokenizer=TimestepTokenizerConfig(
             num_tokens=64,
-            quantizer=QuantizerConfig(codebook_size=1024, code_dim=8, dead_share=0.03),
+            quantizer=QuantizerConfig(codebook_size=4096, code_dim=8, dead_share=0.03),
             encoder=EncoderConfig(dim=160, depth=3, num_heads=5),
             decoder=DecoderConfig(dim=160, depth=5, num_heads=5, gate_start=1.0),
         ),
