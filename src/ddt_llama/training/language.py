@@ -17,6 +17,9 @@ from ddt_llama.config import UserError
 from ddt_llama.language.documents import IGNORED, KINDS
 from ddt_llama.language.vocabulary import Vocabulary
 
+# On a CPU time grows with every padded id, so short documents are not padded to the longest.
+CPU_PARTS = 4
+
 
 @dataclass(frozen=True)
 class NextToken:
@@ -33,6 +36,8 @@ class NextToken:
         self, model: Any, batch: tuple[Tensor, ...], step_seed: int, /
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss and the figures. Raises UserError where nothing is supervised."""
+        if batch[0].device.type == "cpu":
+            batch = by_length(batch)
         ids, labels = batch[0], batch[1]
         targets = labels[:, 1:]
         supervised = targets != IGNORED
@@ -73,13 +78,26 @@ def supervised_logits(
     """Return float32 logits for the id after each position where `supervised` (b, l-1) is true.
 
     `model` is any causal LM of transformers. Its attention mask is left out: batches are padded on
-    the right, so no real id sees padding, and attention takes its fast causal path.
+    the right, so no real id sees padding, and attention takes its fast causal path. On a CPU the
+    rows go through in parts, each only as long as its last supervised id.
     """
-    decoded = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-    hidden = decoded[:, :-1][supervised]
-    logits = model.get_output_embeddings()(hidden).float()
+    parts = CPU_PARTS if ids.device.type == "cpu" else 1
+    hidden = []
+    for rows, wanted in zip(ids.chunk(parts), supervised.chunk(parts), strict=True):
+        ends = wanted.any(0).nonzero()
+        length = int(ends[-1]) + 1 if parts > 1 and len(ends) else wanted.shape[1]
+        decoded = model.base_model(input_ids=rows[:, :length], use_cache=False).last_hidden_state
+        hidden.append(decoded[wanted[:, :length]])
+    logits = model.get_output_embeddings()(torch.cat(hidden)).float()
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
     return cap * torch.tanh(logits / cap) if cap else logits
+
+
+def by_length(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Sort the rows of a batch by their last supervised id; no figure depends on their order."""
+    places = torch.arange(batch[1].shape[1], device=batch[1].device)
+    order = ((batch[1] != IGNORED) * places).amax(1).argsort(stable=True)
+    return tuple(part[order] for part in batch)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
