@@ -106,9 +106,12 @@ def _parsed(cli: Callable[..., Any], verb: str, arguments: list[str]) -> Callabl
 
 def one_line(panel: str) -> str:
     """Return the first part of one of tyro's framed messages as one line."""
-    inside = [line.strip("│ ") for line in panel.splitlines() if line.startswith("│")]
-    rules = [place for place, line in enumerate(inside) if set(line) == {"─"}]
-    return " ".join(inside[: rules[0] if rules else None]).strip() or "wrong arguments"
+    # Where the terminal has no box characters, the frame is a title between two rules of hyphens.
+    lines = [line.strip(" │") for line in panel.splitlines()]
+    blank = ["" if set(line) <= set("─-╭╮╰╯") else line for line in lines]
+    parts = " ".join(line or "\n" for line in blank[1:]).split("\n")
+    told = [" ".join(part.split()) for part in parts if part.strip()]
+    return told[0] if told else "wrong arguments"
 
 
 def split_fields(arguments: Sequence[str], own: Sequence[str]) -> tuple[list[str], dict[str, str]]:

@@ -23,8 +23,6 @@ from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
-TEXTS_A_SOURCE = 20_000  # read for the byte-pair encoding
-
 Codes = Sequence[int]
 
 
@@ -251,7 +249,7 @@ def open_form(
     )
 
 
-def texts(config: DataConfig, image_size: int, limit: int = TEXTS_A_SOURCE) -> list[str]:
+def texts(config: DataConfig, image_size: int, limit: int) -> list[str]:
     """Return what a text tokenizer is trained on: every kind of text that the data hold.
 
     The words of the instruction layout come with them, so that they are short later.

@@ -7,7 +7,7 @@ the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages 1 and 2.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ class LanguageRecipe:
     `tokenizer` is a release or run of an image tokenizer ("" takes that of `start`). `start` is a
     run or release of this project to go on from (stage "instruct" needs one), or for stage
     "pretrain" the folder of any causal LM, whose vocabulary is grown; then `backbone` is not used.
-    `text_vocab` ids of text are trained on the texts of the data where there is no `start`.
+    `text_vocab` ids of text are trained on `text_samples` texts of each data set where there is no
+    `start`.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
     something to contrast with. `max_text` ids of each text are kept; batches are padded to a
     multiple of `pad_multiple` (more than 1 keeps compiled shapes few).
@@ -51,6 +52,7 @@ class LanguageRecipe:
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
     text_vocab: int = 1024
+    text_samples: int = 20_000
     max_text: int = 96
     pad_multiple: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -60,7 +62,7 @@ class LanguageRecipe:
         """Refuse shares and lengths that cannot be."""
         if not 0 <= self.drop_text <= 1:
             raise UserError(f"drop_text: given {self.drop_text}, allowed is 0 to 1")
-        for name in ("max_text", "pad_multiple"):
+        for name in ("max_text", "pad_multiple", "text_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: given {getattr(self, name)}, allowed is 1 or more")
 

@@ -24,7 +24,7 @@ from ddt_llama.runs import Run
 from ddt_llama.tokenizer import TimestepTokenizer, Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
 from ddt_llama.training.language import NextToken
-from ddt_llama.training.loop import Outcome, train
+from ddt_llama.training.loop import train
 from ddt_llama.training.timestep import TimestepObjective
 
 RELEASE = "release"
@@ -119,37 +119,25 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
     language_start = _language_start(recipe)
+    if begun:
+        text = TextTokenizer.load(out / PARTS / "language")
+        vocabulary = Vocabulary.load(out / PARTS / "language")
+    else:
+        text, vocabulary = _text_side(recipe, language_start, tokenizer)
+    model = _language_model(recipe, language_start, vocabulary).to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
+    length = int(model.config.max_position_embeddings)
+    stream = document_stream(recipe, coder, vocabulary, text, length)
+    samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
     with Run.create_or_resume(out, recipe) as folder:
-        if begun:
-            text = TextTokenizer.load(out / PARTS / "language")
-            vocabulary = Vocabulary.load(out / PARTS / "language")
-        else:
-            text, vocabulary = _text_side(recipe, language_start, tokenizer)
-            if distributed.is_main():
-                tokenizer.save(out / PARTS / "tokenizer")
-                text.save(out / PARTS / "language")
-                vocabulary.save(out / PARTS / "language")
-        model = _language_model(recipe, language_start, vocabulary).to(device)
-        length = int(model.config.max_position_embeddings)
-        stream = document_stream(recipe, coder, vocabulary, text, length)
-        samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
-        outcome = _train_language(recipe, model, vocabulary, stream, folder, samples)
+        if not begun and distributed.is_main():
+            tokenizer.save(out / PARTS / "tokenizer")
+            text.save(out / PARTS / "language")
+            vocabulary.save(out / PARTS / "language")
+        outcome = train(model, NextToken(vocabulary), stream, recipe.train, folder, sample=samples)
         with outcome.ema.swapped():
             release = write_release(samples.model(model.eval(), recipe.name), out)
     return Trained(out, release, outcome.step, outcome.finished)
-
-
-def _train_language(
-    recipe: LanguageRecipe,
-    model: Any,
-    vocabulary: Vocabulary,
-    stream: Any,
-    folder: Run,
-    samples: DrawingSamples,
-) -> Outcome:
-    objective = NextToken(vocabulary)
-    return train(model, objective, stream, recipe.train, folder, sample=samples)
 
 
 def _language_start(recipe: LanguageRecipe) -> Path | None:
@@ -174,7 +162,8 @@ def _text_side(
     """Return text tokenizer and vocabulary: those of `start`, or new ones for the data."""
     size, count = tokenizer.codebook_size, tokenizer.num_tokens
     if start is None:
-        text = TextTokenizer.train(texts(recipe.data, tokenizer.image_size), recipe.text_vocab)
+        known = texts(recipe.data, tokenizer.image_size, recipe.text_samples)
+        text = TextTokenizer.train(known, recipe.text_vocab)
         return text, Vocabulary(text.size, size, count)
     text = TextTokenizer.load(start)
     if not (start / "vocabulary.json").is_file():

@@ -1,0 +1,333 @@
+"""Every mistake that a user can make: one clear line, exit code 2, and nothing half-written."""
+
+import json
+import shutil
+import struct
+import zlib
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline
+
+from ddt_llama.cli import VERBS, main, one_line, split_fields
+
+
+class Bench:
+    """A folder with what a case needs; says afterwards whether anything was written."""
+
+    def __init__(self, pipeline: Pipeline, place: Path) -> None:
+        self.place = place
+        self.model, self.tokenizer = str(pipeline.instruct), str(pipeline.tokenizer)
+        self.pretrain = str(pipeline.pretrain)
+        self.picture = str(pipeline.picture)
+        self.out = str(place / "out.png")
+
+    def path(self, name: str) -> str:
+        return str(self.place / name)
+
+    def copy(self, run: str, name: str) -> Path:
+        """Return a copy of a run's release, to be harmed."""
+        return Path(shutil.copytree(Path(run) / "release", self.place / name))
+
+
+@pytest.fixture
+def bench(pipeline: Pipeline, tmp_path: Path) -> Bench:
+    return Bench(pipeline, tmp_path)
+
+
+def files_under(place: Path) -> set[str]:
+    return {str(path.relative_to(place)) for path in place.rglob("*")}
+
+
+def refused(bench: Bench, capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """Run a command that must fail and return its one line."""
+    before = files_under(bench.place)
+    capsys.readouterr()
+    assert main(list(command)) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    assert len(said.err) < 1000
+    assert "Traceback" not in said.err
+    assert files_under(bench.place) == before
+    return said.err
+
+
+# What is typed (fields in braces are filled in) and what the line must say.
+TYPED = {
+    "unknown verb": ("drew nano x", "unknown verb 'drew'; the verbs are: draw"),
+    "unknown recipe": ("train nano_tokeniser", "the recipes are: nano_tokenizer"),
+    "unknown recipe shown": ("recipes paper", "the recipes are: nano_"),
+    "unknown field": ("train nano_tokenizer --train.lr 1", "fields of train are: steps"),
+    "unknown option": ("draw {model} x --nmu 3", "--nmu"),
+    "wrong value of a field": ("train nano_tokenizer --train.batch many", "train.batch"),
+    "wrong value of an option": ("draw {model} x --num many", "--num"),
+    "missing argument": ("draw {model}", "PROMPT"),
+    "unknown model": ("draw nanno x", "unknown model 'nanno'"),
+    "unknown suite": ("evaluate {model} --suite shape", "the suites are: reconstruction, shapes"),
+    "unknown field of a suite": ("evaluate {model} --suite shapes --promts 3", "prompts"),
+    "no question": ("ask {model} {picture} ''", "the question is empty"),
+    "empty prompt": ("draw {model} '' --out {out}", "the prompt is empty"),
+    "blank prompt": ("draw {model} '  ' --out {out}", "the prompt is empty"),
+    "steps = 0": ("draw {model} x --steps 0 --out {out}", "steps is 0"),
+    "steps = 0 again": ("reconstruct {model} {picture} --steps 0 --out {out}", "steps is 0"),
+    "guidance < 0": ("draw {model} x --guidance-scale -1 --out {out}", "guidance_scale is -1.0"),
+    "guidance nan": ("draw {model} x --guidance-scale nan --out {out}", "guidance_scale is nan"),
+    "seed < 0": ("draw {model} x --seed -1 --out {out}", "seed is -1"),
+    "seed too large": ("draw {model} x --seed 9223372036854775808 --out {out}", "seed is 92233"),
+    "seed of a rebuild": ("reconstruct {model} {picture} --seed -1 --out {out}", "seed is -1"),
+    "no picture asked for": ("draw {model} x --num 0 --out {out}", "num is 0"),
+    "temperature 0": ("draw {model} x --temperature 0 --out {out}", "temperature is 0"),
+    "top_k 0": ("draw {model} x --top-k 0 --out {out}", "top_k is 0"),
+    "too many visible": ("reconstruct {model} {picture} --visible 99 --out {out}", "visible is 99"),
+    "no image": ("reconstruct {model} --out {out}", "no image was given"),
+    "absent image": ("describe {model} nothing.png", "no such file"),
+    "output of another kind": ("draw {model} x --out {out}.bmp", "names that end in .png"),
+    "output under a file": ("draw {model} x --out {picture}/drawn.png", "is a file"),
+    "folder as output": ("draw {model} x --out {folder}.png", "is a folder"),
+    "run under a file": ("train nano_tokenizer --out {picture}/run", "is a file"),
+    "json under a file": (
+        "evaluate {model} --suite shapes --json {picture}/figures.json",
+        "is a file",
+    ),
+    "page under a file": ("demo --model {model} --out {picture}/demo", "is a file"),
+    "codes of another kind": ("encode {model} {folder} codes.txt", ".parquet or .safetensors"),
+    "drawing without language": ("draw {tokenizer} x --out {out}", "without a language model"),
+    "editing before instructions": ("edit {pretrain} {picture} x --out {out}", "cannot edit"),
+    "asking before instructions": ("ask {pretrain} {picture} x", "cannot ask"),
+    "absent data": ("train nano_tokenizer --data nowhere --out {out}", "nowhere does not exist"),
+    "absent tokenizer": (
+        "train nano_pretrain --tokenizer nowhere --out {out}",
+        "nowhere is no run or release",
+    ),
+    "absent start": ("train nano_instruct --start nowhere --out {out}", "nowhere is no run"),
+    "no start": ("train nano_instruct --start none --out {out}", "start"),
+    "absent run": ("report nowhere", "no metrics.jsonl"),
+    "absent pictures": ("demo --model {model} --images nowhere --out {out}", "is no folder"),
+    "minutes in words": ("train nano_tokenizer --minutes ten", "--minutes"),
+}
+
+
+@pytest.mark.parametrize("case", TYPED)
+def test_mistakes_in_what_is_typed(
+    case: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed, expected = TYPED[case]
+    (bench.place / "folder.png").mkdir()
+    known = {**vars(bench), "folder": bench.path("folder")}
+    command = [part.replace("''", "").strip("'") for part in _split(typed)]
+    assert expected in refused(bench, capsys, *(part.format(**known) for part in command))
+
+
+def _split(typed: str) -> list[str]:
+    """Split at blanks, keeping the blanks of a quoted part."""
+    parts = typed.replace("'  '", "'\0'").split(" ")
+    return [part.replace("\0", "  ") for part in parts]
+
+
+def png(width: int, height: int) -> bytes:
+    """Return a PNG whose header promises a size; there are no pixels behind it."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IEND", b"")
+
+
+@pytest.fixture(params=["short.jpg", "huge.png", "pixel.png", "text.png", "empty.png"])
+def broken(request: pytest.FixtureRequest, bench: Bench) -> tuple[Path, str]:
+    """A picture that is none, and what must be said of it."""
+    path = bench.place / request.param
+    kind = path.stem
+    if kind == "short":
+        Image.effect_noise((64, 64), 50).save(path)
+        path.write_bytes(path.read_bytes()[:800])
+    elif kind == "pixel":
+        Image.new("RGB", (1, 1)).save(path)
+    else:
+        path.write_bytes({"huge": png(30_000, 30_000), "text": b"hello", "empty": b""}[kind])
+    told = {"huge": "too large", "pixel": "too small", "empty": "empty file"}
+    return path, told.get(kind, path.name)
+
+
+@pytest.mark.parametrize("verb", ["describe", "ask", "edit", "reconstruct"])
+def test_broken_pictures_are_named(
+    verb: str, broken: tuple[Path, str], bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, told = broken
+    words = {"ask": ["what?"], "edit": ["make it red"]}.get(verb, [])
+    places = {"edit": ["--out", bench.out], "reconstruct": [bench.picture, "--out", bench.out]}
+    line = refused(bench, capsys, verb, bench.model, str(path), *words, *places.get(verb, []))
+    assert told in line
+    assert path.name in line
+
+
+@pytest.mark.parametrize("command", ["train", "encode", "demo"])
+def test_a_folder_without_pictures(
+    command: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench.place / "papers"
+    folder.mkdir()
+    (folder / "letter.doc").write_text("no picture")
+    commands = {
+        "train": ["train", "nano_tokenizer", "--data", str(folder), "--out", bench.path("run")],
+        "encode": ["encode", bench.model, str(folder), bench.path("codes.parquet")],
+        "demo": ["demo", "--model", bench.model, "--images", str(folder), "--out", bench.out],
+    }
+    assert str(folder) in refused(bench, capsys, *commands[command])
+
+
+@pytest.mark.parametrize("verb", ["train", "demo"])
+def test_a_folder_of_broken_pictures(
+    verb: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench.place / "broken"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"{number}.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    if verb == "train":
+        run = bench.path("run")
+        command = ["train", "nano_tokenizer", "--data", str(folder), "--out", run]
+        assert "cannot be used" in refused(bench, capsys, *command)
+        return
+    before = files_under(bench.place)
+    arguments = ["demo", "--model", bench.model, "--images", str(folder), "--out", bench.out]
+    assert main(arguments) == 2
+    assert capsys.readouterr().err.splitlines()[-1].startswith("error: images: none of 4")
+    assert files_under(bench.place) == before
+
+
+def test_a_prompt_of_ten_thousand_words(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(bench, capsys, "draw", bench.model, "red " * 10_000, "--out", bench.out)
+    assert "shorten the prompt" in line
+
+
+@pytest.mark.parametrize("part", ["tokenizer", "language"])
+@pytest.mark.parametrize("harm", ["cut", "other", "gone"])
+def test_harmed_weights_are_named(
+    part: str, harm: str, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = bench.copy(bench.model, "model")
+    weights = model / part / "model.safetensors"
+    if harm == "gone":
+        weights.unlink()
+    else:
+        content = weights.read_bytes()
+        weights.write_bytes(content[: len(content) // 2] if harm == "cut" else b"GIF89a" * 99)
+    assert str(model / part) in refused(bench, capsys, "draw", str(model), "x", "--out", bench.out)
+
+
+def test_weights_of_another_model(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    model = bench.copy(bench.model, "model")
+    config = model / "tokenizer" / "config.json"
+    described = json.loads(config.read_text())
+    described["encoder"]["depth"] = 2
+    config.write_text(json.dumps(described))
+    line = refused(bench, capsys, "reconstruct", str(model), bench.picture, "--out", bench.out)
+    assert "does not fit this model" in line
+
+
+def test_a_checkpoint_of_another_recipe(
+    bench: Bench, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(pipeline.tokenizer, bench.place / "run"))
+    command = ["train", "nano_tokenizer", "--steps", "9", "--out", str(run), *TOKENIZER]
+    line = refused(bench, capsys, *command, "--tokenizer.num_tokens=16")
+    assert "another recipe: tokenizer.num_tokens was 8, now 16" in line
+    other = ["train", "nano_pretrain", "--tokenizer", bench.tokenizer, "--out", str(run)]
+    assert "another recipe" in refused(bench, capsys, *other, *LANGUAGE)
+
+
+def test_codes_of_another_tokenizer(
+    bench: Bench, pipeline: Pipeline, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = bench.place / "other"
+    fields = [*TOKENIZER, "--tokenizer.num_tokens=4", "--steps", "1", "--out", str(other)]
+    assert main(["train", "nano_tokenizer", *fields]) == 0
+    command = ["train", "nano_instruct", "--start", str(pipeline.pretrain), *LANGUAGE]
+    command += ["--tokenizer", str(other), "--out", bench.path("run")]
+    assert "take both from the same run" in refused(bench, capsys, *command)
+
+
+def test_a_folder_that_is_no_run(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    letters = bench.place / "letters"
+    letters.mkdir()
+    (letters / "dear.txt").write_text("kept")
+    command = ["train", "nano_tokenizer", "--out", str(letters), *TOKENIZER]
+    assert "not empty and not a run" in refused(bench, capsys, *command)
+
+
+def test_data_without_the_documents_asked_for(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = bench.place / "plain"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (32, 32), (number, 0, 0)).save(folder / f"{number}.png")
+    command = ["train", "nano_instruct", "--start", bench.pretrain, "--data", str(folder)]
+    only = ["--mix.draw=0", "--mix.describe=0", "--out", bench.path("run"), *LANGUAGE]
+    assert "gives none of the documents asked for" in refused(bench, capsys, *command, *only)
+
+
+def test_ctrl_c_is_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(model: str) -> None:
+        """Stop."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(VERBS, "describe", interrupted)
+    assert main(["describe", "--model", "x"]) == 130
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS))
+def test_every_verb_explains_itself(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"Example: ddt {verb}" in capsys.readouterr().out
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == main(["--help"]) == 0
+    said = capsys.readouterr().out
+    assert all(f"  {verb} " in said for verb in VERBS)
+
+
+def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    assert "paper_instruct" in capsys.readouterr().out
+    assert main(["recipes", "base_tokenizer"]) == 0
+    said = capsys.readouterr().out
+    assert "tokenizer.num_tokens " in said
+    assert "FLOPs, encode an image" in said
+    assert "memory, weights" in said
+
+
+def test_fields_are_parted_from_options() -> None:
+    kept, fields = split_fields(
+        [
+            "name",
+            "--data",
+            "a",
+            "b",
+            "--train.compile",
+            "--train.bf16=no",
+            "--out",
+            "x",
+            "--a-b",
+            "-1",
+        ],
+        ("--data", "--out"),
+    )
+    assert kept == ["name", "--data", "a", "b", "--out", "x"]
+    assert fields == {"train.compile": "true", "train.bf16": "no", "a_b": "-1"}
+
+
+def test_a_panel_becomes_a_line() -> None:
+    panel = "╭─ X ───╮\n│ Missing │\n│    this │\n│ ─────── │\n│ more    │\n╰─────────╯\n"
+    assert one_line(panel) == "Missing this"
+    plain = "  X\n  -----\n  Missing\n  --this\n  -----\n  more\n"
+    assert one_line(plain) == "Missing --this"
+    assert one_line("") == "wrong arguments"

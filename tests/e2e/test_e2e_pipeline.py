@@ -1,0 +1,223 @@
+"""From nothing to pictures through the command line, on shapes and on a folder of pictures."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, train_all
+
+import ddt_llama
+from ddt_llama.cli import main
+from ddt_llama.training.timestep import TimestepObjective
+
+
+def losses(run: Path) -> dict[int, float]:
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records}
+
+
+def test_a_run_leaves_what_it_says(pipeline: Pipeline) -> None:
+    for run, stage in ((pipeline.pretrain, "pretrain"), (pipeline.instruct, "instruct")):
+        described = json.loads((run / "release" / "config.json").read_text())
+        assert (described["format"], described["stage"]) == ("ddt-llama", stage)
+        assert (run / "samples" / "step-00000003.png").is_file()
+    assert not (pipeline.tokenizer / "release" / "language").exists()
+    assert set(losses(pipeline.instruct)) == {3}
+    assert not list(pipeline.instruct.glob(".release*"))
+
+
+def test_the_parts_of_a_run_are_its_own(pipeline: Pipeline) -> None:
+    """The tokenizer travels from run to run, so that codes keep their meaning."""
+    weights = "tokenizer/model.safetensors"
+    first = (pipeline.tokenizer / "release" / weights).read_bytes()
+    for run in (pipeline.pretrain, pipeline.instruct):
+        assert (run / "release" / weights).read_bytes() == first
+        assert (run / "parts" / weights).read_bytes() == first
+
+
+def test_drawing_depends_on_the_seed_alone(pipeline: Pipeline, tmp_path: Path) -> None:
+    model = str(pipeline.instruct)
+    several = ["draw", model, "a red circle", "--num", "2", "--seed", "5"]
+    assert main([*several, "--out", str(tmp_path / "a.png")]) == 0
+    alone = ["draw", model, "a red circle", "--seed", "6", "--out", str(tmp_path / "b.png")]
+    assert main(alone) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a-1.png", "a-2.png", "b.png"]
+    assert (tmp_path / "a-2.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "b.png") as drawn:
+        assert drawn.size == (64, 64)
+
+
+@pytest.mark.parametrize("prompt", ["دائرة حمراء", "a 🔴 above a 🟦", "x"])
+def test_any_script_is_a_prompt(pipeline: Pipeline, tmp_path: Path, prompt: str) -> None:
+    out = tmp_path / "drawn.png"
+    assert main(["draw", str(pipeline.pretrain), prompt, "--out", str(out)]) == 0
+    assert out.is_file()
+
+
+def test_edit_ask_and_describe(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, picture, out = str(pipeline.instruct), str(pipeline.picture), tmp_path / "edited.png"
+    assert main(["edit", model, picture, "make it green", "--out", str(out)]) == 0
+    assert out.is_file()
+    capsys.readouterr()
+    assert main(["ask", model, picture, "how many circles are there?"]) == 0
+    assert main(["describe", model, picture]) == 0
+    assert capsys.readouterr().out.count("\n") >= 2
+
+
+def test_reconstruct_takes_every_kind_of_picture(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Animations give their first frame, transparency lies on white, 16 bits are scaled."""
+    base = Image.radial_gradient("L").resize((48, 48))
+    frames = [base.convert("P"), Image.new("P", (48, 48))]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    base.convert("RGBA").save(tmp_path / "clear.png")
+    Image.new("I;16", (48, 48), 40_000).save(tmp_path / "deep.png")
+    files = [str(tmp_path / name) for name in ("moving.gif", "clear.png", "deep.png")]
+    out = tmp_path / "out"
+    assert main(["reconstruct", str(pipeline.tokenizer), *files, "--out", str(out)]) == 0
+    names = {path.name for path in out.iterdir()}
+    assert names == {"moving.png", "clear.png", "deep.png", "sheet.png"}
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.size == (3 * 66 - 2, 4 * 66 - 2)  # originals, then 1, 4 and 8 tokens
+
+
+def test_encode_keeps_keys_and_captions(pipeline: Pipeline, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    for name in ("codes.safetensors", "codes.parquet"):
+        assert main(["encode", str(pipeline.tokenizer), str(data), str(tmp_path / name)]) == 0
+    with safe_open(tmp_path / "codes.safetensors", framework="pt") as file:
+        codes, facts = file.get_tensor("codes"), file.metadata()
+    captions = json.loads(facts["captions"])
+    assert captions == ["a plain picture number " + str(number) for number in range(6)]
+    model = ddt_llama.load(pipeline.tokenizer / "release")
+    again = model.encode([data / key for key in json.loads(facts["keys"])])
+    assert torch.equal(codes.long(), again.long())
+    from datasets import Dataset
+
+    table = Dataset.from_parquet(str(tmp_path / "codes.parquet"), cache_dir=str(tmp_path / "c"))
+    assert torch.tensor(table["codes"]).tolist() == codes.tolist()
+
+
+def test_evaluate_and_report(pipeline: Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "figures.json"
+    sizes = ["--scenes", "8", "--steps=1,2", "--codebook-scenes=40"]
+    command = ["evaluate", str(pipeline.instruct), "--suite", "reconstruction"]
+    assert main([*command, "--json", str(file), *sizes]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["reconstruction.psnr.2.low"] <= figures["reconstruction.psnr.2"]
+    assert main(["report", str(pipeline.instruct)]) == 0
+    assert "step-00000003.png" in (pipeline.instruct / "report.html").read_text()
+
+
+def test_evaluate_on_pictures(pipeline: Pipeline, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    command = ["evaluate", str(pipeline.tokenizer), "--suite", "reconstruction", "--steps=1"]
+    file = tmp_path / "figures.json"
+    assert main([*command, "--data", str(data), "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["reconstruction.scenes"] == 6
+
+
+def test_the_demonstration_is_one_page(pipeline: Pipeline, tmp_path: Path) -> None:
+    data = pictures(tmp_path / "mine")
+    (data / "broken.jpg").write_bytes(b"\xff\xd8\xff")
+    out = tmp_path / "demo"
+    command = ["demo", "--model", str(pipeline.instruct), "--images", str(data)]
+    assert main([*command, "--out", str(out)]) == 0
+    page = (out / "index.html").read_text()
+    results = json.loads((out / "results.json").read_text())
+    counts = {name: len(results[name]) for name in ("drawn", "reconstructed", "edited", "asked")}
+    assert counts == {"drawn": 8, "reconstructed": 8 + 6, "edited": 3, "asked": 6}
+    assert 'src="pictures/' not in page  # pictures are inside
+    assert page.count("data:image/png") >= 8 + 14 * 4 + 6 + 6
+    assert results["figures"].keys() >= {"drawn.right", "scenes.psnr.8", "pictures.psnr.8"}
+    assert results["timings"]["all together"] > 0
+
+
+def test_training_on_a_folder_of_pictures(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    trained = train_all(tmp_path / "runs", (str(data),))
+    out = tmp_path / "drawn.png"
+    assert main(["draw", str(trained.instruct), "a plain picture", "--out", str(out)]) == 0
+    assert out.is_file()
+
+
+def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:
+    before = (pipeline.tokenizer / "release" / "config.json").stat().st_mtime_ns
+    again = ["train", "nano_tokenizer", "--steps", "3", "--out", str(pipeline.tokenizer)]
+    assert main([*again, *TOKENIZER]) == 0
+    assert (pipeline.tokenizer / "release" / "config.json").stat().st_mtime_ns == before
+
+
+def test_minutes_end_a_run_that_goes_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = ["train", "nano_tokenizer", "--steps", "4", "--out", str(run), *TOKENIZER]
+    assert main([*command, "--minutes", "0"]) == 0
+    assert not (run / "FINISHED").exists()
+    assert (run / "release" / "config.json").is_file()
+    assert main(command) == 0
+    assert (run / "FINISHED").exists()
+
+
+def test_ctrl_c_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = TimestepObjective.before_step
+
+    def interrupted(self: TimestepObjective, model: object, step: int) -> None:
+        if step == 1:
+            signal.raise_signal(signal.SIGINT)
+        plain(self, model, step)
+
+    run = tmp_path / "run"
+    command = ["train", "nano_tokenizer", "--steps", "4", "--out", str(run), *TOKENIZER]
+    with monkeypatch.context() as patch:
+        patch.setattr(TimestepObjective, "before_step", interrupted)
+        assert main(command) == 130
+    assert (run / "checkpoints" / "step-00000002" / "COMPLETE").is_file()
+    assert main(command) == 0
+
+
+def test_a_killed_run_goes_on_with_the_same_losses(pipeline: Pipeline, tmp_path: Path) -> None:
+    """SIGKILL after a checkpoint; the language stage, whose stream encodes pictures on the fly."""
+    fields = [*LANGUAGE, "--train.log_every=1", "--train.checkpoint_every=2", "--steps", "8"]
+    fields += ["--tokenizer", str(pipeline.tokenizer), "--data.scenes=12"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert main(["train", "nano_pretrain", "--out", str(whole), *fields]) == 0
+    command = [sys.executable, "-m", "ddt_llama.cli", "train", "nano_pretrain", *fields]
+    # Slow enough to be caught: the second logged step waits for the kill.
+    script = "import os, runpy, sys, time; import ddt_llama.runs as r; log = r.Run.log\n"
+    script += "def slow(self, record): log(self, record); time.sleep(99 * (record['step'] == 5))\n"
+    script += "r.Run.log = slow; sys.argv = sys.argv[1:]; runpy.run_module('ddt_llama.cli')"
+    killed = subprocess.Popen(
+        [sys.executable, "-c", script, "ddt", *command[3:], "--out", str(cut)],
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while 5 not in (losses(cut) if (cut / "metrics.jsonl").exists() else {}):
+            assert killed.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        killed.kill()
+        killed.wait()
+    assert not (cut / "FINISHED").exists()
+    assert main(["train", "nano_pretrain", "--out", str(cut), *fields]) == 0
+    assert losses(cut) == losses(whole)
+
+
+def pictures(folder: Path) -> Path:
+    """Make a folder of six captioned pictures."""
+    folder.mkdir(parents=True)
+    for number in range(6):
+        Image.linear_gradient("L").rotate(60 * number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a plain picture number {number}")
+    return folder
