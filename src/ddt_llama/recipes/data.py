@@ -35,8 +35,9 @@ class DataConfig:
 
     `paths`: "shapes", or folders of images, WebDataset shards, Parquet files, data sets on disk;
     `weights` of the mixture, one a path (none: all alike). `scenes` bounds the shapes world to so
-    many different scenes, whose codes a language run then computes once only. `held_out` is the
-    share of data without splits that training leaves for the samples shown along the way.
+    many different pictures, whose codes a language run then computes once only (texts stay
+    endless). `held_out` is the share of data without splits that training leaves for the samples
+    shown along the way.
     """
 
     paths: tuple[str, ...] = (SHAPES,)

@@ -20,6 +20,9 @@ from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.language import Document, documents
 from ddt_llama.language.documents import Kind
 from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
+from ddt_llama.shapes.captions import caption
+from ddt_llama.shapes.edits import edit
+from ddt_llama.shapes.questions import question
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
@@ -78,7 +81,6 @@ _LAYOUTS: dict[Kind, Callable[[Sequence[str], Sequence[Codes]], Document]] = {
     "describe": lambda texts, codes: documents.describe(codes[0], texts[0]),
 }
 
-_SHAPES_TASK: dict[Kind, Task] = {"image_only": "scene", "edit": "edit", "ask": "question"}
 # What each kind of data can give; questions come without captions.
 _OFFERS: dict[DataKind, tuple[Kind, ...]] = {
     "image": ("text_to_image", "image_to_text", "image_only", "text_only", "draw", "describe"),
@@ -89,27 +91,36 @@ _OFFERS: dict[DataKind, tuple[Kind, ...]] = {
 
 @dataclass(frozen=True)
 class ShapesDrafts:
-    """Drafts of one kind from the shapes world."""
+    """Drafts of one kind from the shapes world.
+
+    With `scenes`, so many scenes come again and again, under new texts each time: a picture's codes
+    are then computed once only, and no text is seen twice.
+    """
 
     kind: Kind
     source: ShapesSource
-    length: int
-    keep: bool
+    scenes: int | None = None
 
     def __len__(self) -> int:
-        """Return the number of different scenes."""
-        return self.length
+        """Return the number of different drafts."""
+        return ENDLESS
 
     def __getitem__(self, index: int, /) -> Draft:
         """Return one draft."""
         if self.kind == "text_only":
             return Draft("text_only", texts=(shapes_text(self.source, index),))
-        item = self.source[index]
-        keys = [("shapes", index), ("shapes-target", index)] if self.keep else [None, None]
-        scenes = [item.scene] if item.target is None else [item.scene, item.target]
-        pictures = tuple(Picture(s, k) for s, k in zip(scenes, keys, strict=False))
-        texts = (item.text,) if item.answer is None else (item.text, item.answer)
-        return Draft(self.kind, pictures, texts)
+        number = index if self.scenes is None else index % self.scenes
+        scene, seed = self.source.scene(number), self.source.seed
+        picture = Picture(scene, None if self.scenes is None else ("shapes", number))
+        if self.kind == "image_only":
+            return Draft("image_only", (picture,))
+        if self.kind == "edit":
+            made = edit(scene, seed, index, max_objects=self.source.max_objects)
+            assert made is not None  # a new background is always possible
+            return Draft("edit", (picture, Picture(made.target)), (made.instruction,))
+        if self.kind == "ask":
+            return Draft("ask", (picture,), question(scene, seed, index)[:2])
+        return Draft(self.kind, (picture,), (caption(scene, seed, index),))
 
 
 def shapes_text(source: ShapesSource, index: int) -> str:
@@ -160,10 +171,6 @@ class FileDrafts:
         return Draft(self.kind, pictures, (caption,))
 
 
-def _task(kind: Kind) -> Task:
-    return _SHAPES_TASK.get(kind, "caption")
-
-
 def _turn(index: int, count: int) -> int:
     """Choose one of a picture's questions; each row always the same one."""
     return (index * 2_654_435_761 >> 7) % count
@@ -204,21 +211,8 @@ def _opened(
     """Return a source for every kind that the mix wants and the path can give."""
     wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
     if path == SHAPES:
-        base = shapes_source(config)
-        return [
-            (
-                kind,
-                ShapesDrafts(
-                    kind,
-                    ShapesSource(
-                        base.seed, base.max_objects, task=_SHAPES_TASK.get(kind, "caption")
-                    ),
-                    config.scenes or ENDLESS,
-                    config.scenes is not None,
-                ),
-            )
-            for kind in wanted
-        ]
+        source = shapes_source(config)
+        return [(kind, ShapesDrafts(kind, source, config.scenes)) for kind in wanted]
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []

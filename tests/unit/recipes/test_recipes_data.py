@@ -14,7 +14,7 @@ from ddt_llama.language import TextTokenizer, Vocabulary
 from ddt_llama.language.documents import IGNORED, KINDS
 from ddt_llama.recipes import LanguageRecipe, Mix, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
-from ddt_llama.recipes.drafts import Draft, Picture, mixture, texts
+from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
 from ddt_llama.recipes.language import CHUNK, Coder, document_stream
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.world import ShapesSource
@@ -110,7 +110,7 @@ def test_a_path_that_is_not_there_is_named() -> None:
 
 def test_codes_are_those_of_the_tokenizer_in_language_order(tokenizer: TimestepTokenizer) -> None:
     source = ShapesSource()
-    scenes = [source.scene(index) for index in range(CHUNK + 3)]
+    scenes = [source.scene(index) for index in range(CHUNK["cpu"] + 3)]
     rows = Coder(tokenizer, CPU, bf16=False)([Picture(scene) for scene in scenes])
     codes = tokenizer.to_language(tokenizer.encode(render(scenes, 32)))
     assert rows == codes.tolist()
@@ -140,6 +140,17 @@ def test_documents_are_a_pure_function_of_the_step(tokenizer: TimestepTokenizer)
     late = again(5)  # nothing is known yet, unlike in the first
     assert all(torch.equal(a, b) for a, b in zip(early[5], late, strict=True))
     assert not torch.equal(early[4][0][:, :9], early[5][0][:, :9])
+
+
+def test_bounded_scenes_come_under_new_texts() -> None:
+    drafts = ShapesDrafts("draw", ShapesSource(), scenes=3)
+    same = [drafts[index] for index in range(1, 100, 3)]
+    assert {draft.pictures for draft in same} == {drafts[1].pictures}
+    assert len({draft.texts for draft in same}) > 5
+    assert drafts[2].pictures != drafts[1].pictures
+    edits = ShapesDrafts("edit", ShapesSource(), scenes=3)
+    # The target is new each time, so it has no key under which its codes could be kept.
+    assert [picture.key for picture in edits[4].pictures] == [("shapes", 1), None]
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
