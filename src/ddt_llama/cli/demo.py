@@ -22,7 +22,8 @@ def demo(
         out: The folder to write the page into.
     """
     from ddt_llama.cli.demonstration import demonstrate
-    from ddt_llama.cli.places import check_folder, open_model
+    from ddt_llama.cli.places import check_folder
+    from ddt_llama.generation import load
 
     check_folder(out)
-    print(demonstrate(lambda: open_model(model), images, out))
+    print(demonstrate(lambda: load(model), images, out))

@@ -29,15 +29,16 @@ def evaluate(
         json: Write the figures to this file, too.
         data: For reconstruction: pictures in place of scenes (their split "val", if they have one).
     """
-    from ddt_llama.cli.places import check_file, open_model
+    from ddt_llama.cli.places import check_file
     from ddt_llama.evaluation.result import print_figures, write_figures
     from ddt_llama.evaluation.suites import evaluate as measure
     from ddt_llama.evaluation.suites import suite_named
+    from ddt_llama.generation import load
 
     chosen = suite_named(suite, fields)
     if json is not None:
         check_file(json, ".json")
-    opened = open_model(model)
+    opened = load(model)
     source = None
     if data is not None:
         from ddt_llama.recipes.data import DataConfig
@@ -72,9 +73,10 @@ def encode(
         split: Which split of the data; "all" takes everything.
         batch: Pictures encoded at once.
     """
-    from ddt_llama.cli.places import check_file, open_model
+    from ddt_llama.cli.places import check_file
+    from ddt_llama.generation import load
     from ddt_llama.recipes.encode import encode_pictures
 
     check_file(out, ".parquet", ".safetensors")
-    count, skipped = encode_pictures(open_model(model), data, out, split=split, batch=batch)
+    count, skipped = encode_pictures(load(model), data, out, split=split, batch=batch)
     print(f"{out}: codes of {count} pictures" + (f", {skipped} skipped" if skipped else ""))

@@ -2,20 +2,8 @@
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from ddt_llama.config import UserError
-
-if TYPE_CHECKING:
-    from ddt_llama.generation.model import Model
-
-
-def open_model(name: str) -> "Model":
-    """Open a release, the release of a run, or a model by name."""
-    from ddt_llama.generation.release import load
-
-    released = Path(name) / "release"
-    return load(released if (released / "config.json").is_file() else name)
 
 
 def check_folder(folder: Path) -> None:

@@ -84,10 +84,10 @@ def draw(
         drawing: How to draw.
         out: Where to write, a .png file.
     """
-    from ddt_llama.cli.places import open_model
+    from ddt_llama.generation import load
 
     drawing.check(out)
-    pictures = open_model(model).draw(prompt, num=drawing.num, seed=drawing.seed, **drawing.options)
+    pictures = load(model).draw(prompt, num=drawing.num, seed=drawing.seed, **drawing.options)
     drawing.write(pictures, out)
 
 
@@ -110,10 +110,10 @@ def edit(
         drawing: How to draw.
         out: Where to write, a .png file.
     """
-    from ddt_llama.cli.places import open_model
+    from ddt_llama.generation import load
 
     drawing.check(out)
-    pictures = open_model(model).edit(
+    pictures = load(model).edit(
         image, instruction, num=drawing.num, seed=drawing.seed, **drawing.options
     )
     drawing.write(pictures, out)
@@ -133,9 +133,9 @@ def ask(
         image: The picture to look at.
         question: What to ask, in quotes.
     """
-    from ddt_llama.cli.places import open_model
+    from ddt_llama.generation import load
 
-    print(open_model(model).ask(image, question))
+    print(load(model).ask(image, question))
 
 
 def describe(model: Model, image: Image) -> None:
@@ -147,9 +147,9 @@ def describe(model: Model, image: Image) -> None:
         model: nano (comes with the program), the folder of a training run, or a hub name.
         image: The picture to look at.
     """
-    from ddt_llama.cli.places import open_model
+    from ddt_llama.generation import load
 
-    print(open_model(model).describe(image))
+    print(load(model).describe(image))
 
 
 def reconstruct(
@@ -176,17 +176,18 @@ def reconstruct(
         seed: Of the noise that decoding starts from.
         out: The folder to write into.
     """
-    from ddt_llama.cli.places import check_folder, open_model
+    from ddt_llama.cli.places import check_folder
     from ddt_llama.cli.sheets import distinct_names, levels_sheet
     from ddt_llama.config import UserError
     from ddt_llama.data.images import save_png, to_pil
+    from ddt_llama.generation import load
     from ddt_llama.generation.pictures import read_images
     from ddt_llama.generation.settings import row_seeds
 
     if not images:
         raise UserError("no image was given; give at least one file")
     check_folder(out)
-    opened = open_model(model)
+    opened = load(model)
     settings = opened.settings.changed({"steps": steps})
     originals = read_images(list(images), opened.tokenizer.image_size)
     seeds = row_seeds(seed, len(images), 1)

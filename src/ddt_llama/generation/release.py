@@ -31,9 +31,10 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
 
 
 def load(name: str | Path, *, device: str | torch.device | None = None) -> Model:
-    """Open a model: "nano", "small", a release folder, or a hub name `owner/name[@revision]`.
+    """Open a model: "nano", "small", the folder of a run or release, or a hub name `owner/name`.
 
-    `device` None takes the GPU where there is one. Raises UserError that lists what exists.
+    A hub name may end in `@revision`. `device` None takes the GPU where there is one. Raises
+    UserError that lists what exists.
     """
     folder = find(name)
     described = _description(folder)
@@ -67,6 +68,9 @@ def find(name: str | Path) -> Path:
     if str(name) == "small":
         return _existing(_small(), "small", "make it: SIZE=small scripts/speedrun.sh")
     folder = Path(name).expanduser()
+    of_run = folder / "release"
+    if (of_run / "config.json").is_file():
+        return of_run
     if folder.is_dir():
         return folder
     if HUB_NAME.fullmatch(str(name)) and not folder.parent.is_dir():
