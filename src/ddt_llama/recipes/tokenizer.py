@@ -23,7 +23,7 @@ from ddt_llama.training.timestep import TimestepObjectiveConfig
 
 SHOWN = 8  # pictures on a sheet
 MEASURED = 64  # scenes behind the figures
-STEPS = (4, 8, 16)
+STEPS = (1, 4, 16)
 
 
 @dataclass(frozen=True)
