@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,6 +67,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     import tyro
 
+    # One line a percent, where standard error is no terminal.
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     verb, *rest = arguments
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 2)
