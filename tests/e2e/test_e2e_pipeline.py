@@ -165,6 +165,9 @@ def test_minutes_end_a_run_that_goes_on(tmp_path: Path) -> None:
     assert (run / "release" / "config.json").is_file()
     assert main(command) == 0
     assert (run / "FINISHED").exists()
+    more = ["--steps", "6", "--minutes", "0"]  # the last of equal options counts
+    assert main([*command, *more]) == 0
+    assert not (run / "FINISHED").exists()
 
 
 def test_ctrl_c_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

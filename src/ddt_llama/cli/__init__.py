@@ -76,9 +76,9 @@ def _run(arguments: list[str]) -> int:
         raise UserError(f"unknown verb {verb!r}; the verbs are: {', '.join(names)}; see ddt --help")
     if verb in OWN_OPTIONS:
         rest, fields = split_fields(rest, OWN_OPTIONS[verb])
-        action = functools.partial(_parsed(tyro.cli, verb, rest), fields=fields)
+        action = functools.partial(bound(tyro.cli, verb, rest), fields=fields)
     else:
-        action = _parsed(tyro.cli, verb, rest)
+        action = bound(tyro.cli, verb, rest)
     return action() or 0
 
 
@@ -89,12 +89,14 @@ def overview() -> str:
     return "\n".join(["usage: ddt VERB ...", "", ABOUT, "", *lines, "", MODELS])
 
 
-def _parsed(cli: Callable[..., Any], verb: str, arguments: list[str]) -> Callable[..., int | None]:
+def bound(
+    cli: Callable[..., Any], verb: str, arguments: list[str]
+) -> "functools.partial[int | None]":
     """Return the verb bound to its arguments; UserError, in one line, where those are wrong."""
     function = VERBS[verb]
 
     @functools.wraps(function)
-    def bind(*args: Any, **kwargs: Any) -> Callable[..., int | None]:
+    def bind(*args: Any, **kwargs: Any) -> "functools.partial[int | None]":
         return functools.partial(function, *args, **kwargs)
 
     told = io.StringIO()

@@ -19,13 +19,14 @@ def evaluate(
     """Measure a model, with 95 % intervals.
 
     Suite reconstruction: how well pictures survive encoding and decoding. Suite shapes: drawing,
-    editing and questions on held-out scenes. Any field of a suite can be changed: --prompts 20.
+    editing and questions on held-out scenes. Suite speed: the decode engine against the plain loop.
+    Any field of a suite can be changed: --prompts 20.
 
     Example: ddt evaluate nano --suite shapes --json shapes.json
 
     Args:
         model: nano (comes with the program), the folder of a training run, or a hub name.
-        suite: reconstruction or shapes.
+        suite: reconstruction, shapes or speed.
         json: Write the figures to this file, too.
         data: For reconstruction: pictures in place of scenes (their split "val", if they have one).
     """

@@ -55,10 +55,8 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
         trained = _run_tokenizer(recipe, out)
     else:
         trained = _run_language(recipe, out)
-    if distributed.is_main():
-        (out / FINISHED).unlink(missing_ok=True)
-        if trained.finished:
-            replace_file(out / FINISHED, b"")
+    if distributed.is_main() and trained.finished:
+        replace_file(out / FINISHED, b"")
     return trained
 
 
@@ -102,6 +100,7 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
         model = TimestepTokenizer(recipe.tokenizer).to(device)
     objective = TimestepObjective(recipe.objective, samples.measured.to(device))
     with Run.create_or_resume(out, recipe) as folder:
+        (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
         with outcome.ema.swapped():
             release = write_release(Model(model.eval(), name=recipe.name), out)
@@ -130,6 +129,7 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
     stream = document_stream(recipe, coder, vocabulary, text, length)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
     with Run.create_or_resume(out, recipe) as folder:
+        (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and distributed.is_main():
             tokenizer.save(out / PARTS / "tokenizer")
             text.save(out / PARTS / "language")
