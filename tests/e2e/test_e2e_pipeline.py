@@ -16,6 +16,8 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, train_all
 
 import ddt_llama
 from ddt_llama.cli import main
+from ddt_llama.config import UserError
+from ddt_llama.recipes import publish
 from ddt_llama.training.timestep import TimestepObjective
 
 
@@ -148,6 +150,23 @@ def test_training_on_a_folder_of_pictures(tmp_path: Path) -> None:
     out = tmp_path / "drawn.png"
     assert main(["draw", str(trained.instruct), "a plain picture", "--out", str(out)]) == 0
     assert out.is_file()
+
+
+def test_a_published_model_is_small_and_tuned(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "best_steps", lambda _: 5)
+    monkeypatch.setattr(publish, "tune_guidance", lambda _: (2.5, {}))
+    folder = publish.publish(pipeline.instruct, tmp_path / "model", "mini")
+    model = ddt_llama.load(folder)
+    assert (model.name, model.settings.steps, model.settings.guidance_scale) == ("mini", 5, 2.5)
+    for part in ("tokenizer", "language"):
+        weights = (folder / part / "model.safetensors").stat().st_size
+        full = (pipeline.instruct / "release" / part / "model.safetensors").stat().st_size
+        assert weights < 0.6 * full
+    assert main(["draw", str(folder), "a red circle", "--out", str(tmp_path / "a.png")]) == 0
+    with pytest.raises(UserError, match="is no release"):
+        publish.publish(pipeline.instruct, pipeline.instruct / "samples", "mini")
 
 
 def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:

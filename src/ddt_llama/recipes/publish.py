@@ -14,6 +14,7 @@ import torch
 from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
+from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.evaluation.shapes_suite import tune_guidance
 from ddt_llama.generation.release import load
 from ddt_llama.recipes.data import SHAPES
@@ -54,8 +55,9 @@ def best_steps(tokenizer: Tokenizer, choices: Sequence[int] = (1, 2, 4, 8, 16)) 
     images = ScenePictures(SCENES, tokenizer.image_size, split="train", seed=TUNING_SEED).images(
         0, SCENES
     )
-    codes = tokenizer.encode(images)
-    quality = {n: float(psnr(tokenizer.decode(codes, steps=n), images).mean()) for n in choices}
+    codes = tokenizer.encode(images.to(device_of(tokenizer)))
+    decoded = {steps: tokenizer.decode(codes, steps=steps).float().cpu() for steps in choices}
+    quality = {steps: float(psnr(made, images).mean()) for steps, made in decoded.items()}
     for steps, value in quality.items():
         print(f"{steps} decoding steps: {value:.2f} dB on the tuning scenes")
     return max(sorted(quality), key=lambda steps: quality[steps])
