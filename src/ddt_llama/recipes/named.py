@@ -57,7 +57,7 @@ def nano_tokenizer() -> TokenizerRecipe:
                 kind="muon",
                 lr=1.5e-3,
                 warmup=100,
-                not_muon=(*ENDS, "*modulation*", "*code_*", "*timestep*"),
+                not_muon=(*ENDS, "*modulation*", "*timestep*"),
             ),
         ),
     )

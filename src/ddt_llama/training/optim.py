@@ -22,7 +22,7 @@ from ddt_llama.config import UserError
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
 TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*", "*canvas*")
 # Muon is for matrices between hidden activations: not the way in, the way out or a codebook.
-ENDS = ("*head*", "*proj_in*", "*proj_out*", "*patch*", "*to_code*", "*from_code*", "*codebook*")
+ENDS = ("*head*", "*proj_in*", "*proj_out*", "*patch*", "*code_in*", "*code_out*", "*codebook*")
 
 
 @dataclass(frozen=True)
