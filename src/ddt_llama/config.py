@@ -130,6 +130,17 @@ def save_json(path: str | os.PathLike[str], data: Any) -> None:
     replace_file(path, (text + "\n").encode())
 
 
+def check_folder(folder: Path) -> None:
+    """Raise UserError where `folder` could not be created or written, without touching it."""
+    place = folder.absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise UserError(f"{folder}: {place} is a file; choose another place")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UserError(f"{folder}: {place} cannot be written; choose another place")
+
+
 def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
     """Write `content` to `path`, all or nothing; UserError where the folder cannot be written."""
     path = Path(path)

@@ -22,7 +22,7 @@ def demo(
         out: The folder to write the page into.
     """
     from ddt_llama.cli.demonstration import demonstrate
-    from ddt_llama.cli.places import check_folder
+    from ddt_llama.config import check_folder
     from ddt_llama.generation import load
 
     check_folder(out)

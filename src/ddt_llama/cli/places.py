@@ -1,20 +1,8 @@
 """Models and files as a user names them: found, and checked before any work is done."""
 
-import os
 from pathlib import Path
 
-from ddt_llama.config import UserError
-
-
-def check_folder(folder: Path) -> None:
-    """Raise UserError where `folder` could not be created or written, without touching it."""
-    place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
-    if not place.is_dir():
-        raise UserError(f"{folder}: {place} is a file; choose another place")
-    if not os.access(place, os.W_OK | os.X_OK):
-        raise UserError(f"{folder}: {place} cannot be written; choose another place")
+from ddt_llama.config import UserError, check_folder
 
 
 def check_file(path: Path, *suffixes: str) -> None:

@@ -78,7 +78,7 @@ def report(run: Annotated[Positional[Path], arg(metavar="RUN")]) -> None:
     Args:
         run: The folder of the training.
     """
-    from ddt_llama.cli.places import check_folder
+    from ddt_llama.config import check_folder
     from ddt_llama.reports.report import report as write
 
     check_folder(run)

@@ -176,9 +176,8 @@ def reconstruct(
         seed: Of the noise that decoding starts from.
         out: The folder to write into.
     """
-    from ddt_llama.cli.places import check_folder
     from ddt_llama.cli.sheets import distinct_names, levels_sheet
-    from ddt_llama.config import UserError
+    from ddt_llama.config import UserError, check_folder
     from ddt_llama.data.images import save_png, to_pil
     from ddt_llama.generation import load
     from ddt_llama.generation.pictures import read_images

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError, replace_file
+from ddt_llama.config import UserError, check_folder, replace_file
 from ddt_llama.generation.model import Model
 from ddt_llama.language import TextTokenizer, Vocabulary
 from ddt_llama.recipes.data import image_stream
@@ -47,7 +47,7 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
     Raises UserError for data, models and places that cannot be used, before anything is written.
     """
     recipe.data.check()
-    check_writable(out)
+    check_folder(out)
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
         Run.create_or_resume(out, recipe).close()  # refuse another recipe
         return Trained(out, out / RELEASE, done, True)
@@ -64,16 +64,6 @@ def newest_step(out: Path) -> int:
     """Return the step of the newest complete training state of a run, 0 where there is none."""
     complete = sorted((out / "checkpoints").glob("step-*/COMPLETE"))
     return int(complete[-1].parent.name.removeprefix("step-")) if complete else 0
-
-
-def check_writable(folder: Path) -> None:
-    """Raise UserError where `folder` could not be created or written, without touching it."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        reason = "cannot be written" if place.is_dir() else "is a file"
-        raise UserError(f"{folder}: {place} {reason}; choose another place")
 
 
 def release_of(path: str | Path, what: str) -> Path:
