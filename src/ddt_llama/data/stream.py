@@ -1,4 +1,4 @@
-"""Put samples into the order of training: shuffled epochs, mixtures, shards, read ahead.
+"""Put samples into the order of training: shuffled epochs, mixtures, shards.
 
 Between `sources` and the training loop. A stream is a pure function of a step: nothing is counted
 or saved while it runs, so a run that was stopped continues with exactly the samples that it would
@@ -6,9 +6,7 @@ have seen, on any number of processes.
 """
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -187,27 +185,6 @@ def _read(source: Indexed[T], rows: list[int]) -> list[T]:
     if isinstance(source, Batched):
         return source.batch(rows)
     return [source[row] for row in rows]
-
-
-def prefetch(stream: Callable[[int], T], steps: Iterable[int], ahead: int = 2) -> Iterator[T]:
-    """Yield `stream(step)` for each step, in order, read up to `ahead` steps early by one thread.
-
-    An error in the stream is raised where its step would have been yielded. The thread ends with
-    the generator: at its last step, at an error, or when it is closed or dropped.
-    """
-    if ahead < 1:
-        raise UserError(f"ahead: given {ahead}, allowed is 1 or more")
-    coming: deque[Future[T]] = deque()
-    pool = ThreadPoolExecutor(1, thread_name_prefix="prefetch")
-    try:
-        for step in steps:
-            coming.append(pool.submit(stream, step))
-            if len(coming) > ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def stack_images(samples: Sequence[Sample]) -> Float[Tensor, "b 3 h w"]:

@@ -9,7 +9,7 @@ import torch
 
 from ddt_llama.config import UserError
 from ddt_llama.data.sources import ImageSource, Reading, detect_kind, open_source
-from ddt_llama.data.stream import Stream, prefetch, stack_images
+from ddt_llama.data.stream import Stream, stack_images
 
 PACKS = Path(os.environ.get("DDT_DATA", Path(__file__).parents[4] / "shared" / "data"))
 
@@ -49,7 +49,7 @@ def test_emoji_from_memory_are_read_in_the_thousands_a_second(emoji: ImageSource
     emoji.readable()
     stream = Stream([emoji], 64)
     started = time.process_time()
-    batches = [stack_images(samples) for samples in prefetch(stream, range(100))]
+    batches = [stack_images(stream(step)) for step in range(100)]
     rate = sum(len(batch) for batch in batches) / (time.process_time() - started)
     assert rate > 4000
     assert torch.equal(batches[5], stack_images(stream(5)))

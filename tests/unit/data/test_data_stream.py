@@ -1,6 +1,5 @@
 """The order of training: every row once a pass, the same on any number of processes."""
 
-import threading
 from collections import Counter
 from collections.abc import Sequence
 
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 from ddt_llama.config import UserError
 from ddt_llama.data.order import permuted
 from ddt_llama.data.samples import Sample
-from ddt_llama.data.stream import BLOCK, Stream, prefetch, quotas, stack_images
+from ddt_llama.data.stream import BLOCK, Stream, quotas, stack_images
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -208,51 +207,6 @@ def test_a_source_with_batch_is_asked_once_for_its_rows() -> None:
     signs = np.where(draws.sources == 0, -1, 1)
     assert samples == (signs * draws.rows).tolist()
     assert batching.asked == draws.rows[draws.sources == 0].tolist()
-
-
-def test_prefetch_keeps_the_order_and_ends_its_thread() -> None:
-    stream = Stream([Endless(40)], 8, seed=1)
-    assert list(prefetch(stream, range(3, 12), ahead=3)) == [stream(step) for step in range(3, 12)]
-    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
-
-
-def test_prefetch_reads_ahead_while_the_consumer_works() -> None:
-    read = [threading.Event() for _ in range(4)]
-
-    def stream(step: int) -> int:
-        read[step].set()
-        return step
-
-    batches = prefetch(stream, range(4), ahead=2)
-    assert next(batches) == 0
-    assert read[2].wait(5), "two steps are read before they are asked for"
-    assert not read[3].is_set(), "and no more"
-    batches.close()
-
-
-def test_prefetch_raises_where_the_step_would_have_come() -> None:
-    def stream(step: int) -> int:
-        if step == 2:
-            raise UserError("broken at 2")
-        return step
-
-    batches = prefetch(stream, range(10), ahead=5)
-    assert [next(batches), next(batches)] == [0, 1]
-    with pytest.raises(UserError, match="broken at 2"):
-        next(batches)
-    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
-
-
-def test_prefetch_closed_early_ends_its_thread() -> None:
-    batches = prefetch(lambda step: step, range(10**9), ahead=4)
-    assert next(batches) == 0
-    batches.close()
-    assert not [one for one in threading.enumerate() if one.name.startswith("prefetch")]
-
-
-def test_prefetch_of_nothing_ahead_is_refused() -> None:
-    with pytest.raises(UserError, match="ahead: given 0"):
-        next(prefetch(lambda step: step, range(3), ahead=0))
 
 
 def test_stack_images() -> None:
