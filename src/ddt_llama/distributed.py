@@ -49,6 +49,19 @@ def setup() -> torch.device:
     return chosen
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Return whether `device` multiplies in bf16; a CPU without it emulates it, slower by far."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    found = torch.cpu.get_capabilities()
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
+def autocast(device: torch.device, bf16: bool) -> torch.autocast:
+    """Return the context that computes in bf16 where asked for and at hand, else in float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device))
+
+
 def teardown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():

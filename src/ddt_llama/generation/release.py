@@ -23,6 +23,7 @@ from ddt_llama.generation.settings import Settings
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
+RELEASES = ("nano", "small")  # names that `load` knows without a path
 FORMAT = "ddt-llama"
 VERSION = 1
 STAGES = ("pretrain", "instruct")

@@ -97,7 +97,7 @@ class Coder:
             part = images[start : start + size]
             filled = torch.zeros(size, *part.shape[1:], device=self._device)
             filled[: len(part)] = part
-            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            with distributed.autocast(self._device, self._bf16):
                 found = self.tokenizer.encode(filled)[: len(part)]
             codes.append(self.tokenizer.to_language(found))
         return list(torch.cat(codes).to(torch.int32).cpu().numpy())

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 
 from ddt_llama import distributed
+from ddt_llama.checkpoint import load_into, load_tensors
 from ddt_llama.config import UserError, check_folder, replace_file
 from ddt_llama.generation.model import Model
+from ddt_llama.generation.release import RELEASES, find
 from ddt_llama.language import TextTokenizer, Vocabulary
 from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
@@ -67,11 +69,12 @@ def newest_step(out: Path) -> int:
 
 
 def release_of(path: str | Path, what: str) -> Path:
-    """Return the release folder of a run, or `path` where it is one itself.
+    """Return the release folder of a run, of a name such as "nano", or `path` where it is one.
 
     Raises UserError that names the command to make one.
     """
-    for folder in (Path(path) / RELEASE, Path(path)):
+    place = find(path) if str(path) in RELEASES else Path(path)
+    for folder in (place / RELEASE, place):
         if (folder / "tokenizer" / "config.json").is_file():
             return folder
     raise UserError(
@@ -85,9 +88,7 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
     samples = ReconstructionSamples(recipe)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(recipe.train.seed)
-        model = TimestepTokenizer(recipe.tokenizer).to(device)
+    model = _tokenizer_model(recipe).to(device)
     objective = TimestepObjective(recipe.objective, samples.measured.to(device))
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
@@ -95,6 +96,17 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
         with outcome.ema.swapped():
             release = write_release(Model(model.eval(), name=recipe.name), out)
     return Trained(out, release, outcome.step, outcome.finished)
+
+
+def _tokenizer_model(recipe: TokenizerRecipe) -> TimestepTokenizer:
+    """Build the network of a recipe; where it has a `start`, with the weights of that."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.train.seed)
+        model = TimestepTokenizer(recipe.tokenizer)
+    if recipe.start is not None:
+        source = release_of(recipe.start, "start") / "tokenizer" / "model.safetensors"
+        load_into(model, load_tensors(source), source)
+    return model
 
 
 def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
@@ -136,7 +148,7 @@ def _language_start(recipe: LanguageRecipe) -> Path | None:
         if recipe.stage == "instruct":
             raise UserError("start: stage instruct goes on from a pretrained run; give --start RUN")
         return None
-    start = Path(recipe.start)
+    start = find(recipe.start) if recipe.start in RELEASES else Path(recipe.start)
     for folder in (start / RELEASE / "language", start / "language", start):
         if (folder / "config.json").is_file():
             return folder

@@ -28,9 +28,14 @@ STEPS = (1, 4, 16)
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
-    """Network, loss, training and data of one tokenizer."""
+    """Network, loss, training and data of one tokenizer.
+
+    `start`: a run or release (or "nano") whose tokenizer of the same shape training goes on from;
+    its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1.
+    """
 
     name: str
+    start: str | None = None
     tokenizer: TimestepTokenizerConfig = field(default_factory=TimestepTokenizerConfig)
     objective: TimestepObjectiveConfig = field(default_factory=TimestepObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -5,7 +5,6 @@ Source: DDT-LLaMA figure 2, with the position rules of `paper.md`: 2-D sine-cosi
 image alone. Only the queries' outputs are kept.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ddt_llama.layers import Stream, attend, grid_positions, sincos
+from ddt_llama.tokenizer.schedule import token_places
 
 # Variance, times the width, of the tied weights: logits of about 8 at a token's own position.
 TIED_GAIN = 1.5
@@ -23,7 +23,7 @@ TIED_GAIN = 1.5
 class EncoderConfig:
     """Sizes of the encoder; `queries` says how the learned queries start.
 
-    "spatial": each query starts at the place of one cell (`token_cells`), and queries and keys
+    "spatial": each query starts at the place of one cell (`token_places`), and queries and keys
     start with equal weights, so that attention starts local; training is free to leave it.
     "normal": queries and weights start at random, as in the paper.
     """
@@ -35,37 +35,13 @@ class EncoderConfig:
     queries: Literal["spatial", "normal"] = "spatial"
 
 
-def token_cells(num_tokens: int, grid: int) -> Float[Tensor, "k 2"]:
-    """Return one place (row, column) in a grid of patches for each token.
-
-    The places are the centres of equal cells, in the rows x columns nearest to a square that hold
-    all tokens (without a rest where no side is more than twice the other). The coarse end of the
-    sequence (the last indices) is spread over the whole picture: from there on, each token takes
-    the free cell nearest to the next point of the R2 sequence (Roberts 2018), every beginning of
-    which is spread evenly. So a coarse prefix starts as a coarse picture, not as a corner of one.
-    """
-    root = math.isqrt(num_tokens)
-    exact = (r for r in range(root, 0, -1) if num_tokens % r == 0 and num_tokens <= 2 * r * r)
-    rows = next(exact, root)
-    columns = -(-num_tokens // rows)
-    cells = (grid_positions(rows, columns) + 0.5) / torch.tensor([rows, columns])
-    free = torch.ones(len(cells), dtype=torch.bool)
-    order = []
-    for i in range(num_tokens):
-        point = (0.5 + i * torch.tensor([0.7548776662466927, 0.5698402909980532])) % 1
-        nearest = (cells - point).square().sum(1).masked_fill(~free, float("inf")).argmin()
-        free[nearest] = False
-        order.append(cells[nearest])
-    return torch.stack(order).flip(0) * grid - 0.5
-
-
 def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Tensor, "k d"]:
     """Return the start of one embedding a token; see `EncoderConfig.queries`."""
     noise = 0.02 * torch.randn(num_tokens, dim)
     if kind == "normal":
         return noise
     with torch.device("cpu"):  # places are searched for, which the meta device cannot do
-        places = sincos(token_cells(num_tokens, grid), dim, extent=grid)
+        places = sincos(token_places(num_tokens) * grid - 0.5, dim, extent=grid)
     return places.to(noise.device) + noise
 
 

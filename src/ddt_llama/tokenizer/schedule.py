@@ -5,8 +5,10 @@ token k must restore what the noise between its time and the last one destroyed.
 finest token (the paper's V_1, visible at every t > 0), the last index the coarsest.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal
 
 import torch
@@ -15,7 +17,8 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 
-LanguageOrder = Literal["coarse_to_fine", "fine_to_coarse"]
+# "raster": by the place where a token starts (`token_places`), row by row.
+LanguageOrder = Literal["coarse_to_fine", "fine_to_coarse", "raster"]
 
 # Selftok's five pieces: the share of the tokens revealed in each fifth of t.
 SELFTOK_PIECES = (192 / 512, 184 / 512, 72 / 512, 48 / 512, 16 / 512)
@@ -69,11 +72,50 @@ class TokenSchedule:
 
     def to_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
         """Reorder codes to the language model's order."""
-        return codes.flip(-1) if self.language_order == "coarse_to_fine" else codes
+        return codes[:, self._written_order().to(codes.device)]
 
     def from_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
-        """Undo `to_language` (both orders are their own inverse)."""
-        return self.to_language(codes)
+        """Undo `to_language`."""
+        return codes[:, self._written_order().argsort().to(codes.device)]
+
+    def _written_order(self) -> Int[Tensor, " k"]:
+        """Return the index of the token that the language model writes first, second, ..."""
+        if self.language_order == "raster":
+            return raster_order(self.num_tokens)
+        indices = torch.arange(self.num_tokens)
+        return indices.flip(0) if self.language_order == "coarse_to_fine" else indices
+
+
+def token_places(num_tokens: int) -> Float[Tensor, "k 2"]:
+    """Return the place (row, column) in [0, 1] at which each token starts, where it has one.
+
+    The places are the centres of equal cells, in the rows x columns nearest to a square that hold
+    all tokens (without a rest where no side is more than twice the other). The coarse end of the
+    sequence (the last indices) is spread over the whole picture: from there on, each token takes
+    the free cell nearest to the next point of the R2 sequence (Roberts 2018), every beginning of
+    which is spread evenly. So a coarse prefix starts as a coarse picture, not as a corner of one.
+    """
+    root = math.isqrt(num_tokens)
+    exact = (r for r in range(root, 0, -1) if num_tokens % r == 0 and num_tokens <= 2 * r * r)
+    rows = next(exact, root)
+    columns = -(-num_tokens // rows)
+    grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
+    cells = (grid + 0.5) / torch.tensor([rows, columns])
+    free = torch.ones(len(cells), dtype=torch.bool)
+    order = []
+    for i in range(num_tokens):
+        point = (0.5 + i * torch.tensor([0.7548776662466927, 0.5698402909980532])) % 1
+        nearest = (cells - point).square().sum(1).masked_fill(~free, float("inf")).argmin()
+        free[nearest] = False
+        order.append(cells[nearest])
+    return torch.stack(order).flip(0)
+
+
+@cache
+def raster_order(num_tokens: int) -> Int[Tensor, " k"]:
+    """Return the indices of the tokens row by row of the places where they start."""
+    row, column = token_places(num_tokens).unbind(-1)
+    return (row * 2 * num_tokens + column).argsort()
 
 
 def step_seeds(seed: int | Sequence[int], count: int) -> list[int]:

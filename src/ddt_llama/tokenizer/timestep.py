@@ -32,7 +32,8 @@ class TimestepTokenizerConfig:
 
     `image_size` in pixels; `latents` is the space that is tokenised, with its `channels` and
     `downsample` (pixels a cell) stated here too, so that a network can be built without its VAE;
-    `patch` in cells of that space. Raises UserError where sizes do not divide.
+    `patch` in cells of that space. `shift` > 1 lets decoding take more of its steps near noise
+    (see `step_times`). Raises UserError where sizes do not divide.
     """
 
     image_size: int = 64
@@ -45,6 +46,7 @@ class TimestepTokenizerConfig:
     language_order: LanguageOrder = "coarse_to_fine"
     prediction: Prediction = "clean"
     path: Straight | Cosine | DiscreteDDPM = Straight()
+    shift: float = 1.0
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
@@ -56,6 +58,7 @@ class TimestepTokenizerConfig:
                 f"image_size {self.image_size} is not a multiple of downsample x patch = "
                 f"{self.downsample} x {self.patch}; choose sizes that divide"
             )
+        step_times(1, shift=self.shift)  # refuses a shift that is not positive
 
     @property
     def grid(self) -> int:
@@ -125,17 +128,20 @@ class TimestepTokenizer(nn.Module):
     def forward(
         self,
         patches: Float[Tensor, "b n p"],
-        noisy: Float[Tensor, "b draws n p"],
+        eps: Float[Tensor, "b draws n p"],
         t: Float[Tensor, "b draws"],
         *,
         first: Int[Tensor, " b"],
         dropped: Bool[Tensor, "b draws"],
+        own: Bool[Tensor, " b"] | None = None,
         rounding: float = 1.0,
         gradient_weights: Float[Tensor, " k"] | None = None,
     ) -> Denoised:
         """Encode, round and denoise several noise draws of each image.
 
         `first`: tokens before it are hidden (the fine end); `dropped` draws see no token at all;
+        `own` images take their later draws not from the image but, as decoding does, from the
+        network's answer to their first draw and its noise (no gradient flows through them);
         `rounding`: see `Quantizer.forward`; `gradient_weights` scale what flows back into each
         token, without changing its value (Selftok's 1 / P(visible)).
         """
@@ -146,23 +152,53 @@ class TimestepTokenizer(nn.Module):
             weights = gradient_weights[:, None]
             values = values * weights + (values * (1 - weights)).detach()
         visible = self.schedule.window(t, first[:, None]) & ~dropped[..., None]
-        output = self.denoise(values, noisy, t, visible)
-        return Denoised(output, features, quantized)
+        tokens = self.tokens(values, visible)
+        if own is None or not own.any():
+            noisy = self._mix(patches[:, None].expand_as(eps), eps, t)
+            return Denoised(self.denoise(tokens, noisy, t, visible), features, quantized)
+        start = self._mix(patches[:, None], eps[:, :1], t[:, :1])
+        answer = self.denoise(tokens, start, t[:, :1], visible[:, :1])
+        config, chosen = self.config, own[:, None, None, None]
+        with torch.no_grad():
+            flat = answer[:, 0].float(), start[:, 0], t[:, 0]
+            guess, guessed_eps = config.path.recover(*flat, config.prediction)
+            clean = torch.where(chosen, guess[:, None], patches[:, None])
+            eps = torch.where(chosen, guessed_eps[:, None], eps[:, 1:])
+            noisy = self._mix(clean.expand_as(eps), eps, t[:, 1:])
+        rest = self.denoise(tokens, noisy, t[:, 1:], visible[:, 1:])
+        return Denoised(torch.cat([answer, rest], dim=1), features, quantized)
+
+    def _mix(
+        self,
+        clean: Float[Tensor, "b draws n p"],
+        eps: Float[Tensor, "b draws n p"],
+        t: Float[Tensor, "b draws"],
+    ) -> Float[Tensor, "b draws n p"]:
+        flat = clean.flatten(0, 1), eps.flatten(0, 1), t.flatten()
+        return self.config.path.mix(*flat).unflatten(0, t.shape)
+
+    def tokens(
+        self, values: Float[Tensor, "b k e"], visible: Bool[Tensor, "b draws k"]
+    ) -> Memory | Float[Tensor, "b k e"]:
+        """Return what all draws of an image share: a static token stream is run once."""
+        if self.config.decoder.token_stream == "static":
+            return self.decoder.remember(values, kept_tokens(visible))
+        return values
 
     def denoise(
         self,
-        values: Float[Tensor, "b k e"],
+        tokens: Memory | Float[Tensor, "b k e"],
         noisy: Float[Tensor, "b draws n p"],
         t: Float[Tensor, "b draws"],
         visible: Bool[Tensor, "b draws k"],
     ) -> Float[Tensor, "b draws n p"]:
-        """Return the decoder's output for every draw; the token stream runs once an image."""
+        """Return the decoder's output for every draw."""
         draws = t.shape[1]
-        if self.config.decoder.token_stream == "static":
-            tokens = self.decoder.remember(values, kept_tokens(visible)).repeat(draws)
+        if isinstance(tokens, Memory):
+            repeated = tokens.repeat(draws)
         else:
-            tokens = values.repeat_interleave(draws, 0)
-        flat = self.decoder(noisy.flatten(0, 1), t.flatten(), tokens, visible.flatten(0, 1))
+            repeated = tokens.repeat_interleave(draws, 0)
+        flat = self.decoder(noisy.flatten(0, 1), t.flatten(), repeated, visible.flatten(0, 1))
         return flat.unflatten(0, t.shape)
 
     @torch.no_grad()
@@ -220,7 +256,7 @@ class TimestepTokenizer(nn.Module):
             predict,
             fresh(-1),
             path=config.path,
-            times=step_times(steps),
+            times=step_times(steps, shift=config.shift),
             eta=eta,
             order=order,
             fresh_noise=fresh,

@@ -50,6 +50,7 @@ class TrainConfig:
 
     `batch` counts images (or documents) a forward pass and process, for the figures alone.
     `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
+    `bf16`: compute in bf16 where the device can, in float32 where it cannot.
     `explode`: stop where the loss stays above this multiple of its running median.
     """
 
@@ -237,7 +238,7 @@ class _Trainer:
         batch = batches.take(number)
         seed = step_seed(config.seed, number, distributed.rank())
         self._seed_everything(seed)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=config.bf16):
+        with distributed.autocast(self.device, config.bf16):
             loss, metrics = self.objective(self.model, batch, seed)
         (loss / config.accumulate).backward()
         self.means.add({name: _number(value) for name, value in metrics.items()})

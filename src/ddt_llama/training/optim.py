@@ -3,8 +3,7 @@
 Groups differ by learning-rate multiplier (a pattern on the parameter's name) and weight decay; the
 learning rate is a closed-form function of the step. State is kept by parameter name, so that a
 checkpoint does not depend on the order of groups.
-Source of Muon: Jordan et al. 2024; its learning rate is scaled to AdamW's update size (Liu et al.
-2025, arXiv 2502.16982), so that one `lr` serves both.
+Muon's learning rate is scaled to AdamW's update size, so that one `lr` serves both.
 """
 
 import math
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddt_llama.config import UserError
+from ddt_llama.training.muon import Muon
 
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
 TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*", "*canvas*")
@@ -133,10 +133,7 @@ class Optimizer:
                 torch.optim.AdamW(adamw, betas=config.betas, eps=config.eps, fused=True)
             )
         if muon := [self._settings(group) for group in members if group.muon]:
-            scaled = "match_rms_adamw"
-            self._parts.append(
-                torch.optim.Muon(muon, momentum=config.momentum, adjust_lr_fn=scaled)
-            )
+            self._parts.append(Muon(muon, momentum=config.momentum))
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor
 
 from ddt_llama import distributed
+from ddt_llama.config import UserError
 from ddt_llama.diffusion import AtNoise, Uniform
 from ddt_llama.tokenizer.timestep import TimestepTokenizer
 
@@ -23,14 +24,18 @@ class TimestepObjectiveConfig:
     `density` of t; `drop_tokens`: share of draws that see no token (for guidance); `hide_fine`:
     share of images whose finest tokens are hidden, a random number of them; `balance` weighs the
     gradient of each token by 1 / P(visible), mean 1. The quantizer is phased in: features pass
-    unrounded up to step `round_from`, fully rounded from `round_until` on. `probe_every`:
-    steps between measurements of what the tokens hold (see `probe`).
+    unrounded up to step `round_from`, fully rounded from `round_until` on. `own`: share of images
+    whose first draw is at t = 1 and whose later draws start from the network's own answer to it,
+    as in decoding, with t uniform: else x_t always holds the true image in training, and the
+    network trusts it more than it may (needs prediction "clean" and two draws).
+    `probe_every`: steps between measurements of what the tokens hold (see `probe`).
     """
 
     draws: int = 2
     density: AtNoise | Uniform = AtNoise(0.3)
     drop_tokens: float = 0.1
     hide_fine: float = 0.0
+    own: float = 0.0
     balance: bool = False
     commitment: float = 0.25
     round_from: int = 0
@@ -58,6 +63,11 @@ class TimestepObjective:
     def before_step(self, model: TimestepTokenizer, step: int) -> None:
         """Set how far features are rounded in this step."""
         c = self.config
+        if c.own and (c.draws < 2 or model.config.prediction != "clean"):
+            raise UserError(
+                f"own {c.own} with draws {c.draws} and prediction {model.config.prediction!r}: it "
+                'needs 2 draws or more and prediction "clean"; or set own to 0'
+            )
         share = (step - c.round_from) / max(1, c.round_until - c.round_from)
         self.rounding = min(1.0, max(0.0, share))
         if c.balance and self.weights is None:
@@ -78,18 +88,24 @@ class TimestepObjective:
         dropped = torch.rand(b, c.draws, generator=generator) < c.drop_tokens
         hides = torch.rand(b, generator=generator) < c.hide_fine
         first = torch.randint(model.num_tokens, (b,), generator=generator) * hides
+        own = None
+        if c.own:
+            own = (torch.rand(b, generator=generator) < c.own) & ~dropped[:, 0]
+            onward = torch.cat([torch.ones(b, 1), Uniform().sample((b, c.draws - 1), generator)], 1)
+            t = torch.where(own[:, None], onward, t)
+            own = own.to(device)
         t, eps, dropped, first = (x.to(device) for x in (t, eps, dropped, first))
-        clean = patches[:, None].expand_as(eps).flatten(0, 1)
-        noisy = path.mix(clean, eps.flatten(0, 1), t.flatten())
         denoised = model(
             patches,
-            noisy.unflatten(0, (b, c.draws)),
+            eps,
             t,
             first=first,
             dropped=dropped,
+            own=own,
             rounding=self.rounding,
             gradient_weights=None if self.weights is None else self.weights.to(device),
         )
+        clean = patches[:, None].expand_as(eps).flatten(0, 1)
         target = path.target(clean, eps.flatten(0, 1), t.flatten(), model.config.prediction)
         error = (denoised.output.flatten(0, 1).float() - target).square().mean()
         quantized = denoised.quantized
@@ -133,7 +149,7 @@ def probe(
     start = model.config.path.mix(patches, noise[:, 0], t[:, 0])[:, None]
 
     def error(values: Tensor, visible: Tensor) -> float:
-        output = model.denoise(values, start, t, visible).float()
+        output = model.denoise(model.tokens(values, visible), start, t, visible).float()
         config = model.config
         x0, _ = config.path.recover(output[:, 0], start[:, 0], t[:, 0], config.prediction)
         return float((x0 - patches).square().mean())

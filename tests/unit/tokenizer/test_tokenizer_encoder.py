@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from ddt_llama.layers import grid_positions
-from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig, token_cells
+from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig
+from ddt_llama.tokenizer.schedule import token_places
 
 SMALL = EncoderConfig(dim=16, depth=2, num_heads=2)
 
@@ -62,7 +63,7 @@ def test_moving_a_patch_changes_the_features():
 def test_spatial_queries_start_at_the_centres_of_equal_cells(
     num_tokens: int, grid: int, rows: int, columns: int
 ):
-    places = token_cells(num_tokens, grid)
+    places = token_places(num_tokens) * grid - 0.5
     y = [(i + 0.5) * grid / rows - 0.5 for i in range(rows)]
     x = [(j + 0.5) * grid / columns - 0.5 for j in range(columns)]
     found = sorted((round(float(a), 4), round(float(b), 4)) for a, b in places)
@@ -71,7 +72,7 @@ def test_spatial_queries_start_at_the_centres_of_equal_cells(
 
 def test_every_coarse_prefix_is_spread_over_the_picture():
     """The first tokens of the coarse end leave no part of the picture without one nearby."""
-    places, patches_at = token_cells(64, 8).flip(0), grid_positions(8, 8)
+    places, patches_at = token_places(64).flip(0) * 8 - 0.5, grid_positions(8, 8)
     for count in (4, 8, 16, 32, 64):
         distances = torch.cdist(patches_at, places[:count]).min(1).values
         assert distances.max() <= 8 / count**0.5 + 2
@@ -85,7 +86,7 @@ def test_attention_of_spatial_queries_starts_local():
     block = first_block(net)
     query, _, _ = block.token.project(net.queries[None], None)
     _, key, _ = block.image.project(net.get_buffer("positions")[None], None)
-    own = token_cells(16, 4) @ torch.tensor([4.0, 1.0])
+    own = (token_places(16) * 4 - 0.5) @ torch.tensor([4.0, 1.0])
     assert torch.equal((query @ key.transpose(2, 3))[0, 0].argmax(1), own.long())
     plain = encoder(EncoderConfig(16, 2, 2, queries="normal"))
     assert plain.queries.abs().max() < 0.1

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from ddt_llama.diffusion import AtNoise, Uniform
 from ddt_llama.tokenizer import SELFTOK_PIECES, TokenSchedule
-from ddt_llama.tokenizer.schedule import step_seeds
+from ddt_llama.tokenizer.schedule import step_seeds, token_places
 
 tokens = st.integers(1, 1024)
 pieces = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any)
@@ -99,8 +99,15 @@ def test_the_default_language_order_is_coarse_to_fine():
     assert TokenSchedule(5).to_language(codes)[1].tolist() == [9, 8, 7, 6, 5]
     fine = TokenSchedule(5, language_order="fine_to_coarse")
     assert torch.equal(fine.to_language(codes), codes)
-    for plan in (TokenSchedule(5), fine):
+    for plan in (TokenSchedule(5), fine, TokenSchedule(5, language_order="raster")):
         assert torch.equal(plan.from_language(plan.to_language(codes)), codes)
+
+
+def test_raster_order_goes_row_by_row_over_the_places_of_the_tokens():
+    plan = TokenSchedule(12, language_order="raster")
+    places = token_places(12)[plan.to_language(torch.arange(12)[None])[0]]
+    expected = [((row + 0.5) / 3, (column + 0.5) / 4) for row in range(3) for column in range(4)]
+    torch.testing.assert_close(places, torch.tensor(expected))
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ddt_llama.config import UserError
+from ddt_llama.training.muon import Muon, orthogonal
 from ddt_llama.training.optim import OptimConfig, Optimizer, groups, lr_scale
 
 COSINE = OptimConfig(warmup=10, decay="cosine", floor=0.1)
@@ -71,6 +72,38 @@ def test_each_parameter_is_in_one_group_and_only_matrices_decay():
 def test_muon_takes_the_hidden_matrices_alone():
     chosen = {n for g in groups(Net(), OptimConfig(kind="muon")) if g.muon for n in g.names}
     assert chosen == {"body.0.weight", "body.2.weight"}
+
+
+def test_muon_moves_as_that_of_torch():
+    """Torch multiplies in bf16: a per cent of the way is rounding, not another rule."""
+
+    def matrices():
+        torch.manual_seed(1)
+        shapes = [(24, 60), (60, 24), (32, 32)] * 4
+        return [nn.Parameter(0.1 * torch.randn(shape)) for shape in shapes]
+
+    ours, theirs, start = matrices(), matrices(), matrices()
+    settings = {"lr": 0.01, "weight_decay": 0.1, "momentum": 0.9}
+    optimizers = (
+        Muon(ours, **settings),
+        torch.optim.Muon(theirs, **settings, adjust_lr_fn="match_rms_adamw"),
+    )
+    for _ in range(4):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other, first in zip(ours, theirs, start, strict=True):
+        assert (one - other).norm() < 0.02 * (one - first).norm()
+
+
+def test_orthogonal_matrices_have_singular_values_near_one():
+    torch.manual_seed(0)
+    for result in orthogonal([torch.randn(40, 9), torch.randn(9, 40), torch.randn(40, 9)]):
+        values = torch.linalg.svdvals(result)
+        assert values.min() > 0.5
+        assert values.max() < 1.5
 
 
 def test_multipliers_scale_the_first_step_of_adam():

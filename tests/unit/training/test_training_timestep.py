@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddt_llama.config import UserError
 from ddt_llama.diffusion import AtNoise, Cosine, Straight, Uniform
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
@@ -72,6 +73,11 @@ def twin(model: TimestepTokenizer, c: TimestepObjectiveConfig, rounding: float) 
     dropped = torch.rand(b, c.draws, generator=generator) < c.drop_tokens
     hides = torch.rand(b, generator=generator) < c.hide_fine
     first = torch.randint(model.num_tokens, (b,), generator=generator)
+    own = [False] * b
+    if c.own:
+        own = ((torch.rand(b, generator=generator) < c.own) & ~dropped[:, 0]).tolist()
+        t[own, 0] = 1.0
+        t[own, 1:] = Uniform().sample((b, c.draws - 1), generator)[own]
     errors, distances = [], []
     for i in range(b):
         feature = model.encoder(x0[i : i + 1])
@@ -80,18 +86,21 @@ def twin(model: TimestepTokenizer, c: TimestepObjectiveConfig, rounding: float) 
         near = model.quantizer.codebook[code]
         distances.append((unit - near).square().sum(-1))
         values = (1 - rounding) * unit + rounding * near
+        clean, noise = x0[i], None
         for j in range(c.draws):
             k = 0 if dropped[i, j] else -(-int(t[i, j] * 1e6) * TOKENS // 1_000_000)
             low = int(first[i]) if hides[i] else 0
             visible = torch.tensor([[low <= index < k for index in range(TOKENS)]])
             time = float(t[i, j])
             alpha, sigma = model.config.path.alpha(time), model.config.path.sigma(time)
-            noisy = (alpha * x0[i] + sigma * eps[i, j])[None]
+            noisy = (alpha * clean + sigma * (eps[i, j] if noise is None else noise))[None]
             static = model.config.decoder.token_stream == "static"
             tokens = model.decoder.remember(values, visible) if static else values
             out = model.decoder(noisy, t[i, j : j + 1], tokens, visible)
             goal = model.config.path.target(x0[i], eps[i, j], time, model.config.prediction)
             errors.append((out[0] - goal).square().mean())
+            if own[i] and j == 0:  # the first answer takes the place of the image
+                clean, noise = out[0].detach(), eps[i, 0]
     commitment = torch.cat(distances).mean()
     return torch.stack(errors).mean() + c.commitment * rounding * commitment
 
@@ -110,6 +119,33 @@ def test_the_loss_is_the_papers(stream: TokenStream, changes: dict[str, Any], st
     model = build(stream, **changes)
     got, expected = loss_of(model, EVERYTHING, step=step), twin(model, EVERYTHING, step / 4)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_later_draws_of_an_own_image_start_from_the_first_answer(stream: TokenStream):
+    model = build(stream)
+    config = replace(EVERYTHING, own=0.6, drop_tokens=0.1)
+    got, expected = loss_of(model, config, step=4), twin(model, config, 1.0)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    assert abs(got - loss_of(model, replace(config, own=0.0), step=4)) > 1e-3
+
+
+def test_the_gradient_of_own_draws_is_that_of_the_loss_with_the_answer_held_fixed():
+    model, plain = build(), build()
+    config = replace(EVERYTHING, own=0.6)
+    loss_of(model, config, step=0).backward()
+    twin(plain, config, 0.0).backward()
+    for a, b in zip(model.parameters(), plain.parameters(), strict=True):
+        if a.grad is not None and b.grad is not None:
+            torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("changes", [{"draws": 1}, {"prediction": "velocity"}])
+def test_own_needs_two_draws_and_clean_images(changes: dict[str, Any]):
+    config = replace(EVERYTHING, own=0.5, draws=changes.get("draws", 2))
+    model = build(prediction=changes.get("prediction", "clean"))
+    with pytest.raises(UserError, match="set own to 0"):
+        objective(config).before_step(model, 0)
 
 
 def test_the_gradient_is_that_of_the_papers_loss_where_features_are_not_rounded():
