@@ -55,7 +55,8 @@ stage tokenizer "$see"
 stage pretrain "$learn" --tokenizer "$RUNS/tokenizer"
 stage instruct "$obey" --start "$RUNS/pretrain"
 
-# Guidance tuned on prompts of its own, weights halved: the folder that `ddt_llama.load` opens.
-python -m ddt_llama.recipes.publish "$RUNS/instruct" "$RUNS/$SIZE" "$SIZE"
+# Guidance tuned on prompts of its own, weights in few bits: the folder that `ddt_llama.load` opens.
+[ "$SIZE" = nano ] && bits=16 || bits=8
+python -m ddt_llama.recipes.publish "$RUNS/instruct" "$RUNS/$SIZE" "$SIZE" "$bits"
 ddt draw "$RUNS/$SIZE" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
 echo "the model: $RUNS/$SIZE; measure it: ddt evaluate $RUNS/$SIZE --suite shapes --json shapes.json"

@@ -109,6 +109,32 @@ def test_a_release_halves_in_bfloat16_and_comes_back_as_float32(tmp_path):
     assert load_tensors(half, dtype=None)["w"].dtype == torch.bfloat16
 
 
+def test_eight_bits_quarter_the_file_and_keep_each_row_to_half_a_unit(tmp_path):
+    torch.manual_seed(0)
+    rows = torch.randn(64, 200) * torch.logspace(-6, 3, 64)[:, None]
+    weights = {"w": rows, "zero": torch.zeros(3, 70), "norm": torch.randn(64), "book": rows[:, :8]}
+    weights["codes"] = torch.arange(9)
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, weights, torch.int8)
+    assert path.stat().st_size < 64 * 200 * 1.25 + 4000
+    back = load_tensors(path)
+    assert set(back) == set(weights)
+    unit = rows.abs().amax(1, keepdim=True) / 127
+    assert ((back["w"] - rows).abs() <= 0.501 * unit).all()
+    assert (back["w"] != rows).any()
+    assert not back["zero"].any()
+    assert torch.equal(back["norm"], weights["norm"].half().float())
+    assert torch.equal(back["book"], weights["book"].half().float())  # short rows
+    assert torch.equal(back["codes"], weights["codes"])
+
+
+def test_a_scale_without_its_matrix_is_refused(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_tensors(path, {"w.row_scale": torch.ones(3, 1)})
+    with pytest.raises(UserError, match="without its matrix"):
+        load_tensors(path)
+
+
 @pytest.mark.parametrize("content", [b"", b"\x80\x04pickle", b"PK\x03\x04" + bytes(100)])
 def test_a_foreign_file_is_refused(tmp_path, content):
     path = tmp_path / "model.safetensors"

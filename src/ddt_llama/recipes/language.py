@@ -41,6 +41,7 @@ class LanguageRecipe:
     "pretrain" the folder of any causal LM, whose vocabulary is grown; then `backbone` is not used.
     `text_vocab` ids of text are trained on `text_samples` texts of each data set where there is no
     `start`.
+    `code_start`: rows of codes of a new model start from the tokenizer's codebook, or at random.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
     something to contrast with. `max_text` ids of each text are kept; batches are padded to a
     multiple of `pad_multiple` (more than 1 keeps compiled shapes few).
@@ -51,6 +52,7 @@ class LanguageRecipe:
     tokenizer: str = ""
     start: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    code_start: Literal["codebook", "random"] = "codebook"
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
     text_vocab: int = 1024

@@ -1,7 +1,7 @@
-"""Make of a trained run the release that people load: settings tuned, weights in half precision.
+"""Make of a trained run the release that people load: settings tuned, weights in 16 or 8 bits.
 
-`python -m ddt_llama.recipes.publish RUN FOLDER NAME`. Guidance is chosen on prompts, and the number
-of decoding steps on scenes, that no evaluation uses.
+`python -m ddt_llama.recipes.publish RUN FOLDER NAME [16 or 8]`. Guidance is chosen on prompts, and
+the number of decoding steps on scenes, that no evaluation uses.
 """
 
 import sys
@@ -23,15 +23,18 @@ from ddt_llama.tokenizer import Tokenizer
 
 SCENES = 128
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
-HALF = torch.float16  # of ten bits; weights are small, so its range is enough
+# float16 has ten bits, and weights are small, so its range is enough.
+STORED = {"16": torch.float16, "8": torch.int8}
 
 
-def publish(run: Path, folder: Path, name: str) -> Path:
+def publish(run: Path, folder: Path, name: str, bits: str = "16") -> Path:
     """Write the release of `run` to `folder` under `name` and return the folder.
 
     Where the run knows the shapes world, the number of steps is tuned, and the guidance scale where
     it can draw. Raises UserError where the run has no release or the folder is another thing.
     """
+    if bits not in STORED:
+        raise UserError(f"bits: given {bits!r}, allowed are {' and '.join(STORED)}")
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: exists and is no release; choose another folder")
     model = load(run / RELEASE)
@@ -44,7 +47,7 @@ def publish(run: Path, folder: Path, name: str) -> Path:
         for tried, figure in sorted(figures.items()):
             print(f"guidance {tried:g}: {figure.value:.3f} of the tuning prompts")
         model.settings = replace(model.settings, guidance_scale=scale)
-    model.save(folder, dtype=HALF)
+    model.save(folder, dtype=STORED[bits])
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
     return folder
@@ -65,6 +68,6 @@ def best_steps(tokenizer: Tokenizer, choices: Sequence[int] = (1, 2, 4, 8, 16)) 
 
 if __name__ == "__main__":
     try:
-        publish(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+        publish(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
     except UserError as error:
         sys.exit(f"error: {error}")

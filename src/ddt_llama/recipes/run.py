@@ -125,7 +125,7 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         vocabulary = Vocabulary.load(out / PARTS / "language")
     else:
         text, vocabulary = _text_side(recipe, language_start, tokenizer)
-    model = _language_model(recipe, language_start, vocabulary).to(device)
+    model = _language_model(recipe, language_start, vocabulary, tokenizer).to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
     length = int(model.config.max_position_embeddings)
     stream = document_stream(recipe, coder, vocabulary, text, length)
@@ -182,14 +182,21 @@ def _text_side(
     return text, vocabulary
 
 
-def _language_model(recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary) -> Any:
+def _language_model(
+    recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> Any:
     from ddt_llama.language import backbone
+    from ddt_llama.language.codes import place_codes
 
+    seed = recipe.train.seed
     if start is None:
-        return backbone.build(recipe.backbone, vocabulary, seed=recipe.train.seed)
+        model = backbone.build(recipe.backbone, vocabulary, seed=seed)
+        if recipe.code_start == "codebook":
+            place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
+        return model
     if (start / "vocabulary.json").is_file():
         return backbone.load(start).model
-    return backbone.grow(start, vocabulary, seed=recipe.train.seed)
+    return backbone.grow(start, vocabulary, seed=seed)
 
 
 def write_release(model: Model, out: Path) -> Path:

@@ -36,6 +36,10 @@ class Tokenizer(Protocol):
         """Return images; the same codes and seed give the same images."""
         ...
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        """Return the unit vector of each code: near vectors look alike."""
+        ...
+
     def to_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
         """Reorder the columns to the order that the language model reads and writes."""
         ...

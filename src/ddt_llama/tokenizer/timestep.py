@@ -297,6 +297,10 @@ class TimestepTokenizer(nn.Module):
         if not 0 <= guidance_scale < float("inf"):
             raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
 
+    def code_vectors(self) -> Float[Tensor, "v e"]:
+        """Return the codebook."""
+        return self.quantizer.codebook
+
     def to_language(self, codes: Int[Tensor, "b k"]) -> Int[Tensor, "b k"]:
         """Reorder the columns to the order the language model reads."""
         return self.schedule.to_language(codes)
