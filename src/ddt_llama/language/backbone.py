@@ -96,7 +96,9 @@ def nano() -> BackboneConfig:
 
 def small() -> BackboneConfig:
     """About 30 million parameters: trained on one GPU in minutes."""
-    return BackboneConfig(dim=512, depth=8, num_heads=8, num_kv_heads=8, mlp_dim=1408)
+    return BackboneConfig(
+        dim=512, depth=8, num_heads=8, num_kv_heads=8, mlp_dim=1280, rope_theta=100.0
+    )
 
 
 def base() -> BackboneConfig:

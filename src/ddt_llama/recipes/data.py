@@ -162,7 +162,7 @@ class FilePictures:
 def image_stream(
     config: DataConfig, image_size: int, batch: int, device: torch.device
 ) -> Callable[[int], Float[Tensor, "b 3 h w"]]:
-    """Return step -> `batch` images of this process, in [-1, 1]."""
+    """Return step -> this process's share of `batch` images, in [-1, 1]."""
     sources: list[Indexed[Tensor]] = []
     for path in config.paths:
         if path == SHAPES:
@@ -172,7 +172,7 @@ def image_stream(
             sources.append(FilePictures(config.open_images(path, image_size)))
     stream = Stream(
         sources,
-        batch * distributed.world_size(),
+        batch,
         seed=config.seed,
         weights=config.shares,
         rank=distributed.rank(),

@@ -177,7 +177,7 @@ def _turn(index: int, count: int) -> int:
 
 
 def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream[Draft]:
-    """Return the stream of drafts of this process: step -> `batch` drafts.
+    """Return the stream of drafts: step -> this process's share of `batch` drafts.
 
     Each path has its share, divided over the kinds it can give by the weights of `mix`. Raises
     UserError where the data give none of the kinds asked for.
@@ -197,7 +197,7 @@ def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream
         weights += [share * getattr(mix, kind) / total for kind, _ in offered]
     return Stream(
         sources,
-        batch * distributed.world_size(),
+        batch,
         seed=config.seed,
         weights=weights,
         rank=distributed.rank(),

@@ -127,8 +127,8 @@ def document_stream(
     max_length: int,
 ) -> Callable[[int], Batch]:
     """Return step -> (ids, labels, attention mask, kinds), a pure function of the step."""
-    size, batch = coder.tokenizer.image_size, recipe.train.batch
-    drafts = mixture(recipe.data, recipe.mix, size, batch)
+    batch = recipe.train.batch
+    drafts = mixture(recipe.data, recipe.mix, coder.tokenizer.image_size, batch)
 
     def sequence(draft: Draft, codes: Sequence[Sequence[int]], number: int) -> documents.Sequence:
         document = draft.document(codes)
@@ -145,7 +145,7 @@ def document_stream(
     def batch_of(step: int) -> Batch:
         rows = drafts(step)
         codes = iter(coder([picture for row in rows for picture in row.pictures]))
-        first = (step * distributed.world_size() + distributed.rank()) * batch
+        first = step * batch + distributed.rank() * len(rows)
         sequences = [
             sequence(row, [next(codes) for _ in row.pictures], first + place)
             for place, row in enumerate(rows)

@@ -26,6 +26,12 @@ from ddt_llama.training.timestep import TimestepObjectiveConfig
 Recipe = TokenizerRecipe | LanguageRecipe
 # k(t) for few, small pictures: six tenths of the tokens by t = 0.2, all of them by t = 0.6.
 EARLY_PIECES = (0.6, 0.3, 0.1, 0.0, 0.0)
+FROM_OWN_ANSWERS = TimestepObjectiveConfig(
+    density=AtNoise(0.5), hide_fine=0.2, own=0.7, commitment=0.1
+)
+TOKENIZER_MUON = OptimConfig(
+    kind="muon", lr=1.5e-3, warmup=100, not_muon=(*ENDS, "*modulation*", "*timestep*")
+)
 RUNS = "runs"  # where each stage leaves its run, and the next one looks for it
 
 
@@ -48,25 +54,13 @@ def nano_tokenizer() -> TokenizerRecipe:
             encoder=EncoderConfig(dim=160, depth=3, num_heads=5),
             decoder=DecoderConfig(dim=160, depth=5, num_heads=5, gate_start=1.0),
         ),
-        objective=TimestepObjectiveConfig(
-            density=AtNoise(0.5),
-            hide_fine=0.2,
-            own=0.7,
-            commitment=0.1,
-            round_from=500,
-            round_until=1200,
-        ),
+        objective=replace(FROM_OWN_ANSWERS, round_from=400, round_until=900),
         train=TrainConfig(
-            steps=50_000,
-            batch=32,
+            steps=20_000,
+            batch=64,
             sample_every=1000,
             prefetch=1,
-            optim=OptimConfig(
-                kind="muon",
-                lr=1.5e-3,
-                warmup=100,
-                not_muon=(*ENDS, "*modulation*", "*timestep*"),
-            ),
+            optim=replace(TOKENIZER_MUON, lr=1.8e-3),
         ),
     )
 
@@ -97,18 +91,27 @@ def nano_instruct() -> LanguageRecipe:
 
 
 def small_tokenizer() -> TokenizerRecipe:
-    """About 30 M parameters at 64 px, for one GPU and minutes."""
+    """About 30 M parameters at 64 px, for one GPU and minutes; what nano taught, in larger."""
     return TokenizerRecipe(
         "small_tokenizer",
         tokenizer=TimestepTokenizerConfig(
             patch=4,
-            num_tokens=64,
-            quantizer=QuantizerConfig(codebook_size=4096, code_dim=16),
+            num_tokens=128,
+            pieces=EARLY_PIECES,
+            language_order="raster",
+            shift=3.0,
+            quantizer=QuantizerConfig(codebook_size=8192, code_dim=8, dead_share=0.03),
             encoder=EncoderConfig(dim=320, depth=4, num_heads=5),
-            decoder=DecoderConfig(dim=320, depth=6, num_heads=5),
+            decoder=DecoderConfig(dim=320, depth=6, num_heads=5, gate_start=1.0),
         ),
+        objective=replace(FROM_OWN_ANSWERS, round_from=1000, round_until=2500),
         train=TrainConfig(
-            steps=20_000, batch=256, compile=True, sample_every=1000, prefetch=2, ema=0.9995
+            steps=9000,
+            batch=256,
+            compile=True,
+            sample_every=1000,
+            prefetch=2,
+            optim=replace(TOKENIZER_MUON, warmup=200),
         ),
     )
 
@@ -121,22 +124,24 @@ def small_pretrain() -> LanguageRecipe:
         tokenizer=f"{RUNS}/small_tokenizer",
         backbone=backbone.small(),
         mix=PRETRAIN,
-        text_vocab=4096,
+        text_vocab=2048,
         pad_multiple=32,
         train=TrainConfig(
-            steps=10_000,
+            steps=4000,
             batch=256,
+            compile=True,
             sample_every=1000,
             prefetch=2,
-            ema=0.9995,
-            optim=OptimConfig(lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup=500),
+            optim=OptimConfig(
+                kind="muon", lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05, warmup=200
+            ),
         ),
     )
 
 
 def small_instruct() -> LanguageRecipe:
     """Stage 2 of small."""
-    return _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=3e-4)
+    return _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=6e-4)
 
 
 def base_tokenizer() -> TokenizerRecipe:

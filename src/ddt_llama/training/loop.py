@@ -48,7 +48,7 @@ class Objective(Protocol):
 class TrainConfig:
     """How long and how carefully to train; the optimizer has its own part.
 
-    `batch` counts images (or documents) a forward pass and process, for the figures alone.
+    `batch` counts the images (or documents) of one pass, over all processes together.
     `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
     `bf16`: compute in bf16 where the device can, in float32 where it cannot.
     `explode`: stop where the loss stays above this multiple of its running median.
@@ -289,7 +289,7 @@ class _Trainer:
     def _log(self, sampled: Mapping[str, float], display: Display) -> None:
         config = self.config
         means = self.means.take()
-        per_step = config.batch * config.accumulate * distributed.world_size()
+        per_step = config.batch * config.accumulate
         record = {"step": self.step, **means, **sampled}
         record["images"] = self.step * per_step
         record["images_per_second"] = 1000 * per_step / means["step_ms"]

@@ -58,7 +58,7 @@ class TimestepObjective:
         self.probe_images = probe_images
         self.rounding = 0.0
         self.weights: Tensor | None = None
-        self.outcome: tuple[Tensor, Tensor] | None = None
+        self.outcomes: list[tuple[Tensor, Tensor]] = []  # of the parts of this step
 
     def before_step(self, model: TimestepTokenizer, step: int) -> None:
         """Set how far features are rounded in this step."""
@@ -110,15 +110,15 @@ class TimestepObjective:
         error = (denoised.output.flatten(0, 1).float() - target).square().mean()
         quantized = denoised.quantized
         loss = error + c.commitment * self.rounding * quantized.commitment
-        self.outcome = denoised.features.detach(), quantized.codes
-        self.step_seed = step_seed
+        self.outcomes.append((denoised.features.detach(), quantized.codes))
         return loss, {"error": error.detach(), "commitment": quantized.commitment.detach()}
 
     def after_step(self, model: TimestepTokenizer, step: int) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps measure what the tokens hold."""
-        if self.outcome is None:
+        if not self.outcomes:
             return {}
-        features, codes = self.outcome
+        features, codes = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
+        self.outcomes.clear()
         # Equal on all ranks, unlike the seed of the noise.
         replaced = model.quantizer.update(features, codes, seed=step)
         figures = {"codebook.replaced": float(replaced)}

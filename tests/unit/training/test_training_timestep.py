@@ -245,6 +245,18 @@ def test_after_a_step_the_codebook_moves_and_the_probe_speaks_every_so_often():
     assert {"codebook.used", "codebook.perplexity"} <= set(figures)
 
 
+def test_the_codebook_learns_from_all_parts_of_a_step():
+    parts, whole = build(), build()
+    goal, other = objective(), objective()
+    for rows in images(8).chunk(2):
+        goal(parts, rows, SEED)
+    goal.after_step(parts, 1)
+    features = whole.encoder(whole.patchify(images(8)))
+    whole.quantizer.update(features, whole.quantizer(features).codes, seed=1)
+    torch.testing.assert_close(parts.quantizer.codebook, whole.quantizer.codebook)
+    assert goal.after_step(parts, 2) == other.after_step(whole, 2) == {}  # nothing new
+
+
 def test_the_probe_measures_what_the_tokens_hold():
     """Before training own and wrong tokens do alike; fitted to four images, own does better."""
     torch.manual_seed(0)
