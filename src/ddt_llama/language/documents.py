@@ -7,6 +7,7 @@ Source: the sequence layouts of DDT-LLaMA (stages 1 and 2) and the four kinds of
 
 from collections import abc
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
 import numpy as np
@@ -49,12 +50,13 @@ class Document:
     """What is given and what is to be written.
 
     `answer` None makes it a prompt: the model is to write the answer, an image where
-    `writes_image`, else text.
+    `writes_image`, else text. `further` turns follow the first, each a request and its answer.
     """
 
     kind: Kind
     given: tuple[Part, ...]
     answer: Part | None
+    further: tuple[tuple[tuple[Part, ...], Part], ...] = ()
 
     @property
     def writes_image(self) -> bool:
@@ -109,13 +111,23 @@ def draw(prompt: str, codes: abc.Sequence[int] | None) -> Document:
 
 
 def edit(source: abc.Sequence[int], instruction: str, target: abc.Sequence[int] | None) -> Document:
-    """Stage 2: an image and an instruction, answered by the changed image."""
-    return Document("edit", (Image(tuple(source)), Text(instruction)), _image(target))
+    """Stage 2: an instruction and an image, answered by the changed image.
+
+    The instruction comes first: then each code of the answer stands equally far from the code of
+    the source at its place, whatever the length of the instruction, and copying is easy to learn.
+    """
+    return Document("edit", (Text(instruction), Image(tuple(source))), _image(target))
 
 
-def ask(codes: abc.Sequence[int], question: str, answer: str | None) -> Document:
-    """Stage 2: an image and a question, answered by text."""
-    return Document("ask", (Image(tuple(codes)), Text(question)), _text(answer))
+def ask(
+    codes: abc.Sequence[int],
+    question: str,
+    answer: str | None,
+    further: abc.Sequence[tuple[str, str]] = (),
+) -> Document:
+    """Stage 2: an image and a question, answered by text; `further` questions with answers."""
+    turns = tuple(((Text(asked),), Text(answered)) for asked, answered in further)
+    return Document("ask", (Image(tuple(codes)), Text(question)), _text(answer), turns)
 
 
 def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
@@ -156,10 +168,12 @@ def render(
                           ^    ^
         draw            B USER: prompt ASSISTANT: [|# ] E   stage 2: the answer only
                                                   ^ ^ ^ ^
-        edit            B USER: [ # ] instruction ASSISTANT: [|# ] E
+        edit            B USER: instruction [ # ] ASSISTANT: [|# ] E
                                                              ^ ^ ^ ^
         ask, describe   B USER: [ # ] question ASSISTANT:|answer E
                                                           ^      ^
+        further turns   ... USER: question ASSISTANT: answer E
+                                                      ^      ^
 
     So the ids of a prompt followed by the ids of its answer are the ids of the whole document.
     `max_text` keeps the first so many ids of every text (captions of any length in training).
@@ -169,15 +183,14 @@ def render(
     ids = [vocabulary.bos]
     supervised = [False]
     stage_1 = document.kind in PRETRAINING
-    given = [_part_ids(part, vocabulary, text, max_text) for part in document.given]
-    if not stage_1:
-        given = [text.encode("USER:"), *given, text.encode("ASSISTANT:")]
-    for part_ids in given:
-        ids += part_ids
-        supervised += [stage_1] * len(part_ids)
-    answer = _answer_ids(document, vocabulary, text, max_text)
-    ids += answer
-    supervised += [True] * len(answer)
+    for given, answer in ((document.given, document.answer), *document.further):
+        request = [_part_ids(part, vocabulary, text, max_text) for part in given]
+        if not stage_1:
+            request = [text.encode("USER:"), *request, text.encode("ASSISTANT:")]
+        answered = _answer_ids(document, answer, vocabulary, text, max_text)
+        ids += [*chain(*request), *answered]
+        supervised += [stage_1] * (len(ids) - len(supervised) - len(answered))
+        supervised += [True] * len(answered)
     if max_length is not None:
         _check_length(document, len(ids), vocabulary, max_length)
     return Sequence(ids, supervised, document.kind)
@@ -234,10 +247,14 @@ def _part_ids(
 
 
 def _answer_ids(
-    document: Document, vocabulary: Vocabulary, text: TextTokenizer, max_text: int | None
+    document: Document,
+    answer: Part | None,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    max_text: int | None,
 ) -> list[int]:
-    if document.answer is not None:
-        return [*_part_ids(document.answer, vocabulary, text, max_text), vocabulary.eos]
+    if answer is not None:
+        return [*_part_ids(answer, vocabulary, text, max_text), vocabulary.eos]
     return [vocabulary.begin_image] if document.writes_image else []
 
 

@@ -7,6 +7,7 @@ once.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +28,7 @@ from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
 Codes = Sequence[int]
+QUESTIONS = 4  # at most, about one picture of an "ask" document: its codes are the dear part
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Draft:
-    """A document whose images are still pictures."""
+    """A document whose images are still pictures; `texts` of "ask" are questions and answers."""
 
     kind: Kind
     pictures: tuple[Picture, ...] = ()
@@ -77,7 +79,9 @@ _LAYOUTS: dict[Kind, Callable[[Sequence[str], Sequence[Codes]], Document]] = {
     "text_only": lambda texts, codes: documents.text_only(texts[0]),
     "draw": lambda texts, codes: documents.draw(texts[0], codes[0]),
     "edit": lambda texts, codes: documents.edit(codes[0], texts[0], codes[1]),
-    "ask": lambda texts, codes: documents.ask(codes[0], texts[0], texts[1]),
+    "ask": lambda texts, codes: documents.ask(
+        codes[0], texts[0], texts[1], list(zip(texts[2::2], texts[3::2], strict=True))
+    ),
     "describe": lambda texts, codes: documents.describe(codes[0], texts[0]),
 }
 
@@ -119,7 +123,8 @@ class ShapesDrafts:
             assert made is not None  # a new background is always possible
             return Draft("edit", (picture, Picture(made.target)), (made.instruction,))
         if self.kind == "ask":
-            return Draft("ask", (picture,), question(scene, seed, index)[:2])
+            asked = [question(scene, seed, QUESTIONS * index + turn) for turn in range(QUESTIONS)]
+            return Draft("ask", (picture,), _turns([(one.question, one.answer) for one in asked]))
         return Draft(self.kind, (picture,), (caption(scene, seed, index),))
 
 
@@ -160,10 +165,11 @@ class FileDrafts:
             return Draft("edit", pictures, (sample.instruction,))
         picture = Picture(sample.image, (self.path, sample.key, "image"))
         if isinstance(sample, QuestionSample):
-            pair = sample.pairs[_turn(index, len(sample.pairs))]
+            first = _turn(index, len(sample.pairs))
+            pairs = [*sample.pairs[first:], *sample.pairs[:first]]
             if self.kind == "text_only":
-                return Draft("text_only", texts=(" ".join(pair),))
-            return Draft("ask", (picture,), pair)
+                return Draft("text_only", texts=(" ".join(pairs[0]),))
+            return Draft("ask", (picture,), _turns(pairs[:QUESTIONS]))
         caption: str | None = sample.caption
         if caption is None or self.kind == "image_only":
             return Draft("image_only", (picture,))
@@ -171,8 +177,13 @@ class FileDrafts:
         return Draft(self.kind, pictures, (caption,))
 
 
+def _turns(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
+    """Return questions and answers in turn, no question twice."""
+    return tuple(chain(*dict(pairs).items()))
+
+
 def _turn(index: int, count: int) -> int:
-    """Choose one of a picture's questions; each row always the same one."""
+    """Choose the question a row begins with; each row always the same one."""
     return (index * 2_654_435_761 >> 7) % count
 
 

@@ -73,12 +73,17 @@ def rendered(document, **options):
         (documents.draw("red", None), "B _USER : _red _ASSISTANT : [^"),
         (
             documents.edit(A, "red", B),
-            "B _USER : [ #3 #1 #4 #15 ] _red _ASSISTANT : [^ #9^ #2^ #6^ #0^ ]^ E^",
+            "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^ #9^ #2^ #6^ #0^ ]^ E^",
         ),
-        (documents.edit(A, "red", None), "B _USER : [ #3 #1 #4 #15 ] _red _ASSISTANT : [^"),
+        (documents.edit(A, "red", None), "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^"),
         (
             documents.ask(A, "how many?", "a"),
             "B _USER : [ #3 #1 #4 #15 ] _how _many ? _ASSISTANT : _a^ E^",
+        ),
+        (
+            documents.ask(A, "how many?", "a", [("red?", "a red")]),
+            "B _USER : [ #3 #1 #4 #15 ] _how _many ? _ASSISTANT : _a^ E^ "
+            "_USER : _red ? _ASSISTANT : _a^ _red^ E^",
         ),
         (
             documents.ask(A, "how many?", None),
