@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,7 +26,7 @@ class Recipe:
 
 CONFIG = TrainConfig(
     steps=8,
-    batch=4,
+    batch=8,
     bf16=False,
     log_every=1,
     tensorboard=False,
@@ -93,7 +93,7 @@ def rank_main(folder):
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one_with_the_double_batch(tmp_path):
+def test_two_processes_equal_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -121,7 +121,7 @@ def test_two_processes_equal_one_with_the_double_batch(tmp_path):
     finally:
         for child in children:
             child.kill()
-    _, model = fit(tmp_path / "one", replace(CONFIG, batch=8))
+    _, model = fit(tmp_path / "one")
     two, one = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         for name in ("two", "one")

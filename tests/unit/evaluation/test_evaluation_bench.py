@@ -27,6 +27,9 @@ class FlatTokenizer:
     def decode(self, codes: Tensor, *, steps: int = 8, seed: Any = 0, **_: Any) -> Tensor:
         return (codes[:, :1, None, None] / 31).repeat(1, 3, 8, 8)
 
+    def code_vectors(self) -> Tensor:
+        return torch.eye(self.codebook_size)
+
     def to_language(self, codes: Tensor) -> Tensor:
         return codes
 

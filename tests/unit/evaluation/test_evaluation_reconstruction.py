@@ -76,6 +76,9 @@ class Memory:
         shift = 0.2 / steps if visible is None else 0.4 / visible
         return image - shift * torch.where(image >= 0, 1.0, -1.0)
 
+    def code_vectors(self) -> Tensor:
+        return torch.eye(self.codebook_size)
+
     def to_language(self, codes: Tensor) -> Tensor:
         return codes
 

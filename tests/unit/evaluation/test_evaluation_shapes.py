@@ -53,6 +53,9 @@ class Codes:
     ) -> Tensor:
         raise NotImplementedError
 
+    def code_vectors(self) -> Tensor:
+        return torch.eye(self.codebook_size)
+
     def to_language(self, codes: Tensor) -> Tensor:
         return codes
 

@@ -52,6 +52,9 @@ class QuarterTokenizer:
         grey = codes.view(-1, 1, 2, 2).float() / 31.5 - 1
         return grey.repeat(1, 3, 1, 1).repeat_interleave(8, -1).repeat_interleave(8, -2)
 
+    def code_vectors(self) -> Tensor:
+        return torch.eye(self.codebook_size)
+
     def to_language(self, codes: Tensor) -> Tensor:
         return codes.flip(1)
 
