@@ -42,13 +42,14 @@ $DDT_DATA/emoji64
 $DDT_DATA/edit64"
 fi
 
-# train RECIPE [fields]: ddt train, by as many processes as asked for.
+# train RECIPE [fields]: ddt train, by as many processes as asked for. ("--": torchrun has options
+# that begin with --start too.)
 train() {
     if [ "$PROCESSES" = 1 ]; then
         ddt train "$@"
     else
         OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} torchrun --standalone \
-            --nproc-per-node "$PROCESSES" -m ddt_llama train "$@"
+            --nproc-per-node "$PROCESSES" -m -- ddt_llama train "$@"
     fi
 }
 

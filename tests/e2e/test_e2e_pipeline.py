@@ -243,3 +243,27 @@ def pictures(folder: Path) -> Path:
         Image.linear_gradient("L").rotate(60 * number).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"a plain picture number {number}")
     return folder
+
+
+@pytest.mark.slow
+def test_torchrun_goes_on_from_a_tokenizer_with_a_larger_codebook(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    """The words of scripts/speedrun.sh: without "--" torchrun takes --start for its own."""
+    run = tmp_path / "run"
+    fields = [field.replace("codebook_size=32", "codebook_size=40") for field in TOKENIZER]
+    words = "--standalone --nproc-per-node 2 -m -- ddt_llama train nano_tokenizer --steps 4".split()
+    given = ["--start", str(pipeline.tokenizer), "--out", str(run), *fields]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, *given],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "model of step 4" in done.stdout + done.stderr
+    before = ddt_llama.load(pipeline.tokenizer).tokenizer.code_vectors()
+    after = ddt_llama.load(run).tokenizer.code_vectors()
+    assert (before.shape[0], after.shape[0]) == (32, 40)
+    torch.testing.assert_close(after.norm(dim=-1), torch.ones(40))

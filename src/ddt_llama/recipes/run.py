@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ddt_llama import distributed
 from ddt_llama.checkpoint import load_into, load_tensors
@@ -105,8 +106,18 @@ def _tokenizer_model(recipe: TokenizerRecipe) -> TimestepTokenizer:
         model = TimestepTokenizer(recipe.tokenizer)
     if recipe.start is not None:
         source = release_of(recipe.start, "start") / "tokenizer" / "model.safetensors"
-        load_into(model, load_tensors(source), source)
+        tensors = load_tensors(source)
+        grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
+        load_into(model, tensors, source)
     return model
+
+
+def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:
+    """Add codes of zeros up to `size`; the quantizer fills them from the first batches."""
+    known = tensors.get("quantizer.codebook")
+    if known is not None and len(known) < size:
+        added = known.new_zeros(size - len(known), known.shape[1])
+        tensors["quantizer.codebook"] = torch.cat([known, added])
 
 
 def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:

@@ -31,7 +31,8 @@ class TokenizerRecipe:
     """Network, loss, training and data of one tokenizer.
 
     `start`: a run or release (or "nano") whose tokenizer of the same shape training goes on from;
-    its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1.
+    its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1. It may be
+    smaller than the recipe's: the codes it lacks come from the first batches.
     """
 
     name: str

@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ddt_llama import distributed
 
+# One code is replaced for so many features of a batch, at most.
+REPLACED_PER_FEATURES = 8
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:
@@ -96,12 +99,15 @@ class Quantizer(nn.Module):
         self._count_usage(codes)
         even_share = counts.sum() / config.codebook_size
         if self.filled and not self.counts.any():  # a release: goes on from its codebook
-            self.counts.fill_(even_share)
+            self.counts.copy_(self.codebook.any(-1) * even_share)
             self.sums.copy_(self.codebook * even_share)
         # At the very first step every code is dead, and so drawn from data.
         self.counts.mul_(decay).add_(counts * self.filled, alpha=1 - decay)
         self.sums.mul_(decay).add_(sums * self.filled, alpha=1 - decay)
         dead = (self.counts < config.dead_share * even_share) | ~self.filled
+        if self.filled:  # few at once, or copies of one feature would fight for its place
+            most = max(1, len(unit) * distributed.world_size() // REPLACED_PER_FEATURES)
+            dead &= dead.cumsum(0) <= most
         self.filled.fill_(True)
         replaced = int(dead.sum())
         if replaced:
@@ -128,7 +134,9 @@ class Quantizer(nn.Module):
         return everyone[picks.to(unit.device)]
 
     def _count_usage(self, codes: Int[Tensor, "b k"]) -> None:
-        hits = F.one_hot(codes, self.config.codebook_size).sum(0).float()
+        positions = torch.arange(codes.shape[1], device=codes.device) * self.config.codebook_size
+        hits = torch.bincount((codes + positions).flatten(), minlength=self.usage.numel())
+        hits = hits.view_as(self.usage).float()
         self.usage.mul_(self.config.decay).add_(distributed.all_reduce_sum(hits))
 
     @torch.no_grad()

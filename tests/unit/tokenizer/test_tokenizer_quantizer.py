@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddt_llama.tokenizer.quantizer import Quantizer, QuantizerConfig
+from ddt_llama.tokenizer.quantizer import REPLACED_PER_FEATURES, Quantizer, QuantizerConfig
 
 SIZE, DIM, TOKENS = 7, 3, 4
 
@@ -105,13 +105,14 @@ class Twin:
     def update(self, units: list[list[float]], codes: list[int], picks: list[int]) -> int:
         fresh = not any(self.counts)
         even, replaced = len(units) / SIZE, 0
+        most = SIZE if fresh else max(1, len(units) // REPLACED_PER_FEATURES)
         for i in range(SIZE):
             mine = [u for u, c in zip(units, codes, strict=True) if c == i and not fresh]
             self.counts[i] = self.decay * self.counts[i] + (1 - self.decay) * len(mine)
             for d in range(DIM):
                 new = sum(u[d] for u in mine)
                 self.sums[i][d] = self.decay * self.sums[i][d] + (1 - self.decay) * new
-            if self.counts[i] < self.dead_share * even:
+            if self.counts[i] < self.dead_share * even and replaced < most:
                 self.sums[i] = [x * even for x in units[picks[replaced]]]
                 self.counts[i] = even
                 replaced += 1
@@ -157,7 +158,8 @@ def test_dead_codes_become_batch_members_chosen_by_the_seed():
         net, codes = quantizer(decay=0.5), torch.zeros(6, TOKENS, dtype=torch.long)
         # only code 0 is used: an even share halves three times before it is below a fifth
         counts = [net.update(features(step), codes, seed=seed + step) for step in range(4)]
-        assert counts == [SIZE, 0, 0, SIZE - 1]
+        # all but the used one are dead by then; few are replaced at once
+        assert counts == [SIZE, 0, 0, 6 * TOKENS // REPLACED_PER_FEATURES]
         return net, counts[-1]
 
     net, replaced = after(0)
@@ -168,6 +170,19 @@ def test_dead_codes_become_batch_members_chosen_by_the_seed():
     gaps = (net.codebook[:, None] - members).norm(dim=-1).min(1).values
     assert (gaps[1:] < 1e-6).sum() == replaced
     assert gaps[0] > 1e-3
+
+
+def test_a_larger_codebook_fills_up_from_the_first_batches():
+    """Rows of zeros (`--start` with fewer codes) become batch members, a few at each step."""
+    net = quantizer(decay=0.99)
+    known = F.normalize(torch.randn(2, DIM), dim=-1)
+    net.codebook.copy_(torch.cat([known, torch.zeros(SIZE - 2, DIM)]))
+    net.filled.fill_(True)
+    replaced = [net.update(features(step), net(features(step)).codes, step) for step in range(3)]
+    each = len(features(0).flatten(0, 1)) // REPLACED_PER_FEATURES
+    assert replaced == [each, SIZE - 2 - each, 0]
+    torch.testing.assert_close(net.codebook.norm(dim=-1), torch.ones(SIZE))
+    assert (F.cosine_similarity(net.codebook[:2], known) > 0.98).all()
 
 
 def test_training_goes_on_from_a_released_codebook():
