@@ -252,8 +252,17 @@ def test_torchrun_goes_on_from_a_tokenizer_with_a_larger_codebook(
     """The words of scripts/speedrun.sh: without "--" torchrun takes --start for its own."""
     run = tmp_path / "run"
     fields = [field.replace("codebook_size=32", "codebook_size=40") for field in TOKENIZER]
-    words = "--standalone --nproc-per-node 2 -m -- ddt_llama train nano_tokenizer --steps 4".split()
-    given = ["--start", str(pipeline.tokenizer), "--out", str(run), *fields]
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "--", "ddt_llama", "train"]
+    given = [
+        "nano_tokenizer",
+        "--steps",
+        "4",
+        "--start",
+        str(pipeline.tokenizer),
+        "--out",
+        str(run),
+        *fields,
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", *words, *given],
         env=os.environ | {"OMP_NUM_THREADS": "1"},

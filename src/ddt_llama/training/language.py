@@ -6,7 +6,7 @@ positions pass through the head, which is most of the work where the vocabulary 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,8 @@ from ddt_llama.language.vocabulary import Vocabulary
 
 # On a CPU time grows with every padded id, so short documents are not padded to the longest.
 CPU_PARTS = 4
+# Rows whose logits exist at once.
+ROWS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,19 @@ class NextToken:
         wanted = targets[supervised]
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
-        logits = supervised_logits(model, ids, supervised)
-        each = F.cross_entropy(logits, wanted, reduction="none")
+        hidden = supervised_hidden(model, ids, supervised)
+        loss, each, best = head_loss(model, hidden, wanted)
         with torch.no_grad():
             code = self.vocabulary.is_code(wanted)
             figures = {
-                "accuracy": (logits.argmax(-1) == wanted).float().mean(),
+                "accuracy": (best == wanted).float().mean(),
                 "loss.text": _mean(each, ~code),
                 "loss.code": _mean(each, code),
             }
             if len(batch) > 3:
                 kinds = batch[3][:, None].expand_as(targets)[supervised]
                 figures |= {f"loss.{n}": _mean(each, kinds == k) for k, n in enumerate(KINDS)}
-        return each.mean(), figures
+        return loss, figures
 
     def before_step(self, model: Any, step: int) -> None:
         """On a CPU compute attention by plain matrix products.
@@ -72,10 +74,10 @@ class NextToken:
         return [model.base_model]
 
 
-def supervised_logits(
+def supervised_hidden(
     model: Any, ids: Int[Tensor, "b l"], supervised: Tensor
-) -> Float[Tensor, "n v"]:
-    """Return float32 logits for the id after each position where `supervised` (b, l-1) is true.
+) -> Float[Tensor, "n d"]:
+    """Return what the head reads at each position where `supervised` (b, l-1) is true.
 
     `model` is any causal LM of transformers. Its attention mask is left out: batches are padded on
     the right, so no real id sees padding, and attention takes its fast causal path. On a CPU the
@@ -88,9 +90,69 @@ def supervised_logits(
         length = int(ends[-1]) + 1 if parts > 1 and len(ends) else wanted.shape[1]
         decoded = model.base_model(input_ids=rows[:, :length], use_cache=False).last_hidden_state
         hidden.append(decoded[wanted[:, :length]])
-    logits = model.get_output_embeddings()(torch.cat(hidden)).float()
+    return torch.cat(hidden)
+
+
+def head_loss(
+    model: Any, hidden: Float[Tensor, "n d"], wanted: Int[Tensor, " n"]
+) -> tuple[Float[Tensor, ""], Float[Tensor, " n"], Int[Tensor, " n"]]:
+    """Return the mean cross-entropy of the head, each row's (no gradient) and each row's best id.
+
+    A head without bias and soft cap goes through in parts (`LinearCrossEntropy`).
+    """
+    head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    return cap * torch.tanh(logits / cap) if cap else logits
+    if cap is None and head.bias is None:
+        return cast(Any, LinearCrossEntropy.apply(hidden, head.weight, wanted))
+    logits = head(hidden).float()
+    logits = cap * torch.tanh(logits / cap) if cap else logits
+    each = F.cross_entropy(logits, wanted, reduction="none")
+    return each.mean(), each.detach(), logits.argmax(-1)
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """Cross-entropy of `hidden @ weight.T`, a part of the rows at a time; never all logits at once.
+
+    The gradient of a part is taken while its logits are at hand, which saves memory (rows x
+    vocabulary, the largest thing in a step) and on a CPU time. Logits are rounded to the precision
+    of the products and summed in float32. The idea is that of Liger Kernel (arXiv 2410.10989).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return mean loss, loss of each row, best id of each row."""
+        device = hidden.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        table = weight.to(dtype or weight.dtype)
+        each = hidden.new_empty(len(hidden), dtype=torch.float32)
+        best = torch.empty_like(wanted)
+        hidden_grad = torch.empty_like(hidden)
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        with torch.autocast(device, enabled=False):
+            for start in range(0, len(hidden), ROWS_AT_ONCE):
+                part = slice(start, start + ROWS_AT_ONCE)
+                rows, right = hidden[part].to(table.dtype), wanted[part, None]
+                logits = (rows @ table.t()).float()
+                total = logits.logsumexp(-1, keepdim=True)
+                each[part] = (total - logits.gather(1, right))[:, 0]
+                best[part] = logits.argmax(-1)
+                slope = logits.sub_(total).exp_()
+                slope.scatter_add_(1, right, torch.full_like(total, -1.0))
+                slope = slope.div_(len(hidden)).to(table.dtype)
+                hidden_grad[part] = slope @ table
+                weight_grad += slope.t() @ rows
+        ctx.save_for_backward(hidden_grad, weight_grad)
+        ctx.mark_non_differentiable(each, best)
+        ctx.weight_dtype = weight.dtype
+        return each.mean(), each, best
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+        """Scale the gradients that the forward pass has left."""
+        hidden_grad, weight_grad = ctx.saved_tensors
+        return hidden_grad * grads[0], (weight_grad * grads[0]).to(ctx.weight_dtype), None
 
 
 def by_length(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

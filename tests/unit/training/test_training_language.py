@@ -4,12 +4,14 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig, build
 from ddt_llama.language.documents import KINDS
 from ddt_llama.language.vocabulary import Vocabulary
-from ddt_llama.training.language import NextToken
+from ddt_llama.training import language
+from ddt_llama.training.language import LinearCrossEntropy, NextToken
 
 VOCABULARY = Vocabulary(text_size=20, codebook_size=30, num_tokens=4)
 
@@ -24,7 +26,8 @@ def batch():
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "qwen"])
-def test_loss_and_gradients_are_those_of_transformers(family):
+def test_loss_and_gradients_are_those_of_transformers(family, monkeypatch):
+    monkeypatch.setattr(language, "ROWS_AT_ONCE", 5)  # 23 rows: the last part is shorter
     config = BackboneConfig(
         family=family, dim=32, depth=2, num_heads=2, num_kv_heads=1, mlp_dim=64, max_positions=32
     )
@@ -45,6 +48,29 @@ def test_loss_and_gradients_are_those_of_transformers(family):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
+    monkeypatch.setattr(language, "ROWS_AT_ONCE", 16)
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(50, 24, generator=generator)
+    weight = torch.randn(90, 24, generator=generator)
+    wanted = torch.randint(90, (50,), generator=generator)
+    results = []
+    for parts in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16):
+            if parts:
+                loss, each, best = LinearCrossEntropy.apply(h, w, wanted)
+            else:
+                logits = F.linear(h, w).float()
+                each, best = F.cross_entropy(logits, wanted, reduction="none"), logits.argmax(-1)
+                loss = each.mean()
+        (3 * loss).backward()
+        results.append((loss, each, best, h.grad, w.grad))
+    for mine, plain in zip(*results, strict=True):
+        assert mine.dtype == plain.dtype
+        torch.testing.assert_close(mine, plain, rtol=2e-2, atol=2e-3)
+
+
 class Uniform(torch.nn.Module):
     """A stand-in for a causal LM that prefers id 7 by a known margin."""
 
@@ -52,14 +78,14 @@ class Uniform(torch.nn.Module):
 
     def base_model(self, input_ids, use_cache):
         class Output:
-            last_hidden_state = torch.zeros(*input_ids.shape, 1)
+            last_hidden_state = torch.ones(*input_ids.shape, 1)
 
         return Output
 
     def get_output_embeddings(self):
-        logits = torch.zeros(VOCABULARY.size)
-        logits[7] = math.log(2.0)
-        return lambda hidden: logits.expand(len(hidden), -1)
+        head = torch.nn.Linear(1, VOCABULARY.size, bias=False)
+        torch.nn.init.zeros_(head.weight).data[7] = math.log(2.0)
+        return head
 
 
 def test_figures_split_text_from_codes_and_kinds():
@@ -71,7 +97,7 @@ def test_figures_split_text_from_codes_and_kinds():
     total = math.log(VOCABULARY.size + 1)
     assert float(figures["loss.text"]) == pytest.approx(total - math.log(2))
     assert float(figures["loss.code"]) == pytest.approx(total)
-    assert float(loss) == pytest.approx(total - math.log(2) / 3)
+    assert float(loss.detach()) == pytest.approx(total - math.log(2) / 3)
     assert float(figures["accuracy"]) == pytest.approx(1 / 3)
     assert float(figures["loss.ask"]) == pytest.approx(total - math.log(2))
     assert float(figures["loss.draw"]) == pytest.approx(total)
