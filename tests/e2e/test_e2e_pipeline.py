@@ -17,6 +17,7 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, train_all
 import ddt_llama
 from ddt_llama.cli import main
 from ddt_llama.config import UserError
+from ddt_llama.generation.settings import Settings
 from ddt_llama.recipes import publish
 from ddt_llama.training.timestep import TimestepObjective
 
@@ -156,10 +157,11 @@ def test_a_published_model_is_small_and_tuned(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(publish, "best_steps", lambda _: 5)
-    monkeypatch.setattr(publish, "tune_guidance", lambda _: (2.5, {}))
+    tuned = Settings(guidance_scale=2.5, temperature=0.7, steps=5)
+    monkeypatch.setattr(publish, "tune_drawing", lambda _: (tuned, {}))
     folder = publish.publish(pipeline.instruct, tmp_path / "model", "mini")
     model = ddt_llama.load(folder)
-    assert (model.name, model.settings.steps, model.settings.guidance_scale) == ("mini", 5, 2.5)
+    assert (model.name, model.settings) == ("mini", tuned)
     for part in ("tokenizer", "language"):
         weights = (folder / part / "model.safetensors").stat().st_size
         full = (pipeline.instruct / "release" / part / "model.safetensors").stat().st_size

@@ -6,7 +6,7 @@ untouched); questions by exact match.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Unpack, runtime_checkable
 
@@ -96,7 +96,7 @@ class ShapesSuite:
     """Says how much to ask.
 
     `prompts` a category and `images` a prompt; `edits` and `questions` in all (0 leaves that part
-    out). `guidance_scale` and `steps`: None takes the release's own.
+    out). `guidance_scale`, `temperature` and `steps`: None takes the release's own.
     """
 
     prompts: int = 100
@@ -104,6 +104,7 @@ class ShapesSuite:
     edits: int = 300
     questions: int = 500
     guidance_scale: float | None = None
+    temperature: float | None = None
     steps: int | None = None
     batch_size: int = 32
     seed: int = EVALUATION_SEED
@@ -118,7 +119,11 @@ class ShapesSuite:
     @property
     def options(self) -> Options:
         """How pictures are drawn."""
-        return {"guidance_scale": self.guidance_scale, "steps": self.steps}
+        return {
+            "guidance_scale": self.guidance_scale,
+            "temperature": self.temperature,
+            "steps": self.steps,
+        }
 
     def run(self, model: Artist) -> dict[str, Figure]:
         """Measure a model on prompts, edits and questions that training never held.
@@ -220,23 +225,31 @@ class ShapesSuite:
         return model.decode(codes, seeds, steps=model.settings.changed(self.options).steps)
 
 
-def tune_guidance(
+def tune_drawing(
     model: Artist,
-    scales: Iterable[float] = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0),
+    scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
+    temperatures: Sequence[float] = (1.0, 0.85, 0.7, 0.5),
     suite: ShapesSuite = ShapesSuite(prompts=20, images=2),
-) -> tuple[float, dict[float, Figure]]:
-    """Return the guidance scale with the best `shapes.overall` on the tuning prompts.
+) -> tuple[Settings, dict[tuple[float, float], Figure]]:
+    """Return the model's settings with the guidance scale and temperature that draw best.
 
-    No tuning prompt is a prompt of the evaluation. Of equally good scales the smallest wins. Also
-    returns the figure of every scale.
+    Best by `shapes.overall` on the tuning prompts, none of which is a prompt of the evaluation. Of
+    equals the smallest scale wins, then the highest temperature. Also returns the figure of every
+    pair. Raises UserError where there is nothing to choose from.
     """
+    pairs = [(scale, temperature) for scale in scales for temperature in temperatures]
+    if not pairs:
+        raise UserError("no guidance scale or no temperature to choose from; give at least one")
     figures = {
-        scale: replace(suite, guidance_scale=scale).drawing(model, "tuning")["shapes.overall"]
-        for scale in scales
+        pair: replace(suite, guidance_scale=pair[0], temperature=pair[1]).drawing(model, "tuning")[
+            "shapes.overall"
+        ]
+        for pair in pairs
     }
-    if not figures:
-        raise UserError("no guidance scale was given to choose from; give at least one")
-    return max(sorted(figures), key=lambda scale: figures[scale].value), figures
+    order = sorted(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
+    scale, temperature = order[0]
+    chosen = replace(model.settings, guidance_scale=scale, temperature=temperature)
+    return chosen, figures
 
 
 def _shares(outcomes: Mapping[str, Sequence[bool]]) -> dict[str, Figure]:

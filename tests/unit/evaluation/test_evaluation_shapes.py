@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import clustered_proportion
-from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_guidance
+from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_drawing
 from ddt_llama.evaluation.suites import SpeedSuite, suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
@@ -312,22 +312,28 @@ def test_given_guidance_and_steps_replace_the_stored_ones() -> None:
     assert not any(name.startswith(("shapes.edit", "shapes.questions")) for name in figures)
 
 
-def test_guidance_is_tuned_on_other_prompts_and_ties_go_to_the_smallest() -> None:
+def test_drawing_is_tuned_on_other_prompts_and_ties_go_to_the_plainest() -> None:
     class Wavering(Perfect):
-        """Wrong below scale 2."""
+        """Wrong below scale 2 and above temperature 0.9."""
+
+        def draw_codes(self, prompts: str | Sequence[str], **options: Any) -> Tensor:
+            scale, temperature = options["guidance_scale"], options["temperature"]
+            self.good = scale >= 2 and temperature <= 0.9
+            return super().draw_codes(prompts, **options)
 
         def show(self, scene: Scene) -> int:
-            good = (self.drawn[-1][2] or 0) >= 2
-            self.shown.append(scene if good else Scene(scene.background, ()))
+            self.shown.append(scene if self.good else Scene(scene.background, ()))
             return len(self.shown) - 1
 
     model = Wavering(use="tuning")
-    best, figures = tune_guidance(model, (4.0, 1.0, 2.0), SUITE)
-    assert best == 2.0
-    assert {scale: f.value for scale, f in figures.items()} == {4.0: 1.0, 1.0: 0.0, 2.0: 1.0}
+    best, figures = tune_drawing(model, (4.0, 1.0, 2.0), (0.5, 1.0, 0.9), SUITE)
+    assert best == replace(model.settings, guidance_scale=2.0, temperature=0.9)
+    assert len(figures) == 9
+    for (scale, temperature), figure in figures.items():
+        assert figure.value == float(scale >= 2 and temperature <= 0.9)
     assert not set(model.known) & set(Perfect().known)
     with pytest.raises(UserError, match="no guidance scale"):
-        tune_guidance(model, ())
+        tune_drawing(model, ())
 
 
 def test_a_suite_of_nothing_is_refused() -> None:
