@@ -15,6 +15,7 @@ from safetensors import safe_open
 from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, train_all
 
 import ddt_llama
+from ddt_llama.checkpoint import load_tensors
 from ddt_llama.cli import main
 from ddt_llama.config import UserError
 from ddt_llama.generation.settings import Settings
@@ -278,3 +279,21 @@ def test_torchrun_goes_on_from_a_tokenizer_with_a_larger_codebook(
     after = ddt_llama.load(run).tokenizer.code_vectors()
     assert (before.shape[0], after.shape[0]) == (32, 40)
     torch.testing.assert_close(after.norm(dim=-1), torch.ones(40))
+
+
+def test_a_decoder_is_trained_while_the_codes_keep_their_meaning(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train = ["train", "nano_tokenizer", "--keep-codes", "true", "--out", str(run)]
+    assert main([*train, "--steps", "2", *TOKENIZER]) == 2
+    assert "give --start RUN" in capsys.readouterr().err
+    given = ["--start", str(pipeline.tokenizer), "--objective.round-from", "0"]
+    assert main([*train, *given, "--objective.round-until", "1", "--steps", "2", *TOKENIZER]) == 0
+    before, after = (
+        ddt_llama.load(path).tokenizer.state_dict() for path in (pipeline.tokenizer, run)
+    )
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved
+    assert all(name.startswith("decoder.") for name in moved)
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["error"] > 0

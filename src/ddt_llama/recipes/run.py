@@ -109,6 +109,8 @@ def _tokenizer_model(recipe: TokenizerRecipe) -> TimestepTokenizer:
         tensors = load_tensors(source)
         grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
         load_into(model, tensors, source)
+    if recipe.keep_codes:
+        model.encoder.requires_grad_(False)
     return model
 
 

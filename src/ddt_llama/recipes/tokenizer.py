@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddt_llama.config import UserError
 from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.reconstruction import default_levels
@@ -33,14 +34,22 @@ class TokenizerRecipe:
     `start`: a run or release (or "nano") whose tokenizer of the same shape training goes on from;
     its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1. It may be
     smaller than the recipe's: the codes it lacks come from the first batches.
+    `keep_codes` trains the decoder alone, so that a language model trained on the codes of `start`
+    goes on speaking them.
     """
 
     name: str
     start: str | None = None
+    keep_codes: bool = False
     tokenizer: TimestepTokenizerConfig = field(default_factory=TimestepTokenizerConfig)
     objective: TimestepObjectiveConfig = field(default_factory=TimestepObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse to keep codes that nobody has learned."""
+        if self.keep_codes and self.start is None:
+            raise UserError("keep_codes: there are none to keep; give --start RUN, or leave it out")
 
 
 class ReconstructionSamples:

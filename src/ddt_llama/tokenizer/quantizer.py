@@ -96,7 +96,7 @@ class Quantizer(nn.Module):
         counts = torch.bincount(flat, minlength=config.codebook_size).float()
         sums = torch.zeros_like(self.sums).index_add_(0, flat, unit)
         counts, sums = distributed.all_reduce_sum(counts), distributed.all_reduce_sum(sums)
-        self._count_usage(codes)
+        self.count_usage(codes)
         even_share = counts.sum() / config.codebook_size
         if self.filled and not self.counts.any():  # a release: goes on from its codebook
             self.counts.copy_(self.codebook.any(-1) * even_share)
@@ -133,7 +133,9 @@ class Quantizer(nn.Module):
         picks = torch.searchsorted(total, draws).clamp_max(len(everyone) - 1)
         return everyone[picks.to(unit.device)]
 
-    def _count_usage(self, codes: Int[Tensor, "b k"]) -> None:
+    @torch.no_grad()
+    def count_usage(self, codes: Int[Tensor, "b k"]) -> None:
+        """Count the codes of a training batch for `metrics`."""
         positions = torch.arange(codes.shape[1], device=codes.device) * self.config.codebook_size
         hits = torch.bincount((codes + positions).flatten(), minlength=self.usage.numel())
         hits = hits.view_as(self.usage).float()

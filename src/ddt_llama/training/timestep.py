@@ -114,14 +114,21 @@ class TimestepObjective:
         return loss, {"error": error.detach(), "commitment": quantized.commitment.detach()}
 
     def after_step(self, model: TimestepTokenizer, step: int) -> dict[str, float]:
-        """Move the codebook; every `probe_every` steps measure what the tokens hold."""
+        """Move the codebook; every `probe_every` steps measure what the tokens hold.
+
+        Where the encoder is frozen the codebook stays as it is.
+        """
         if not self.outcomes:
             return {}
         features, codes = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
         self.outcomes.clear()
-        # Equal on all ranks, unlike the seed of the noise.
-        replaced = model.quantizer.update(features, codes, seed=step)
-        figures = {"codebook.replaced": float(replaced)}
+        figures = {}
+        if next(model.encoder.parameters()).requires_grad:
+            # Equal on all ranks, unlike the seed of the noise.
+            replaced = model.quantizer.update(features, codes, seed=step)
+            figures["codebook.replaced"] = float(replaced)
+        else:
+            model.quantizer.count_usage(codes)
         if step % self.config.probe_every == 0:
             figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
             if distributed.is_main():
