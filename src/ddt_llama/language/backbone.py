@@ -91,7 +91,7 @@ def nano() -> BackboneConfig:
 
     Its documents are some hundred ids long: shorter wavelengths of positions than usual fit them.
     """
-    return BackboneConfig(depth=5, num_heads=4, num_kv_heads=2, mlp_dim=576, rope_theta=100.0)
+    return BackboneConfig(depth=6, num_heads=4, num_kv_heads=2, mlp_dim=576, rope_theta=100.0)
 
 
 def small() -> BackboneConfig:

@@ -50,7 +50,7 @@ def nano_tokenizer() -> TokenizerRecipe:
             pieces=EARLY_PIECES,
             language_order="raster",
             shift=3.0,
-            quantizer=QuantizerConfig(codebook_size=4096, code_dim=8, dead_share=0.03),
+            quantizer=QuantizerConfig(codebook_size=16_384, code_dim=8, dead_share=0.03),
             encoder=EncoderConfig(dim=160, depth=3, num_heads=5),
             decoder=DecoderConfig(dim=160, depth=5, num_heads=5, gate_start=1.0),
         ),

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError
@@ -20,7 +20,7 @@ from ddt_llama.language.vocabulary import Vocabulary
 # On a CPU time grows with every padded id, so short documents are not padded to the longest.
 CPU_PARTS = 4
 # Rows whose logits exist at once.
-ROWS_AT_ONCE = 512
+ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class NextToken:
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
         hidden = supervised_hidden(model, ids, supervised)
-        loss, each, best = head_loss(model, hidden, wanted)
+        loss, each, right = head_loss(model, hidden, wanted)
         with torch.no_grad():
             code = self.vocabulary.is_code(wanted)
             figures = {
-                "accuracy": (best == wanted).float().mean(),
+                "accuracy": right.float().mean(),
                 "loss.text": _mean(each, ~code),
                 "loss.code": _mean(each, code),
             }
@@ -95,8 +95,8 @@ def supervised_hidden(
 
 def head_loss(
     model: Any, hidden: Float[Tensor, "n d"], wanted: Int[Tensor, " n"]
-) -> tuple[Float[Tensor, ""], Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Return the mean cross-entropy of the head, each row's (no gradient) and each row's best id.
+) -> tuple[Float[Tensor, ""], Float[Tensor, " n"], Bool[Tensor, " n"]]:
+    """Return the head's mean cross-entropy, each row's (no gradient) and whether its best is right.
 
     A head without bias and soft cap goes through in parts (`LinearCrossEntropy`).
     """
@@ -107,7 +107,7 @@ def head_loss(
     logits = head(hidden).float()
     logits = cap * torch.tanh(logits / cap) if cap else logits
     each = F.cross_entropy(logits, wanted, reduction="none")
-    return each.mean(), each.detach(), logits.argmax(-1)
+    return each.mean(), each.detach(), logits.argmax(-1) == wanted
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -122,31 +122,34 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return mean loss, loss of each row, best id of each row."""
+        """Return the mean loss, the loss of each row and whether its best id is the wanted one."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         table = weight.to(dtype or weight.dtype)
         each = hidden.new_empty(len(hidden), dtype=torch.float32)
-        best = torch.empty_like(wanted)
+        right = torch.empty_like(wanted, dtype=torch.bool)
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
             for start in range(0, len(hidden), ROWS_AT_ONCE):
                 part = slice(start, start + ROWS_AT_ONCE)
-                rows, right = hidden[part].to(table.dtype), wanted[part, None]
+                rows, place = hidden[part].to(table.dtype), wanted[part, None]
                 logits = (rows @ table.t()).float()
-                total = logits.logsumexp(-1, keepdim=True)
-                each[part] = (total - logits.gather(1, right))[:, 0]
-                best[part] = logits.argmax(-1)
-                slope = logits.sub_(total).exp_()
-                slope.scatter_add_(1, right, torch.full_like(total, -1.0))
-                slope = slope.div_(len(hidden)).to(table.dtype)
+                highest, found = logits.amax(-1), logits.gather(1, place)[:, 0]
+                right[part] = found == highest
+                slope = logits.softmax(-1)
+                # log sum exp = highest - log(softmax of the highest); stable, and one pass less
+                each[part] = highest - slope.amax(-1).log() - found
+                slope.scatter_add_(1, place, slope.new_full(place.shape, -1.0))
+                slope = slope.to(table.dtype)
                 hidden_grad[part] = slope @ table
                 weight_grad += slope.t() @ rows
+        hidden_grad /= len(hidden)
+        weight_grad /= len(hidden)
         ctx.save_for_backward(hidden_grad, weight_grad)
-        ctx.mark_non_differentiable(each, best)
+        ctx.mark_non_differentiable(each, right)
         ctx.weight_dtype = weight.dtype
-        return each.mean(), each, best
+        return each.mean(), each, right
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
