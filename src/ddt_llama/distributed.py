@@ -65,6 +65,7 @@ def autocast(device: torch.device, bf16: bool) -> torch.autocast:
 def teardown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
+        dist.barrier()  # gloo aborts a process whose peer leaves while it still talks
         dist.destroy_process_group()
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from ddt_llama import distributed
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import TrainConfig, restore, train
+from ddt_llama.training.muon import orthogonal, orthogonal_together
 from ddt_llama.training.optim import OptimConfig
 
 
@@ -80,6 +81,13 @@ def rank_main(folder):
     gathered = distributed.all_gather(torch.full((1, 2), float(distributed.rank())))
     assert gathered.tolist() == [[0.0, 0.0], [1.0, 1.0]]
     assert float(distributed.broadcast(torch.tensor(float(distributed.rank())))) == 0.0
+    generator = torch.Generator().manual_seed(0)
+    matrices = [torch.randn(4 + n % 2, 6, generator=generator) for n in range(5)]
+    shared = orthogonal_together(matrices)
+    for mine, alone in zip(shared, orthogonal(matrices), strict=True):
+        torch.testing.assert_close(mine, alone, rtol=0, atol=0.02)
+    everyone = distributed.all_gather(torch.cat([part.flatten() for part in shared])[None])
+    assert torch.equal(everyone[0], everyone[1])
     outcome, _ = fit(folder, stop_at=3)
     assert (outcome.step, outcome.finished) == (4, False)
     outcome, model = fit(folder)
@@ -115,12 +123,12 @@ def test_two_processes_equal_one(tmp_path):
             )
         )
     try:
-        for child in children:
-            output, _ = child.communicate(timeout=200)
-            assert child.returncode == 0, output
+        outputs = [child.communicate(timeout=200)[0] for child in children]
     finally:
         for child in children:
             child.kill()
+    for child, output in zip(children, outputs, strict=True):
+        assert child.returncode == 0, output
     _, model = fit(tmp_path / "one")
     two, one = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]

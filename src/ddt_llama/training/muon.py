@@ -43,7 +43,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             directions = [self._direction(p, group["momentum"]) for p in moving]
-            for p, update in zip(moving, orthogonal(directions), strict=True):
+            for p, update in zip(moving, orthogonal_together(directions), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
 
@@ -55,6 +55,25 @@ class Muon(torch.optim.Optimizer):
             state["momentum_buffer"] = torch.zeros_like(gradient)
         buffer = state["momentum_buffer"].lerp_(gradient, 1 - momentum)
         return gradient.lerp(buffer, momentum)
+
+
+def orthogonal_together(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
+    """Return `orthogonal(matrices)`, each process of several doing its share of the products.
+
+    The matrices must be equal on all processes; so are the results, to the last bit.
+    """
+    ranks = distributed.world_size()
+    if ranks == 1 or not matrices:
+        return orthogonal(matrices)
+    # By turns among those of one shape: every process gets as much work.
+    order = sorted(range(len(matrices)), key=lambda place: (tuple(matrices[place].shape), place))
+    mine = order[distributed.rank() :: ranks]
+    shared = [torch.zeros_like(matrix) for matrix in matrices]
+    for place, result in zip(mine, orthogonal([matrices[i] for i in mine]), strict=True):
+        shared[place] = result
+    everything = distributed.all_reduce_sum(torch.cat([part.flatten() for part in shared]))
+    parts = everything.split([part.numel() for part in shared])
+    return [part.view_as(like) for part, like in zip(parts, matrices, strict=True)]
 
 
 def orthogonal(matrices: Sequence[Float[Tensor, "_ _"]]) -> list[Float[Tensor, "_ _"]]:
