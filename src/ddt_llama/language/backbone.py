@@ -87,7 +87,7 @@ class Language(NamedTuple):
 
 
 def nano() -> BackboneConfig:
-    """About 4 million parameters: trained on two CPU cores, bundled with the package.
+    """About 4 million parameters beside the vocabulary: for two CPU cores, bundled.
 
     Its documents are some hundred ids long: shorter wavelengths of positions than usual fit them.
     """

@@ -60,6 +60,7 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
         trained = _run_language(recipe, out)
     if distributed.is_main() and trained.finished:
         replace_file(out / FINISHED, b"")
+    distributed.teardown()
     return trained
 
 
