@@ -68,13 +68,7 @@ def measure(
         if codebook is not None:
             values = codebook[nearest(features.flatten(0, 1), codebook)].view_as(features)
         errors.append((features - values).square().sum(-1).mean(1))
-        ones = torch.ones(len(part), 1)
-        visible = torch.ones(len(part), 1, model.num_tokens, dtype=torch.bool)
-        patches = model.to_patches(part)
-        noise = torch.randn(patches.shape, generator=torch.Generator().manual_seed(0))
-        tokens = model.tokens(values, visible)
-        answer = model.denoise(tokens, noise[:, None], ones, visible)[:, 0]
-        outputs.append(model.unpatchify(answer.float()).clamp(-1, 1))
+        outputs.append(model.decode(values, steps=1))
     back = torch.cat(outputs)
     right = [matches(found, scene) for found, scene in zip(read(back), scenes, strict=True)]
     return {

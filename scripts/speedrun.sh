@@ -9,6 +9,7 @@
 # SIZE      nano or small
 # RUNS      where the three runs and the finished model go (runs/speedrun-SIZE)
 # MINUTES   end this call after about so many minutes; call again to go on
+# TOKENIZER, PRETRAIN, INSTRUCT   more fields of a stage: TOKENIZER="--train.steps 3000"
 # PROCESSES that share each batch: 2 on a CPU, one thread each, which is faster than one with two
 # DDT_DATA  where the picture packs of SIZE=small lie
 set -euf
@@ -53,23 +54,23 @@ train() {
     fi
 }
 
-# stage NAME DATA [fields]: train one recipe; end the call where its time is over.
+# stage NAME DATA MORE [fields]: train one recipe; end the call where its time is over.
 stage() {
-    name=$1 data=$2 run=$RUNS/$1
-    shift 2
+    name=$1 data=$2 more=$(echo "$3" | tr ' ' '\n') run=$RUNS/$1
+    shift 3
     [ -f "$run/FINISHED" ] && return
     if [ -n "${MINUTES:-}" ]; then
         left=$(awk "BEGIN { left = $MINUTES - ($(date +%s) - $began) / 60; print (left > 0.2 ? left : 0) }")
         [ "$left" = 0 ] && echo "time is over; call again to go on" && exit 0
         set -- "$@" --minutes "$left"
     fi
-    train "${SIZE}_$name" --out "$run" --data $data "$@"
+    train "${SIZE}_$name" --out "$run" --data $data "$@" $more
     [ -f "$run/FINISHED" ] || { echo "call again to go on" && exit 0; }
 }
 
-stage tokenizer "$see"
-stage pretrain "$learn" --tokenizer "$RUNS/tokenizer"
-stage instruct "$obey" --start "$RUNS/pretrain"
+stage tokenizer "$see" "${TOKENIZER:-}"
+stage pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$RUNS/tokenizer"
+stage instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 
 # Guidance tuned on prompts of its own, weights in few bits: the folder that `ddt_llama.load` opens.
 [ "$SIZE" = nano ] && bits=16 || bits=8

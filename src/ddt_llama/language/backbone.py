@@ -39,6 +39,8 @@ GROWN_NOISE = 0.02  # of the spread of the text rows: breaks ties, and leaves al
 class BackboneConfig:
     """The shape of a language model; its vocabulary is given apart.
 
+    `init_std` is the spread of the weights at first, `row_std` that of the rows of the vocabulary
+    (none: the same).
     family: llama; gemma is Gemma 2 (scaled embedding, soft-capped logits) with full attention in
     every layer; qwen is Qwen 3 (normalised queries and keys).
     """
@@ -53,6 +55,7 @@ class BackboneConfig:
     rope_theta: float = 10_000.0
     norm_eps: float = 1e-5
     init_std: float = 0.02
+    row_std: float | None = None
     tied: bool = True
 
     def __post_init__(self) -> None:
@@ -91,13 +94,21 @@ def nano() -> BackboneConfig:
 
     Its documents are some hundred ids long: shorter wavelengths of positions than usual fit them.
     """
-    return BackboneConfig(depth=6, num_heads=4, num_kv_heads=2, mlp_dim=576, rope_theta=100.0)
+    return BackboneConfig(
+        depth=6, num_heads=4, num_kv_heads=2, mlp_dim=576, rope_theta=100.0, row_std=0.12
+    )
 
 
 def small() -> BackboneConfig:
     """About 30 million parameters: trained on one GPU in minutes."""
     return BackboneConfig(
-        dim=512, depth=8, num_heads=8, num_kv_heads=8, mlp_dim=1280, rope_theta=100.0
+        dim=512,
+        depth=8,
+        num_heads=8,
+        num_kv_heads=8,
+        mlp_dim=1280,
+        rope_theta=100.0,
+        row_std=0.12,
     )
 
 
@@ -160,6 +171,8 @@ def build(
     on_meta = torch.device(device).type == "meta"
     with quiet(), _seeded(seed), torch.device("meta" if on_meta else "cpu"):
         model = AutoModelForCausalLM.from_config(settings, dtype=dtype)
+    if config.row_std is not None:
+        _scale_rows(model, config.row_std / config.init_std)
     return model if on_meta else _move(model, device)
 
 
@@ -322,6 +335,15 @@ def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> Pret
         layer_types=["full_attention"] * config.depth,
         **shared,
     )
+
+
+@torch.no_grad()
+def _scale_rows(model: PreTrainedModel, factor: float) -> None:
+    embedding = cast(nn.Embedding, model.get_input_embeddings())
+    head = cast(nn.Linear, model.get_output_embeddings())
+    embedding.weight.mul_(factor)
+    if head.weight is not embedding.weight:
+        head.weight.mul_(factor)
 
 
 @torch.no_grad()

@@ -211,7 +211,7 @@ class TimestepTokenizer(nn.Module):
     @torch.no_grad()
     def decode(
         self,
-        codes: Int[Tensor, "b k"],
+        codes: Int[Tensor, "b k"] | Float[Tensor, "b k e"],
         *,
         steps: int = 8,
         visible: int | None = None,
@@ -222,15 +222,16 @@ class TimestepTokenizer(nn.Module):
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1]; the same codes and seed give the same images.
 
+        `codes`: integers, or vectors in their place (features that were not rounded).
         `visible`: how many tokens to use, counted from the coarse end (None: all).
         `guidance_scale` 1 is none; above 1 pushes away from the output without tokens.
         `eta` 1 with steps = T is the paper's DDPM loop. Raises UserError outside these ranges.
         """
-        self._check_decode(codes, steps, visible, guidance_scale)
+        values = self._values(codes)
+        self._check_decode(steps, visible, guidance_scale)
         config = self.config
         first = 0 if visible is None else self.num_tokens - visible
         device = codes.device
-        values = self.quantizer.look_up(codes)
         kept = (torch.arange(self.num_tokens, device=device) >= first).expand(len(codes), -1)
         static = config.decoder.token_stream == "static"
         tokens = self.decoder.remember(values, kept) if static else values
@@ -281,15 +282,20 @@ class TimestepTokenizer(nn.Module):
         load_into(model, load_tensors(source), source)
         return model.eval()
 
-    def _check_decode(
-        self, codes: Tensor, steps: int, visible: int | None, guidance_scale: float
-    ) -> None:
-        if codes.ndim != 2 or codes.shape[1] != self.num_tokens:
-            raise UserError(
-                f"decode got codes of shape {tuple(codes.shape)}; expected (b, {self.num_tokens})"
-            )
+    def _values(self, codes: Tensor) -> Float[Tensor, "b k e"]:
+        """Look codes up; vectors pass as they are. UserError for another shape or range."""
+        vectors = codes.is_floating_point()
+        row = (self.num_tokens, self.config.quantizer.code_dim)[: 2 if vectors else 1]
+        if tuple(codes.shape[1:]) != row:
+            wanted = ", ".join(map(str, ("b", *row)))
+            raise UserError(f"decode got codes of shape {tuple(codes.shape)}; expected ({wanted})")
+        if vectors:
+            return codes
         if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
             raise UserError(f"decode got a code outside 0..{self.codebook_size - 1}")
+        return self.quantizer.look_up(codes)
+
+    def _check_decode(self, steps: int, visible: int | None, guidance_scale: float) -> None:
         if steps < 1:
             raise UserError(f"steps is {steps}; it must be at least 1")
         if visible is not None and not 0 <= visible <= self.num_tokens:

@@ -69,6 +69,14 @@ def test_sizes_are_as_named(size, low, high):
     assert low <= count / 1e6 <= high
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_rows_of_the_vocabulary_start_as_large_as_asked(tied):
+    plain, large = (backbone.build(tiny(tied=tied, row_std=std), VOCABULARY) for std in (None, 0.1))
+    tables = {"model.embed_tokens.weight", "lm_head.weight"}
+    for (name, before), after in zip(plain.named_parameters(), large.parameters(), strict=True):
+        torch.testing.assert_close(after, before * (5 if name in tables else 1))
+
+
 def test_same_seed_same_weights_and_global_state_untouched():
     torch.manual_seed(3)
     expected = torch.rand(3)

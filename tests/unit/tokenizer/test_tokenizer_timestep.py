@@ -214,6 +214,13 @@ def test_only_the_coarsest_visible_tokens_count(stream: TokenStream, visible: in
     assert torch.equal(model.decode(coarser, visible=visible), out) == (visible == 0)
 
 
+def test_vectors_decode_like_the_codes_that_they_stand_for():
+    model, codes = build(), some_codes()
+    vectors = model.quantizer.look_up(codes)
+    assert torch.equal(model.decode(vectors), model.decode(codes))
+    assert not torch.equal(model.decode(vectors.flip(-1)), model.decode(codes))
+
+
 @pytest.mark.parametrize("prediction", ["clean", "velocity", "noise"])
 @pytest.mark.parametrize("path", [Cosine(), DiscreteDDPM(num_steps=8, beta_end=0.5)])
 def test_every_path_and_prediction_decodes_to_finite_pictures(prediction: str, path: Any):
@@ -229,6 +236,7 @@ def bad_decode(**changes: Any) -> dict[str, Any]:
     ("arguments", "message"),
     [
         (bad_decode(codes=torch.zeros(2, 5, dtype=torch.long)), r"\(2, 5\); expected \(b, 6\)"),
+        (bad_decode(codes=torch.zeros(2, 6, 3)), r"\(2, 6, 3\); expected \(b, 6, 4\)"),
         (bad_decode(codes=torch.full((1, 6), CODES)), r"a code outside 0\.\.11"),
         (bad_decode(codes=torch.full((1, 6), -1)), r"a code outside 0\.\.11"),
         (bad_decode(steps=0), "steps is 0; it must be at least 1"),
