@@ -4,7 +4,7 @@ The face of a trained model in Python, behind every command and every score. Put
 tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.pictures import ImageInput, read_images
@@ -25,6 +25,8 @@ from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.tokenizer.base import Tokenizer
 
 Stage = Literal["pretrain", "instruct"]
+FORMAT = "ddt-llama"  # of release folders
+VERSION = 1
 
 
 class Model:
@@ -33,7 +35,7 @@ class Model:
     def __init__(
         self,
         tokenizer: Tokenizer,
-        language: nn.Module | None = None,
+        language: nn.Module | Callable[[], nn.Module] | None = None,
         vocabulary: Vocabulary | None = None,
         text: TextTokenizer | None = None,
         *,
@@ -42,7 +44,7 @@ class Model:
         stage: Stage = "instruct",
         name: str = "unnamed",
     ) -> None:
-        """Join the parts; `engine` replaces `language` where only generation is needed.
+        """Join the parts. `language` may be what opens it, where an `engine` is given for drawing.
 
         The engine takes its own copy of the weights of `language`: after further training, make a
         new Model. Raises UserError where the parts do not belong together.
@@ -55,10 +57,9 @@ class Model:
         self.stage: Stage = stage
         self.name = name
         self.batch_size = 32
-        self.folder: Path | None = None
         if vocabulary is not None:
             _check_belongs(tokenizer, vocabulary)
-            if engine is None and language is not None:
+            if engine is None and isinstance(language, nn.Module):
                 size = None if text is None else text.size
                 engine = Engine(decoder_of(language), vocabulary, size)
         self.engine = engine
@@ -72,11 +73,9 @@ class Model:
         """
         if self._language is None:
             self._language_parts()
-            if self.folder is None:
-                raise UserError(f"model {self.name} was made from an engine alone; give its module")
-            from ddt_llama.generation.release import open_language
-
-            self._language = open_language(self.folder, self.device)
+            raise UserError(f"model {self.name} was made from an engine alone; give its module")
+        if not isinstance(self._language, nn.Module):
+            self._language = self._language()
         return self._language
 
     def draw(
@@ -202,10 +201,22 @@ class Model:
         return torch.cat(images).float().cpu()
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a release folder that `load` opens; weights are stored as `dtype` if given."""
-        from ddt_llama.generation.release import save
+        """Write a release folder that `load` opens; weights are stored as `dtype` if given.
 
-        save(self, Path(folder), dtype)
+        Its description, which makes it a release, comes last.
+        """
+        folder = Path(folder)
+        self.tokenizer.save(folder / "tokenizer", dtype=dtype)
+        if self.vocabulary is not None and self.text is not None:
+            from ddt_llama.language import backbone
+
+            language: Any = self.language
+            backbone.save(folder / "language", language, self.vocabulary, self.text, dtype=dtype)
+        if not (folder / "README.md").exists():
+            card = f"# {self.name}\n\nA model of ddt-llama: `ddt_llama.load({self.name!r})`.\n"
+            replace_file(folder / "README.md", card.encode())
+        described = {"format": FORMAT, "version": VERSION, "name": self.name, "stage": self.stage}
+        save_json(folder / "config.json", {**described, "generation": to_dict(self.settings)})
 
     def _edit(
         self,

@@ -1,4 +1,4 @@
-"""Release folders: find one by name, open it, write one.
+"""Release folders: find one by name and open it (`Model.save` writes one).
 
 `load("nano")` is bundled with the package, `load("small")` lies in the repository, anything else is
 a folder or a name on the Hugging Face hub. Weights are safetensors only. For LLaMA-like language
@@ -7,6 +7,7 @@ models nothing of transformers is imported, which is most of the start-up time o
 
 import importlib.resources
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ddt_llama.checkpoint import load_tensors
-from ddt_llama.config import UserError, from_dict, load_json, replace_file, save_json, to_dict
+from ddt_llama.config import UserError, from_dict, load_json
 from ddt_llama.generation.engine import Decoder, Engine
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.model import Model
+from ddt_llama.generation.model import FORMAT, VERSION, Model
 from ddt_llama.generation.settings import Settings
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
 RELEASES = ("nano", "small")  # names that `load` knows without a path
-FORMAT = "ddt-llama"
-VERSION = 1
 STAGES = ("pretrain", "instruct")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
@@ -42,15 +41,16 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
     place = _place(device)
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
     settings = from_dict(Settings, described.get("generation", {}), "generation.")
-    vocabulary = text = engine = None
+    language = vocabulary = text = engine = None
     if (folder / "language").is_dir():
         vocabulary = Vocabulary.load(folder / "language")
         text = TextTokenizer.load(folder / "language")
         decoder = open_decoder(folder / "language", vocabulary, place)
+        language = partial(_open_language, folder / "language", place)
         engine = Engine(decoder, vocabulary, text.size)
-    model = Model(
+    return Model(
         tokenizer,
-        None,
+        language,
         vocabulary,
         text,
         engine=engine,
@@ -58,8 +58,6 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
         stage=described.get("stage", "instruct"),
         name=str(described.get("name", folder.name)),
     )
-    model.folder = folder
-    return model
 
 
 def find(name: str | Path) -> Path:
@@ -109,26 +107,11 @@ def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> 
     return decoder
 
 
-def open_language(folder: Path, device: torch.device) -> nn.Module:
-    """Return the transformers module of a release, for likelihoods and further training."""
+def _open_language(folder: Path, device: torch.device) -> nn.Module:
+    """Open the transformers module, for likelihoods and further training."""
     from ddt_llama.language import backbone
 
-    return backbone.load(folder / "language", device=device).model
-
-
-def save(model: Model, folder: Path, dtype: torch.dtype | None = None) -> None:
-    """Write tokenizer, language model and, last, the description that makes it a release."""
-    model.tokenizer.save(folder / "tokenizer", dtype=dtype)
-    if model.vocabulary is not None and model.text is not None:
-        from ddt_llama.language import backbone
-
-        language: Any = model.language
-        backbone.save(folder / "language", language, model.vocabulary, model.text, dtype=dtype)
-    if not (folder / "README.md").exists():
-        card = f"# {model.name}\n\nA model of ddt-llama: `ddt_llama.load({model.name!r})`.\n"
-        replace_file(folder / "README.md", card.encode())
-    described = {"format": FORMAT, "version": VERSION, "name": model.name, "stage": model.stage}
-    save_json(folder / "config.json", {**described, "generation": to_dict(model.settings)})
+    return backbone.load(folder, device=device).model
 
 
 def _description(folder: Path) -> dict[str, Any]:

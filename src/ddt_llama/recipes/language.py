@@ -26,7 +26,7 @@ from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.training.loop import TrainConfig, step_seed
 
 PRETRAIN = Mix(text_to_image=0.6, image_to_text=0.2, image_only=0.1, text_only=0.1)
-INSTRUCT = Mix(draw=0.45, edit=0.25, ask=0.2, describe=0.1)
+INSTRUCT = Mix(draw=0.35, edit=0.35, ask=0.2, describe=0.1)
 # Pictures encoded at once, always as many, so that codes do not depend on the batch. On a CPU core
 # 16 at once are 1.8 times faster than 64 (their activations stay in the cache).
 CHUNK = {"cpu": 16, "cuda": 256}

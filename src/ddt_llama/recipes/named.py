@@ -83,18 +83,18 @@ def nano_pretrain() -> LanguageRecipe:
         backbone=backbone.nano(),
         mix=PRETRAIN,
         train=TrainConfig(
-            steps=6000,
+            steps=3000,
             batch=32,
             sample_every=1000,
             prefetch=1,
-            optim=LANGUAGE_MUON,
+            optim=replace(LANGUAGE_MUON, floor=0.5),
         ),
     )
 
 
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano."""
-    return _second_stage(nano_pretrain(), "nano_instruct", steps=12_000, lr=1e-3)
+    return _second_stage(nano_pretrain(), "nano_instruct", steps=8000, lr=2e-3)
 
 
 def small_tokenizer() -> TokenizerRecipe:
