@@ -24,9 +24,9 @@ def test_the_one_command_trains_everything_on_a_folder_of_pictures(tmp_path: Pat
     settings = {
         "RUNS": str(runs),
         "PROCESSES": "1",
-        "TOKENIZER": " ".join(["--train.steps 3", *TOKENIZER]),
-        "PRETRAIN": " ".join(["--train.steps 2", *LANGUAGE]),
-        "INSTRUCT": " ".join(["--train.steps 2", *LANGUAGE]),
+        "TOKENIZER": " ".join(["--steps 3", *TOKENIZER]),
+        "PRETRAIN": " ".join(["--steps 2", *LANGUAGE]),
+        "INSTRUCT": " ".join(["--steps 2", *LANGUAGE]),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "OMP_NUM_THREADS": "1",
     }
@@ -43,7 +43,7 @@ def test_the_one_command_trains_everything_on_a_folder_of_pictures(tmp_path: Pat
         return done.stdout
 
     assert "call again to go on" in speedrun(MINUTES="0.0001")
-    assert not (runs / "tokenizer" / "FINISHED").exists()
+    assert not list(runs.glob("*/FINISHED"))
     assert "the model:" in speedrun()
     assert len(list(runs.glob("drawn*.png"))) == 4
     model = ddt_llama.load(runs / "nano")

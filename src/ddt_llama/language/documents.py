@@ -111,8 +111,12 @@ def draw(prompt: str, codes: abc.Sequence[int] | None) -> Document:
 
 
 def edit(source: abc.Sequence[int], instruction: str, target: abc.Sequence[int] | None) -> Document:
-    """Stage 2: an image and an instruction, answered by the changed image."""
-    return Document("edit", (Image(tuple(source)), Text(instruction)), _image(target))
+    """Stage 2: an instruction and an image, answered by the changed image.
+
+    The instruction comes first: then each code of the answer stands equally far from the code of
+    the source at its place, whatever the length of the instruction, and copying is easy to learn.
+    """
+    return Document("edit", (Text(instruction), Image(tuple(source))), _image(target))
 
 
 def ask(
@@ -164,7 +168,7 @@ def render(
                           ^    ^
         draw            B USER: prompt ASSISTANT: [|# ] E   stage 2: the answer only
                                                   ^ ^ ^ ^
-        edit            B USER: [ # ] instruction ASSISTANT: [|# ] E
+        edit            B USER: instruction [ # ] ASSISTANT: [|# ] E
                                                              ^ ^ ^ ^
         ask, describe   B USER: [ # ] question ASSISTANT:|answer E
                                                           ^      ^

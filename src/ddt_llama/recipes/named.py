@@ -65,7 +65,7 @@ def nano_tokenizer() -> TokenizerRecipe:
         ),
         objective=replace(FROM_OWN_ANSWERS, round_from=400, round_until=900),
         train=TrainConfig(
-            steps=20_000,
+            steps=5600,
             batch=64,
             sample_every=1000,
             prefetch=1,
@@ -266,8 +266,8 @@ def paper_instruct() -> LanguageRecipe:
 
 
 def _second_stage(first: LanguageRecipe, name: str, *, steps: int, lr: float) -> LanguageRecipe:
-    """Go on from a stage 1 with instructions, at a lower learning rate."""
-    optim = replace(first.train.optim, lr=lr)
+    """Go on from a stage 1 with instructions, at a lower learning rate that falls to nothing."""
+    optim = replace(first.train.optim, lr=lr, floor=0.0)
     return replace(
         first,
         name=name,

@@ -73,9 +73,9 @@ def rendered(document, **options):
         (documents.draw("red", None), "B _USER : _red _ASSISTANT : [^"),
         (
             documents.edit(A, "red", B),
-            "B _USER : [ #3 #1 #4 #15 ] _red _ASSISTANT : [^ #9^ #2^ #6^ #0^ ]^ E^",
+            "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^ #9^ #2^ #6^ #0^ ]^ E^",
         ),
-        (documents.edit(A, "red", None), "B _USER : [ #3 #1 #4 #15 ] _red _ASSISTANT : [^"),
+        (documents.edit(A, "red", None), "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^"),
         (
             documents.ask(A, "how many?", "a"),
             "B _USER : [ #3 #1 #4 #15 ] _how _many ? _ASSISTANT : _a^ E^",
