@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, train_all
+from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, pictures, train_all
 
 import ddt_llama
 from ddt_llama.checkpoint import load_tensors
@@ -237,15 +237,6 @@ def test_a_killed_run_goes_on_with_the_same_losses(pipeline: Pipeline, tmp_path:
     assert not (cut / "FINISHED").exists()
     assert main(["train", "nano_pretrain", "--out", str(cut), *fields]) == 0
     assert losses(cut) == losses(whole)
-
-
-def pictures(folder: Path) -> Path:
-    """Make a folder of six captioned pictures."""
-    folder.mkdir(parents=True)
-    for number in range(6):
-        Image.linear_gradient("L").rotate(60 * number).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"a plain picture number {number}")
-    return folder
 
 
 @pytest.mark.slow

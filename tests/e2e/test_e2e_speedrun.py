@@ -6,8 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from tiny_pipeline import LANGUAGE, TOKENIZER
+from tiny_pipeline import LANGUAGE, TOKENIZER, pictures
 
 import ddt_llama
 
@@ -17,10 +16,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "speedrun.sh"
 @pytest.mark.slow
 def test_the_one_command_trains_everything_on_a_folder_of_pictures(tmp_path: Path) -> None:
     data, runs = tmp_path / "my pictures", tmp_path / "runs"
-    data.mkdir()
-    for number in range(6):
-        Image.linear_gradient("L").rotate(60 * number).save(data / f"{number}.png")
-        (data / f"{number}.txt").write_text(f"a plain picture number {number}")
+    pictures(data)
     settings = {
         "RUNS": str(runs),
         "PROCESSES": "1",

@@ -57,3 +57,12 @@ def train_all(place: Path, data: tuple[str, ...] = ()) -> Pipeline:
     picture = place / "picture.png"
     Image.radial_gradient("L").convert("RGB").save(picture)
     return Pipeline(*runs, picture)
+
+
+def pictures(folder: Path) -> Path:
+    """Make a folder of six captioned pictures."""
+    folder.mkdir(parents=True)
+    for number in range(6):
+        Image.linear_gradient("L").rotate(60 * number).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"a plain picture number {number}")
+    return folder

@@ -214,20 +214,24 @@ def grow(
     model = open_model(folder, dtype)
     with quiet(), _seeded(seed):
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
-    embedding = cast(nn.Embedding, model.get_input_embeddings())
-    head = cast(nn.Linear, model.get_output_embeddings())
     generator = torch.Generator().manual_seed(seed)
-    _fill_new_rows(embedding.weight, rows, generator)
-    if head.weight is not embedding.weight:
-        _fill_new_rows(head.weight, rows, generator)
+    for table in vocabulary_tables(model):
+        _fill_new_rows(table, rows, generator)
     marks = _marks(vocabulary)
     for settings in (model.config, model.config.get_text_config()):
         for name, index in marks.items():
             setattr(settings, name, index)
-    embedding.padding_idx = vocabulary.pad
+    cast(nn.Embedding, model.get_input_embeddings()).padding_idx = vocabulary.pad
     # The checkpoint's own sampling defaults (temperature, its end of text) do not hold any more.
     model.generation_config = GenerationConfig(**marks)
     return model
+
+
+def vocabulary_tables(model: PreTrainedModel) -> list[Tensor]:
+    """Return embedding and head, each `v d`; a single table where both are one."""
+    embedding = cast(nn.Embedding, model.get_input_embeddings()).weight
+    head = cast(nn.Linear, model.get_output_embeddings()).weight
+    return [embedding] if head is embedding else [embedding, head]
 
 
 def save(
@@ -339,11 +343,8 @@ def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> Pret
 
 @torch.no_grad()
 def _scale_rows(model: PreTrainedModel, factor: float) -> None:
-    embedding = cast(nn.Embedding, model.get_input_embeddings())
-    head = cast(nn.Linear, model.get_output_embeddings())
-    embedding.weight.mul_(factor)
-    if head.weight is not embedding.weight:
-        head.weight.mul_(factor)
+    for table in vocabulary_tables(model):
+        table.mul_(factor)
 
 
 @torch.no_grad()

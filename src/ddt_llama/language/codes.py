@@ -6,13 +6,13 @@ Measured in experiments/0006.
 """
 
 import math
-from typing import cast
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from ddt_llama.language.backbone import vocabulary_tables
 from ddt_llama.language.vocabulary import Vocabulary
 
 BANDWIDTH = 2.0  # of unit vectors: rows of codes half the sphere apart are nearly independent
@@ -30,15 +30,11 @@ def place_codes(
     what the model started with.
     """
     generator = torch.Generator().manual_seed(seed)
-    embedding = cast(nn.Embedding, model.get_input_embeddings())
-    head = cast(nn.Linear, model.get_output_embeddings())
-    dim = embedding.embedding_dim
+    tables = vocabulary_tables(model)
+    dim = tables[0].shape[1]
     directions = BANDWIDTH * torch.randn(vectors.shape[1], -(-dim // 2), generator=generator)
     angles = vectors.float().cpu() @ directions
     features = math.sqrt(2) * torch.cat([angles.sin(), angles.cos()], dim=1)[:, :dim]
-    tables = (
-        [embedding.weight] if head.weight is embedding.weight else [embedding.weight, head.weight]
-    )
     for table in tables:
         rows = table[vocabulary.code_offset :]
         keep = math.sqrt(1 - NOISE_SHARE**2)

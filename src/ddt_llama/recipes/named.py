@@ -89,6 +89,7 @@ def nano_pretrain() -> LanguageRecipe:
             prefetch=1,
             optim=replace(LANGUAGE_MUON, floor=0.5),
         ),
+        data=DataConfig(scenes=200_000),
     )
 
 
