@@ -10,7 +10,7 @@ from torch import Tensor
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.sampling import Sampling, TopK, choose, gumbel_noise
+from ddt_llama.generation.sampling import Sampling, TopK, choose, uniforms
 from ddt_llama.language.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=95, codebook_size=64, num_tokens=8)
@@ -75,7 +75,7 @@ def plain_codes(
     model: Any, prompt: list[int], empty: list[int], scale: float, sampling: Sampling, seed: int
 ) -> list[int]:
     """Draw one image the obvious way."""
-    noise = gumbel_noise([seed], 0, VOCABULARY.num_tokens, VOCABULARY.codebook_size)
+    chance = uniforms([seed], VOCABULARY.num_tokens)
     codes: list[int] = []
     for step in range(VOCABULARY.num_tokens):
         ids = [code + VOCABULARY.code_offset for code in codes]
@@ -84,7 +84,7 @@ def plain_codes(
             for start in (prompt, empty)
         )
         logits = unconditional + scale * (conditional - unconditional)
-        codes.append(int(choose(logits, sampling, noise[step])))
+        codes.append(int(choose(logits, sampling, chance[step])))
     return codes
 
 

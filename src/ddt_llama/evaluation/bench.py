@@ -2,7 +2,7 @@
 
 The plain loop is what one writes first: for every token a full forward of the prompt with all codes
 so far, and another of its twin without text, through transformers and without a cache. Both draw
-with the same noise, so the codes themselves are compared too.
+with the same numbers, so the codes themselves are compared too.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from ddt_llama.evaluation.intervals import Figure, proportion
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.model import Model
-from ddt_llama.generation.sampling import FULL, choose, guide, gumbel_noise
+from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
 from ddt_llama.language import documents
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -67,8 +67,8 @@ def plain_codes(
 ) -> Int[Tensor, "b k"]:
     """Draw codes (language order) with two full forwards a token and no cache."""
     vocabulary, device = _vocabulary(model), model.device
-    count, size = vocabulary.num_tokens, vocabulary.codebook_size
-    noise = gumbel_noise(seeds, 0, count, size, device)
+    count = vocabulary.num_tokens
+    chance = uniforms(seeds, count, device)
     codes = torch.empty(len(prompts), 0, dtype=torch.int64, device=device)
     with torch.inference_mode():
         for step in range(count):
@@ -76,7 +76,7 @@ def plain_codes(
                 _last_logits(model, rows, codes)[:, vocabulary.code_offset : vocabulary.size]
                 for rows in (prompts, twins)
             )
-            chosen = choose(guide(conditional, unconditional, scale), FULL, noise[step])
+            chosen = choose(guide(conditional, unconditional, scale), FULL, chance[step])
             codes = torch.cat((codes, chosen[:, None]), dim=1)
     return codes.clone()
 

@@ -18,15 +18,12 @@ from ddt_llama.generation.lean import LeanDecoder, obstacle
 from ddt_llama.generation.sampling import (
     FULL,
     GREEDY,
-    Greedy,
     Sampling,
     choose,
     guide,
-    gumbel_noise,
+    uniforms,
 )
 from ddt_llama.language.vocabulary import Vocabulary
-
-NOISE_BLOCK = 1 << 22  # noise values held at a time: 32 steps of 8 rows for 16,384 codes
 
 
 @runtime_checkable
@@ -128,12 +125,12 @@ class Engine:
         head = slice(vocabulary.code_offset, vocabulary.size)
         logits, cache = self._prefill([*prompts, *(unconditional or ())], steps, head)
         codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=device)
-        noise = _Noise(seeds, vocabulary.codebook_size, steps, sampling, device)
+        chance = uniforms(seeds, steps, device)
         for step in range(steps):
             if unconditional is not None:
                 conditional, empty = logits.chunk(2)
                 logits = guide(conditional, empty, guidance_scale)
-            codes[:, step] = choose(logits, sampling, noise.at(step))
+            codes[:, step] = choose(logits, sampling, chance[step])
             if step + 1 < steps:
                 ids = codes[:, step] + vocabulary.code_offset
                 ids = ids if unconditional is None else ids.repeat(2)
@@ -152,13 +149,13 @@ class Engine:
         impossible = torch.ones(vocabulary.code_offset, dtype=torch.bool, device=device)
         impossible[: self.num_text] = False
         impossible[vocabulary.eos] = False
-        noise = _Noise(seeds, vocabulary.code_offset, max_tokens, sampling, device)
+        chance = uniforms(seeds, max_tokens, device)
         logits, cache = self._prefill(prompts, max_tokens, head)
         written: list[Tensor] = []
         ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
         for step in range(max_tokens):
             logits = logits.masked_fill(impossible, -torch.inf)
-            written.append(choose(logits, sampling, noise.at(step)))
+            written.append(choose(logits, sampling, chance[step]))
             ended |= written[-1] == vocabulary.eos
             # Asking costs a wait on an accelerator; a few steps too many cost less.
             asked = device.type == "cpu" or step % 8 == 7
@@ -191,30 +188,3 @@ class Engine:
             length + steps,
             head,
         )
-
-
-class _Noise:
-    """Gumbel noise of all rows, computed for as many steps ahead as fit a bounded block."""
-
-    def __init__(
-        self,
-        seeds: Sequence[int],
-        size: int,
-        steps: int,
-        sampling: Sampling,
-        device: torch.device,
-    ) -> None:
-        self.seeds, self.size, self.steps, self.device = list(seeds), size, steps, device
-        self.greedy = isinstance(sampling.method, Greedy)
-        self.count = max(1, NOISE_BLOCK // max(1, len(self.seeds) * size))
-        self.start = -self.count
-        self.block = torch.empty(0)
-
-    def at(self, step: int) -> Tensor | None:
-        if self.greedy:
-            return None
-        if step >= self.start + self.count:
-            self.start = step
-            count = min(self.count, self.steps - step)
-            self.block = gumbel_noise(self.seeds, step, count, self.size, self.device)
-        return self.block[step - self.start]

@@ -227,7 +227,7 @@ class Model:
         options: Options,
     ) -> tuple[Tensor, list[int]]:
         self._need_instruct("edit")
-        settings = self.settings.changed(options)
+        settings = self.settings.for_edits().changed(options)
         codes, given = self._paired(images, _texts(instructions, "instruction"))
         seeds = row_seeds(seed, len(given), num)
         requests = [

@@ -1,9 +1,9 @@
-"""How the next token is chosen: methods as values, and noise that belongs to a row, not to a batch.
+"""How the next token is chosen: methods as values, and chance that belongs to a row alone.
 
-Sampling is Gumbel-max: argmax(logits / temperature + gumbel) is a draw from softmax(logits /
-temperature). The noise is a pure function of (row seed, step, token), computed by integer
-arithmetic on any device, so a row draws the same tokens alone, in any batch, on CPU and on GPU, and
-nothing waits for the host.
+A token is drawn by inverting the distribution function: the first token at which the summed
+probabilities exceed a uniform number. That number is a pure function of (row seed, step), computed
+by integer arithmetic on any device, so a row draws the same tokens alone, in any batch, on CPU and
+on GPU, and nothing waits for the host.
 """
 
 from collections.abc import Sequence
@@ -93,29 +93,31 @@ def restrict(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, 
 
 
 def choose(
-    logits: Float[Tensor, "b v"], sampling: Sampling, noise: Float[Tensor, "b v"] | None
+    logits: Float[Tensor, "b v"], sampling: Sampling, uniform: Float[Tensor, " b"] | None
 ) -> Int[Tensor, " b"]:
-    """Draw one token a row by Gumbel-max; `noise` None or `Greedy()` takes the most likely one."""
-    if noise is None or isinstance(sampling.method, Greedy):
+    """Draw one token a row, by one number of `uniforms` a row.
+
+    `uniform` None or `Greedy()` takes the most likely token.
+    """
+    if uniform is None or isinstance(sampling.method, Greedy):
         return logits.argmax(dim=-1)
-    return (restrict(logits, sampling) + noise).argmax(dim=-1)
+    reached = restrict(logits, sampling).softmax(dim=-1).cumsum(dim=-1)
+    wanted = uniform[:, None] * reached[:, -1:]  # below the last sum, which is 1 up to rounding
+    return torch.searchsorted(reached, wanted, right=True)[:, 0]
 
 
-def gumbel_noise(
-    seeds: Sequence[int], start: int, steps: int, size: int, device: torch.device | str = "cpu"
-) -> Float[Tensor, "steps b size"]:
-    """Return standard Gumbel noise for each row seed at steps `start` .. `start + steps - 1`.
+def uniforms(
+    seeds: Sequence[int], steps: int, device: torch.device | str = "cpu"
+) -> Float[Tensor, "steps b"]:
+    """Return a number in (0, 1) for each step and each row seed.
 
-    Element (i, r, j) depends on (seeds[r], start + i, j) alone. Seeds lie in [0, 2**63).
+    Element (i, r) depends on (i, seeds[r]) alone. Seeds lie in [0, 2**63). The numbers have 22
+    bits, so that float32 holds them exactly and no product with a sum rounds up to that sum.
     """
     row = _scramble(torch.tensor(list(seeds), dtype=torch.int64, device=device))
-    step = torch.arange(start, start + steps, dtype=torch.int64, device=device)
-    stream = _scramble(row[None, :] + (step[:, None] + 1) * _GOLDEN)
-    column = torch.arange(1, size + 1, dtype=torch.int64, device=device) * _GOLDEN
-    bits = (_scramble(stream[..., None] + column) >> 24) & ((1 << 40) - 1)
-    # -log(1 - u) with u near 0 keeps the large noise values, those that win, finely resolved.
-    u = bits.float().add_(0.5).mul_(2.0**-40).clamp_(max=1.0 - 2.0**-24)
-    return u.neg_().log1p_().neg_().log_().neg_()
+    step = torch.arange(1, steps + 1, dtype=torch.int64, device=device)
+    bits = (_scramble(row[None, :] + step[:, None] * _GOLDEN) >> 42) & ((1 << 22) - 1)
+    return (bits.float() + 0.5) * 2.0**-22
 
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit integer

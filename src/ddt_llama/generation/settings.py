@@ -34,7 +34,8 @@ class Settings:
 
     guidance_scale: 0 ignores the prompt, 1 is the plain model, more follows it more closely.
     steps: denoising steps of the image tokenizer's decoder. 3.0, 1.0, no top_k, no top_p is the
-    public recipe of Selftok; a release carries what was tuned for it.
+    public recipe of Selftok; a release carries what was tuned for it. edit_guidance_scale,
+    edit_temperature: of edits, None as of drawings. An edit is mostly a copy and wants less chance.
     """
 
     guidance_scale: float = 3.0
@@ -42,14 +43,17 @@ class Settings:
     top_k: int | None = None
     top_p: float | None = None
     steps: int = 8
+    edit_guidance_scale: float | None = None
+    edit_temperature: float | None = None
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        if not 0.0 <= self.guidance_scale < math.inf:
-            raise UserError(
-                f"guidance_scale is {self.guidance_scale}; it must be a finite number of 0 or more "
-                "(1 is no guidance, 3 is usual)"
-            )
+        for scale in (self.guidance_scale, self.for_edits().guidance_scale):
+            if not 0.0 <= scale < math.inf:
+                raise UserError(
+                    f"guidance_scale is {scale}; it must be a finite number of 0 or more "
+                    "(1 is no guidance, 3 is usual)"
+                )
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(
                 f"steps is {self.steps}; it must be a whole number from 1 to {MAX_STEPS} "
@@ -60,6 +64,19 @@ class Settings:
                 f"top_k {self.top_k} and top_p {self.top_p} were both given; give one of them"
             )
         self.sampling()
+
+    def for_edits(self) -> "Settings":
+        """Return these settings with those of edits in the place of those of drawings."""
+        scale, temperature = self.edit_guidance_scale, self.edit_temperature
+        if scale is None and temperature is None:
+            return self
+        return dataclasses.replace(
+            self,
+            guidance_scale=self.guidance_scale if scale is None else scale,
+            temperature=self.temperature if temperature is None else temperature,
+            edit_guidance_scale=None,
+            edit_temperature=None,
+        )
 
     def sampling(self) -> Sampling:
         """Return method and temperature as values."""

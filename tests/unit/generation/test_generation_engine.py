@@ -8,7 +8,6 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ddt_llama.config import UserError
-from ddt_llama.generation import engine as engine_module
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.sampling import Sampling, TopK
 from ddt_llama.language.vocabulary import Vocabulary
@@ -89,15 +88,6 @@ def test_guidance_at_one_reads_no_second_row_and_at_zero_forgets_the_prompt(engi
     assert torch.equal(plain, one)
     assert torch.equal(zero, engine.codes([EMPTY] * 3, seeds=[1, 2, 3]))
     assert not torch.equal(plain, zero)
-
-
-def test_noise_may_be_made_in_blocks_of_any_size(
-    engine: Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = draw(engine, prompts(3), [1, 2, 3])
-    for block in (1, 3 * 256 * 5):
-        monkeypatch.setattr(engine_module, "NOISE_BLOCK", block)
-        assert torch.equal(draw(engine, prompts(3), [1, 2, 3]), whole)
 
 
 def test_an_answer_holds_only_known_text(engine: Engine) -> None:

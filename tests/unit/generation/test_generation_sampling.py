@@ -1,4 +1,4 @@
-"""Sampling values: what they keep, what they refuse, and noise that is a law of its own."""
+"""Sampling values: what they keep, what they refuse, and chance that belongs to a row."""
 
 import math
 
@@ -8,14 +8,15 @@ from torch.nn import functional as F
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.sampling import (
+    FULL,
     Greedy,
     Sampling,
     TopK,
     TopP,
     choose,
     guide,
-    gumbel_noise,
     restrict,
+    uniforms,
 )
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0, -1.0, 0.5]])
@@ -51,41 +52,54 @@ def test_temperature_comes_before_the_method() -> None:
     torch.testing.assert_close(restrict(LOGITS, Sampling(temperature=2.0)), LOGITS / 2)
 
 
-def test_gumbel_max_draws_from_the_softmax() -> None:
+def test_tokens_are_drawn_from_the_softmax() -> None:
     draws = 20_000
-    noise = gumbel_noise(list(range(draws)), 3, 1, LOGITS.shape[1])[0]
-    chosen = choose(LOGITS.expand(draws, -1), Sampling(temperature=1.5), noise)
+    chance = uniforms(list(range(draws)), 4)[3]
+    chosen = choose(LOGITS.expand(draws, -1), Sampling(temperature=1.5), chance)
     counts = torch.bincount(chosen, minlength=5) / draws
     expected = (LOGITS[0] / 1.5).softmax(0)
     spread = (expected * (1 - expected) / draws).sqrt()
     assert ((counts - expected).abs() < 4 * spread).all()
 
 
-def test_noise_has_the_moments_of_gumbel_and_no_ties_among_many() -> None:
-    noise = gumbel_noise([1, 2**63 - 1], 0, 4, 50_000).flatten()
-    assert noise.isfinite().all()
-    assert abs(float(noise.mean()) - 0.5772) < 0.01
-    assert abs(float(noise.std()) - math.pi / math.sqrt(6)) < 0.01
-    top = noise.topk(1000).values
-    assert len(top.unique()) > 990
+def test_the_token_is_the_first_at_which_the_sum_exceeds_the_number() -> None:
+    logits = torch.randn(200, 4_000, generator=torch.manual_seed(0), dtype=torch.float64)
+    chance = torch.rand(200, generator=torch.manual_seed(1), dtype=torch.float64)
+    for row, u, found in zip(logits, chance, choose(logits, FULL, chance), strict=True):
+        total, token = 0.0, -1
+        while total <= float(u):
+            token += 1
+            total += float(row.softmax(0)[token])
+        assert int(found) == token
 
 
-def test_noise_depends_on_seed_step_and_token_alone() -> None:
-    noise = gumbel_noise([3, 4, 5], 0, 6, 11)
-    assert torch.equal(gumbel_noise([4], 2, 3, 11)[:, 0], noise[2:5, 1])
-    assert torch.equal(gumbel_noise([5, 3], 0, 6, 7), noise[:, [2, 0], :7])
-    seeds = gumbel_noise(list(range(400)), 0, 1, 400)[0]
-    assert float(torch.corrcoef(seeds).fill_diagonal_(0).abs().max()) < 0.3
-    steps = gumbel_noise([9], 0, 400, 400)[:, 0]
-    assert float(torch.corrcoef(steps).fill_diagonal_(0).abs().max()) < 0.3
+@pytest.mark.parametrize("size", [1, 5, 16_384])
+def test_the_ends_of_chance_never_leave_what_may_be_drawn(size: int) -> None:
+    chance = torch.tensor([0.5 * 2.0**-22, 1 - 0.5 * 2.0**-22])  # of 22 bits
+    for seed in range(20):
+        logits = torch.randn(2, size + 2, generator=torch.manual_seed(seed))
+        logits[:, 0] = logits[:, -1] = -torch.inf
+        chosen = choose(logits, FULL, chance)
+        assert 1 <= int(chosen.min()) <= int(chosen.max()) <= size
 
 
-def test_greedy_takes_the_largest_whatever_the_noise() -> None:
+def test_chance_is_uniform_and_depends_on_seed_and_step_alone() -> None:
+    chance = uniforms([*range(3000), 2**63 - 1], 16)
+    assert 0 < float(chance.min()) < float(chance.max()) < 1
+    tenths = torch.histc(chance, 10, 0, 1) / chance.numel()
+    assert (tenths - 0.1).abs().max() < 0.005
+    assert torch.equal(uniforms([4, 2], 5), chance[:5, [4, 2]])
+    for table in (chance[:, :400].T, chance[:, :400]):
+        between = torch.corrcoef(table).nan_to_num(0).fill_diagonal_(0).abs()
+        assert float(between.mean()) < 1.2 / table.shape[1] ** 0.5
+
+
+def test_greedy_takes_the_largest_whatever_the_number() -> None:
     logits = torch.randn(6, 9, generator=torch.manual_seed(1))
-    noise = gumbel_noise(range(6), 0, 1, 9)[0]
-    assert torch.equal(choose(logits, Sampling(Greedy()), noise), logits.argmax(1))
-    assert torch.equal(choose(logits, Sampling(TopK(1)), noise), logits.argmax(1))
-    assert not torch.equal(choose(logits, Sampling(), noise), logits.argmax(1))
+    chance = uniforms(range(6), 1)[0]
+    assert torch.equal(choose(logits, Sampling(Greedy()), chance), logits.argmax(1))
+    assert torch.equal(choose(logits, Sampling(TopK(1)), chance), logits.argmax(1))
+    assert not torch.equal(choose(logits, FULL, chance), logits.argmax(1))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +122,7 @@ def test_values_out_of_range_are_refused(make, told: str) -> None:
 
 def test_chance_of_a_kept_token_is_renormalised() -> None:
     draws = 8_000
-    noise = gumbel_noise(list(range(draws)), 0, 1, 5)[0]
-    chosen = choose(LOGITS.expand(draws, -1), Sampling(TopK(2)), noise)
+    chance = uniforms(list(range(draws)), 1)[0]
+    chosen = choose(LOGITS.expand(draws, -1), Sampling(TopK(2)), chance)
     share = float((chosen == 0).float().mean())
     assert abs(share - float(F.softmax(LOGITS[0, :2], 0)[0])) < 0.02
