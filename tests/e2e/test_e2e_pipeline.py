@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,8 @@ import ddt_llama
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.cli import main
 from ddt_llama.config import UserError
+from ddt_llama.evaluation.shapes_suite import Tuned
+from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Settings
 from ddt_llama.recipes import publish
 from ddt_llama.training.timestep import TimestepObjective
@@ -159,10 +162,15 @@ def test_a_published_model_is_small_and_tuned(
 ) -> None:
     monkeypatch.setattr(publish, "best_steps", lambda _: 5)
     tuned = Settings(guidance_scale=2.5, temperature=0.7, steps=5)
+
+    def tune_editing(model: Model) -> tuple[Settings, Tuned]:
+        return replace(model.settings, edit_temperature=0.25), {}
+
     monkeypatch.setattr(publish, "tune_drawing", lambda _: (tuned, {}))
+    monkeypatch.setattr(publish, "tune_editing", tune_editing)
     folder = publish.publish(pipeline.instruct, tmp_path / "model", "mini")
     model = ddt_llama.load(folder)
-    assert (model.name, model.settings) == ("mini", tuned)
+    assert (model.name, model.settings) == ("mini", replace(tuned, edit_temperature=0.25))
     for part in ("tokenizer", "language"):
         weights = (folder / part / "model.safetensors").stat().st_size
         full = (pipeline.instruct / "release" / part / "model.safetensors").stat().st_size

@@ -6,7 +6,7 @@ untouched); questions by exact match.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Unpack, runtime_checkable
 
@@ -186,9 +186,9 @@ class ShapesSuite:
                 readable.append([scene is not None for scene in own])
         return verdicts, readable
 
-    def editing(self, model: Artist) -> dict[str, Figure]:
+    def editing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
         """Edit held-out scenes; judge the change, and what should have stayed as it was."""
-        edits = edit_suite(self.edits, self.seed)
+        edits = edit_suite(self.edits, self.seed, use=use)
         outcomes: dict[str, list[bool]] = defaultdict(list)
         errors: list[float] = []
         for start, stop in watch(list(batches(len(edits), self.batch_size)), "edit"):
@@ -205,7 +205,12 @@ class ShapesSuite:
                 outcomes["shapes.edit.both"].append(done and kept)
                 outcomes[f"shapes.edit.both.{made.kind}"].append(done and kept)
                 errors.append(untouched_error(made, sources[row], results[row]))
-        return _shares(outcomes) | {"shapes.edit.untouched_error": mean(errors)}
+        used = model.settings.for_edits().changed(self.options)
+        return _shares(outcomes) | {
+            "shapes.edit.untouched_error": mean(errors),
+            "shapes.edit.guidance_scale": setting(used.guidance_scale),
+            "shapes.edit.temperature": setting(used.temperature),
+        }
 
     def asking(self, model: Artist) -> dict[str, Figure]:
         """Ask about scenes; only the exact words of the answer count."""
@@ -225,31 +230,56 @@ class ShapesSuite:
         return model.decode(codes, seeds, steps=model.settings.changed(self.options).steps)
 
 
+Tuned = dict[tuple[float, float], Figure]  # (guidance scale, temperature) -> what it reached
+
+
 def tune_drawing(
     model: Artist,
     scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
     temperatures: Sequence[float] = (1.0, 0.85, 0.7, 0.5),
     suite: ShapesSuite = ShapesSuite(prompts=20, images=2),
-) -> tuple[Settings, dict[tuple[float, float], Figure]]:
+) -> tuple[Settings, Tuned]:
     """Return the model's settings with the guidance scale and temperature that draw best.
 
     Best by `shapes.overall` on the tuning prompts, none of which is a prompt of the evaluation. Of
     equals the smallest scale wins, then the highest temperature. Also returns the figure of every
     pair. Raises UserError where there is nothing to choose from.
     """
+    scale, temperature, figures = _best(
+        scales,
+        temperatures,
+        lambda one: replace(suite, **one).drawing(model, "tuning")["shapes.overall"],
+    )
+    return replace(model.settings, guidance_scale=scale, temperature=temperature), figures
+
+
+def tune_editing(
+    model: Artist,
+    scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+    temperatures: Sequence[float] = (1.0, 0.7, 0.4, 0.1),
+    suite: ShapesSuite = ShapesSuite(edits=96),
+) -> tuple[Settings, Tuned]:
+    """Do as `tune_drawing` for edits, by `shapes.edit.both` on the tuning edits."""
+    scale, temperature, figures = _best(
+        scales,
+        temperatures,
+        lambda one: replace(suite, **one).editing(model, "tuning")["shapes.edit.both"],
+    )
+    settings = replace(model.settings, edit_guidance_scale=scale, edit_temperature=temperature)
+    return settings, figures
+
+
+def _best(
+    scales: Sequence[float],
+    temperatures: Sequence[float],
+    measure: Callable[[dict[str, float]], Figure],
+) -> tuple[float, float, Tuned]:
     pairs = [(scale, temperature) for scale in scales for temperature in temperatures]
     if not pairs:
         raise UserError("no guidance scale or no temperature to choose from; give at least one")
-    figures = {
-        pair: replace(suite, guidance_scale=pair[0], temperature=pair[1]).drawing(model, "tuning")[
-            "shapes.overall"
-        ]
-        for pair in pairs
-    }
-    order = sorted(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
-    scale, temperature = order[0]
-    chosen = replace(model.settings, guidance_scale=scale, temperature=temperature)
-    return chosen, figures
+    figures = {pair: measure({"guidance_scale": pair[0], "temperature": pair[1]}) for pair in pairs}
+    scale, temperature = min(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
+    return scale, temperature, figures
 
 
 def _shares(outcomes: Mapping[str, Sequence[bool]]) -> dict[str, Figure]:

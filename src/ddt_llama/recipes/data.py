@@ -36,14 +36,17 @@ class DataConfig:
     `paths`: "shapes", or folders of images, WebDataset shards, Parquet files, data sets on disk;
     `weights` of the mixture, one a path (none: all alike). `scenes` bounds the shapes world to so
     many different pictures, whose codes a language run then computes once only (texts stay
-    endless). `held_out` is the share of data without splits that training leaves for the samples
-    shown along the way.
+    endless). `grid`: what a language model is to place itself (objects of scenes to draw, and those
+    that edits add or move) stands in the middle of cells of a grid x grid canvas; what it is given
+    to edit or to read, and what tokenizers train on, stands anywhere. `held_out` is the share of
+    data without splits that training leaves for the samples shown along the way.
     """
 
     paths: tuple[str, ...] = (SHAPES,)
     weights: tuple[float, ...] = ()
     max_objects: int = 4
     scenes: int | None = None
+    grid: int | None = None
     seed: int = 0
     caption_column: str | None = None
     held_out: float = 0.02
@@ -62,6 +65,8 @@ class DataConfig:
             raise UserError(f"max_objects: given {self.max_objects}, allowed is 1 to 6")
         if self.scenes is not None and self.scenes < 1:
             raise UserError(f"scenes: given {self.scenes}, allowed is 1 or more, or none")
+        if self.grid is not None and not 4 <= self.grid <= 64:
+            raise UserError(f"grid: given {self.grid}, allowed is 4 to 64, or none")
 
     @property
     def shares(self) -> tuple[float, ...]:

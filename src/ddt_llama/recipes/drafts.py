@@ -6,7 +6,7 @@ once.
 """
 
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import chain
 from typing import Any
 
@@ -28,6 +28,8 @@ from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
 Codes = Sequence[int]
+# Kinds in which every object is the model's to place.
+PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw")
 QUESTIONS = 4  # at most, about one picture of an "ask" document: its codes are the dear part
 
 
@@ -98,12 +100,13 @@ class ShapesDrafts:
     """Drafts of one kind from the shapes world.
 
     With `scenes`, so many scenes come again and again, under new texts each time: a picture's codes
-    are then computed once only, and no text is seen twice.
+    are then computed once only, and no text is seen twice. `grid` as in `DataConfig`.
     """
 
     kind: Kind
     source: ShapesSource
     scenes: int | None = None
+    grid: int | None = None
 
     def __len__(self) -> int:
         """Return the number of different drafts."""
@@ -114,12 +117,13 @@ class ShapesDrafts:
         if self.kind == "text_only":
             return Draft("text_only", texts=(shapes_text(self.source, index),))
         number = index if self.scenes is None else index % self.scenes
-        scene, seed = self.source.scene(number), self.source.seed
-        picture = Picture(scene, None if self.scenes is None else ("shapes", number))
+        grid = self.grid if self.kind in PLACED else None
+        scene, seed = replace(self.source, grid=grid).scene(number), self.source.seed
+        picture = Picture(scene, None if self.scenes is None else ("shapes", grid, number))
         if self.kind == "image_only":
             return Draft("image_only", (picture,))
         if self.kind == "edit":
-            made = edit(scene, seed, index, max_objects=self.source.max_objects)
+            made = edit(scene, seed, index, max_objects=self.source.max_objects, grid=self.grid)
             assert made is not None  # a new background is always possible
             return Draft("edit", (picture, Picture(made.target)), (made.instruction,))
         if self.kind == "ask":
@@ -223,7 +227,7 @@ def _opened(
     wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
     if path == SHAPES:
         source = shapes_source(config)
-        return [(kind, ShapesDrafts(kind, source, config.scenes)) for kind in wanted]
+        return [(kind, ShapesDrafts(kind, source, config.scenes, config.grid)) for kind in wanted]
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []

@@ -43,7 +43,8 @@ class LanguageRecipe:
     `start`.
     `code_start`: rows of codes of a new model start from the tokenizer's codebook, or at random.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
-    something to contrast with. `max_text` ids of each text are kept; batches are padded to a
+    something to contrast with. `text_weight`: what an id of text counts in the loss where a code
+    counts 1. `max_text` ids of each text are kept; batches are padded to a
     multiple of `pad_multiple` (more than 1 keeps compiled shapes few).
     """
 
@@ -55,6 +56,7 @@ class LanguageRecipe:
     code_start: Literal["codebook", "random"] = "codebook"
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
+    text_weight: float = 1.0
     text_vocab: int = 1024
     text_samples: int = 20_000
     max_text: int = 96
@@ -66,6 +68,8 @@ class LanguageRecipe:
         """Refuse shares and lengths that cannot be."""
         if not 0 <= self.drop_text <= 1:
             raise UserError(f"drop_text: given {self.drop_text}, allowed is 0 to 1")
+        if self.text_weight <= 0:
+            raise UserError(f"text_weight: given {self.text_weight}, allowed is more than 0")
         for name in ("max_text", "pad_multiple", "text_samples"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: given {getattr(self, name)}, allowed is 1 or more")

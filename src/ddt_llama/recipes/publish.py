@@ -1,7 +1,7 @@
 """Make of a trained run the release that people load: settings tuned, weights in 16 or 8 bits.
 
 `python -m ddt_llama.recipes.publish RUN FOLDER NAME [16 or 8]`. Guidance and temperature are chosen
-on prompts, and the number of decoding steps on scenes, that no evaluation uses.
+on prompts and edits, and the number of decoding steps on scenes, that no evaluation uses.
 """
 
 import sys
@@ -15,7 +15,7 @@ from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
-from ddt_llama.evaluation.shapes_suite import tune_drawing
+from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing
 from ddt_llama.generation.release import load
 from ddt_llama.recipes.data import SHAPES
 from ddt_llama.recipes.run import RELEASE
@@ -31,7 +31,8 @@ def publish(run: Path, folder: Path, name: str, bits: str = "16") -> Path:
     """Write the release of `run` to `folder` under `name` and return the folder.
 
     Where the run knows the shapes world, the number of steps is tuned, and guidance and temperature
-    where it can draw. Raises UserError where the run has no release or the folder is another thing.
+    of drawings and of edits where it can do them. Raises UserError where the run has no release or
+    the folder is another thing.
     """
     if bits not in STORED:
         raise UserError(f"bits: given {bits!r}, allowed are {' and '.join(STORED)}")
@@ -43,12 +44,14 @@ def publish(run: Path, folder: Path, name: str, bits: str = "16") -> Path:
     if shapes:
         model.settings = replace(model.settings, steps=best_steps(model.tokenizer))
     if model.vocabulary is not None and shapes:
-        model.settings, figures = tune_drawing(model)
-        for (scale, temperature), figure in figures.items():
-            print(
-                f"guidance {scale:g}, temperature {temperature:g}: "
-                f"{figure.value:.3f} of the tuning prompts"
-            )
+        tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
+        for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
+            model.settings, figures = tune(model)
+            for (scale, temperature), figure in figures.items():
+                print(
+                    f"guidance {scale:g}, temperature {temperature:g}: "
+                    f"{figure.value:.3f} of the tuning {asked}"
+                )
     model.save(folder, dtype=STORED[bits])
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")

@@ -150,7 +150,14 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
             tokenizer.save(out / PARTS / "tokenizer")
             text.save(out / PARTS / "language")
             vocabulary.save(out / PARTS / "language")
-        outcome = train(model, NextToken(vocabulary), stream, recipe.train, folder, sample=samples)
+        outcome = train(
+            model,
+            NextToken(vocabulary, recipe.text_weight),
+            stream,
+            recipe.train,
+            folder,
+            sample=samples,
+        )
         with outcome.ema.swapped():
             release = write_release(samples.model(model.eval(), recipe.name), out)
     return Trained(out, release, outcome.step, outcome.finished)

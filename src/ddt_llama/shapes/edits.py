@@ -20,6 +20,7 @@ from ddt_llama.shapes.scene import (
     SIZES,
     Object,
     Scene,
+    coordinate,
     fits,
     generator,
     is_heldout,
@@ -63,18 +64,20 @@ def edit(
     kind: EditKind | None = None,
     heldout: bool = False,
     max_objects: int = MAX_OBJECTS,
+    grid: int | None = None,
 ) -> Edit | None:
     """Choose an edit of the scene; of one kind, if given. None where nothing fits.
 
     The target has at most `max_objects` objects and holds a combination kept out of training
     exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
+    With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
     kinds: list[EditKind] = order if kind is None else [kind]
     for chosen in kinds:
         for _ in range(_EDIT_TRIES):
-            made = _MAKE[chosen](rng, scene)
+            made = _MAKE[chosen](rng, scene, grid)
             if (
                 made is not None
                 and is_heldout(made.target) == heldout
@@ -105,7 +108,7 @@ def _others(scene: Scene, item: Object) -> list[Object]:
     return [other for other in scene.objects if other is not item]
 
 
-def _recolour(rng: Random, scene: Scene) -> Edit | None:
+def _recolour(rng: Random, scene: Scene, _grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None:
         return None
@@ -118,7 +121,7 @@ def _recolour(rng: Random, scene: Scene) -> Edit | None:
     return Edit(scene, instruction, _with(scene, item, after), "recolour", item, after)
 
 
-def _remove(rng: Random, scene: Scene) -> Edit | None:
+def _remove(rng: Random, scene: Scene, _grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None or len(scene.objects) == 1:
         return None
@@ -128,35 +131,36 @@ def _remove(rng: Random, scene: Scene) -> Edit | None:
 
 
 def _spot(
-    rng: Random, place: int, item: Object, others: list[Object]
+    rng: Random, place: int, item: Object, others: list[Object], grid: int | None
 ) -> tuple[float, float] | None:
     """Find room for the object well inside a zone."""
     row, column = divmod(place, 3)
-    left, width = _band(column, item.radius + MARGIN)
-    top, height = _band(row, item.radius + MARGIN)
+    across, down = _band(column, item.radius + MARGIN), _band(row, item.radius + MARGIN)
     circles = [(o.x, o.y, item.radius + o.radius + _SPOT_GAP) for o in others]
     for _ in range(_SPOT_TRIES):
-        x, y = left + width * rng.random(), top + height * rng.random()
+        x, y = coordinate(rng, *across, grid), coordinate(rng, *down, grid)
+        if x is None or y is None:
+            return None
         if all((x - u) * (x - u) + (y - v) * (y - v) >= gap * gap for u, v, gap in circles):
             return x, y
     return None
 
 
 def _band(part: int, reach: float) -> tuple[float, float]:
-    """Return start and width of where a centre may lie in a third of the canvas."""
+    """Return from where to where a centre may lie in a third of the canvas."""
     edges = (0.0, *ZONE_EDGES, 1.0)
     low = max(reach, edges[part] + (ZONE_BORDER if part else 0))
     high = min(1 - reach, edges[part + 1] - (ZONE_BORDER if part < 2 else 0))
-    return low, high - low
+    return low, high
 
 
-def _add(rng: Random, scene: Scene) -> Edit | None:
+def _add(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     if len(scene.objects) == MAX_OBJECTS:
         return None
     draw = rng.random
     new = Object(int(draw() * len(SHAPES)), int(draw() * len(COLOURS)), int(draw() * 2), 0.0, 0.0)
     place = int(draw() * len(ZONES))
-    spot = _spot(rng, place, new, list(scene.objects))
+    spot = _spot(rng, place, new, list(scene.objects), grid)
     if spot is None:
         return None
     after = replace(new, x=spot[0], y=spot[1])
@@ -166,13 +170,13 @@ def _add(rng: Random, scene: Scene) -> Edit | None:
     return Edit(scene, instruction, _with(scene, None, after), "add", None, after)
 
 
-def _move(rng: Random, scene: Scene) -> Edit | None:
+def _move(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None:
         return None
     item, phrase = chosen
     place = rng.choice([z for z in range(len(ZONES)) if z != zone(item.x, item.y)])
-    spot = _spot(rng, place, item, _others(scene, item))
+    spot = _spot(rng, place, item, _others(scene, item), grid)
     if spot is None or hypot(spot[0] - item.x, spot[1] - item.y) < _SHORTEST_MOVE:
         return None
     after = replace(item, x=spot[0], y=spot[1])
@@ -180,7 +184,7 @@ def _move(rng: Random, scene: Scene) -> Edit | None:
     return Edit(scene, instruction, _with(scene, item, after), "move", item, after)
 
 
-def _resize(rng: Random, scene: Scene) -> Edit | None:
+def _resize(rng: Random, scene: Scene, _grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None:
         return None
@@ -193,14 +197,14 @@ def _resize(rng: Random, scene: Scene) -> Edit | None:
     return Edit(scene, instruction, _with(scene, item, after), "resize", item, after)
 
 
-def _background(rng: Random, scene: Scene) -> Edit:
+def _background(rng: Random, scene: Scene, _grid: int | None) -> Edit:
     ground = rng.choice([b for b in range(len(BACKGROUNDS)) if b != scene.background])
     wording = rng.choice(("change the background to {}", "make the background {}"))
     instruction = wording.format(BACKGROUNDS[ground][0])
     return Edit(scene, instruction, replace(scene, background=ground), "background")
 
 
-_MAKE: dict[EditKind, Callable[[Random, Scene], Edit | None]] = {
+_MAKE: dict[EditKind, Callable[[Random, Scene, int | None], Edit | None]] = {
     "recolour": _recolour,
     "remove": _remove,
     "add": _add,

@@ -8,7 +8,7 @@ that evaluation can ask for compositions the model has never seen.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import hypot
+from math import ceil, floor, hypot
 from random import Random
 from typing import Literal
 
@@ -134,12 +134,14 @@ def sample_scene(
     max_objects: int = 4,
     min_objects: int = 1,
     split: Split = "train",
+    grid: int | None = None,
 ) -> Scene:
     """Draw scene `index` of `seed`: a pure function of its arguments.
 
     The number of objects is uniform in [min_objects, max_objects]. In half of the scenes some
     objects repeat a colour and shape, so that there is something to count. Split "train" never
-    holds a held-out combination, "heldout" always holds one.
+    holds a held-out combination, "heldout" always holds one. With `grid`, centres lie in the middle
+    of cells of a grid x grid canvas, except where so many objects have no room there.
     """
     if not 1 <= min_objects <= max_objects <= MAX_OBJECTS:
         raise UserError(
@@ -154,7 +156,7 @@ def sample_scene(
         kinds = _sample_kinds(rng, count)
     sizes = [int(rng.random() * len(SIZES)) for _ in kinds]
     background = int(rng.random() * len(BACKGROUNDS))
-    spots = _place(rng, [SIZES[size][1] for size in sizes])
+    spots = _place(rng, [SIZES[size][1] for size in sizes], grid)
     return Scene(
         background,
         tuple(
@@ -173,14 +175,25 @@ def _sample_kinds(rng: Random, count: int) -> list[tuple[int, int]]:
     return kinds
 
 
-def _place(rng: Random, radii: list[float]) -> list[tuple[float, float]]:
+def coordinate(rng: Random, low: float, high: float, grid: int | None = None) -> float | None:
+    """Draw a number in [low, high]; with `grid`, the middle of a cell, None where none lies there.
+
+    The cells divide [0, 1] into `grid` parts.
+    """
+    if grid is None:
+        return low + (high - low) * rng.random()
+    first, last = ceil(low * grid - 0.5), floor(high * grid - 0.5)
+    return None if last < first else (first + int(rng.random() * (last - first + 1)) + 0.5) / grid
+
+
+def _place(rng: Random, radii: list[float], grid: int | None) -> list[tuple[float, float]]:
     """Place circles by rejection, large ones first; where that fails, each in a cell of its own.
 
     The cells are a shuffled 3 x 3 grid: it always fits, and is needed for crowded scenes only.
     """
     order = sorted(range(len(radii)), key=lambda place: -radii[place])
     for _ in range(_RESTARTS):
-        spots = _reject(rng, [radii[place] for place in order])
+        spots = _reject(rng, [radii[place] for place in order], grid)
         if spots is not None:
             break
     else:
@@ -194,13 +207,14 @@ def _place(rng: Random, radii: list[float]) -> list[tuple[float, float]]:
     return [placed[place] for place in range(len(radii))]
 
 
-def _reject(rng: Random, radii: list[float]) -> list[tuple[float, float]] | None:
+def _reject(rng: Random, radii: list[float], grid: int | None) -> list[tuple[float, float]] | None:
     placed: list[tuple[float, float, float]] = []
-    draw = rng.random
     for radius in radii:
-        low, span = radius + MARGIN, 1 - 2 * (radius + MARGIN)
+        low = radius + MARGIN
         for _ in range(_TRIES):
-            x, y = low + span * draw(), low + span * draw()
+            x, y = coordinate(rng, low, 1 - low, grid), coordinate(rng, low, 1 - low, grid)
+            if x is None or y is None:
+                return None
             for u, v, reach in placed:
                 if (x - u) * (x - u) + (y - v) * (y - v) < (radius + reach) * (radius + reach):
                     break

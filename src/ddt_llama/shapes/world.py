@@ -33,7 +33,8 @@ class Item:
 class ShapesSource:
     """An endless source: `source[index]` for any index from 0 up, always the same.
 
-    Sources of different tasks with one seed share their scenes.
+    Sources of different tasks with one seed share their scenes. With `grid`, objects stand in the
+    middle of cells of a grid x grid canvas.
     """
 
     seed: int = 0
@@ -41,6 +42,7 @@ class ShapesSource:
     split: Split = "train"
     task: Task = "caption"
     min_objects: int = 1
+    grid: int | None = None
 
     def scene(self, index: int) -> Scene:
         """Return the scene of an item without its texts."""
@@ -50,6 +52,7 @@ class ShapesSource:
             max_objects=self.max_objects,
             min_objects=self.min_objects,
             split=self.split,
+            grid=self.grid,
         )
 
     def __getitem__(self, index: int) -> Item:

@@ -27,12 +27,16 @@ ROWS_AT_ONCE = 256
 class NextToken:
     """Mean cross-entropy over the supervised ids of a batch, in float32.
 
+    `text_weight`: what an id of text or a mark counts where a code counts 1. An answer has few ids
+    beside the codes of a picture: where all count alike it is hardly learned.
+
     A batch is `(ids, labels, attention_mask)` as `collate` gives it, or with the `kind_indices` of
     its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`,
     and `loss.<kind>` where kinds are given.
     """
 
     vocabulary: Vocabulary
+    text_weight: float = 1.0
 
     def __call__(
         self, model: Any, batch: tuple[Tensor, ...], step_seed: int, /
@@ -47,9 +51,10 @@ class NextToken:
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
         hidden = supervised_hidden(model, ids, supervised)
-        loss, each, right = head_loss(model, hidden, wanted)
+        code = self.vocabulary.is_code(wanted)
+        weights = code + self.text_weight * ~code
+        loss, each, right = head_loss(model, hidden, wanted, weights / weights.sum())
         with torch.no_grad():
-            code = self.vocabulary.is_code(wanted)
             figures = {
                 "accuracy": right.float().mean(),
                 "loss.text": _mean(each, ~code),
@@ -94,20 +99,26 @@ def supervised_hidden(
 
 
 def head_loss(
-    model: Any, hidden: Float[Tensor, "n d"], wanted: Int[Tensor, " n"]
+    model: Any,
+    hidden: Float[Tensor, "n d"],
+    wanted: Int[Tensor, " n"],
+    weights: Float[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Return the head's mean cross-entropy, each row's (no gradient) and whether its best is right.
+    """Return the sum of weighted cross-entropies, each one (no gradient) and if its best is right.
 
+    Without `weights` the sum is the mean.
     A head without bias and soft cap goes through in parts (`LinearCrossEntropy`).
     """
+    if weights is None:
+        weights = hidden.new_full((len(hidden),), 1 / len(hidden), dtype=torch.float32)
     head = model.get_output_embeddings()
     cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
     if cap is None and head.bias is None:
-        return cast(Any, LinearCrossEntropy.apply(hidden, head.weight, wanted))
+        return cast(Any, LinearCrossEntropy.apply(hidden, head.weight, wanted, weights))
     logits = head(hidden).float()
     logits = cap * torch.tanh(logits / cap) if cap else logits
     each = F.cross_entropy(logits, wanted, reduction="none")
-    return each.mean(), each.detach(), logits.argmax(-1) == wanted
+    return (weights * each).sum(), each.detach(), logits.argmax(-1) == wanted
 
 
 class LinearCrossEntropy(torch.autograd.Function):
@@ -120,9 +131,9 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor
+        ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the mean loss, the loss of each row and whether its best id is the wanted one."""
+        """Return the weighted sum, each row's loss and whether its best id is the wanted one."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         table = weight.to(dtype or weight.dtype)
@@ -141,21 +152,19 @@ class LinearCrossEntropy(torch.autograd.Function):
                 # log sum exp = highest - log(softmax of the highest); stable, and one pass less
                 each[part] = highest - slope.amax(-1).log() - found
                 slope.scatter_add_(1, place, slope.new_full(place.shape, -1.0))
-                slope = slope.to(table.dtype)
+                slope = slope.mul_(weights[part, None]).to(table.dtype)
                 hidden_grad[part] = slope @ table
                 weight_grad += slope.t() @ rows
-        hidden_grad /= len(hidden)
-        weight_grad /= len(hidden)
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.mark_non_differentiable(each, right)
         ctx.weight_dtype = weight.dtype
-        return each.mean(), each, right
+        return (weights * each).sum(), each, right
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
         """Scale the gradients that the forward pass has left."""
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], (weight_grad * grads[0]).to(ctx.weight_dtype), None
+        return hidden_grad * grads[0], (weight_grad * grads[0]).to(ctx.weight_dtype), None, None
 
 
 def by_length(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

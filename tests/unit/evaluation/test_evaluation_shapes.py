@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import clustered_proportion
-from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_drawing
+from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_drawing, tune_editing
 from ddt_llama.evaluation.suites import SpeedSuite, suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
@@ -83,7 +83,7 @@ class Perfect:
         }
         self.edits = {
             (made.instruction, key(made.source)): made
-            for made in edit_suite(SUITE.edits, SUITE.seed)
+            for made in edit_suite(SUITE.edits, SUITE.seed, use=use)
         }
         self.answers = {
             (asked.question, key(scene)): asked.answer
@@ -334,6 +334,25 @@ def test_drawing_is_tuned_on_other_prompts_and_ties_go_to_the_plainest() -> None
     assert not set(model.known) & set(Perfect().known)
     with pytest.raises(UserError, match="no guidance scale"):
         tune_drawing(model, ())
+
+
+def test_editing_is_tuned_apart_on_other_edits() -> None:
+    class Wavering(Perfect):
+        """Edits well at temperature 0.4 alone."""
+
+        def edit_codes(self, images: Tensor, instructions: Any, **options: Any) -> Tensor:
+            self.good = options["temperature"] == 0.4
+            return super().edit_codes(images, instructions, **options)
+
+        def edited(self, source: Scene, target: Scene) -> Scene:
+            return target if self.good else source
+
+    model = Wavering(use="tuning")
+    best, figures = tune_editing(model, (3.0, 1.0), (1.0, 0.4), SUITE)
+    assert best == replace(model.settings, edit_guidance_scale=1.0, edit_temperature=0.4)
+    assert best.for_edits() == replace(model.settings, guidance_scale=1.0, temperature=0.4)
+    assert [figure.value for figure in figures.values()] == [0, 1, 0, 1]
+    assert not set(model.edits) & set(Perfect().edits)
 
 
 def test_a_suite_of_nothing_is_refused() -> None:

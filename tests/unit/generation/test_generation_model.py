@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,15 @@ def test_prompts_and_twins_are_the_documents_of_training(
     request = edit([10, 10, 10, 20], "make it red", None)
     assert seen[1][0] == [render(request, VOCABULARY, text).ids]
     assert seen[1][1]["unconditional"] == [render(without_text(request), VOCABULARY, text).ids]
+    assert seen[1][1]["sampling"].temperature == 1.0
+    tuned = replace(model.settings, edit_temperature=0.25, edit_guidance_scale=1.5)
+    monkeypatch.setattr(model, "settings", tuned)
+    model.edit_codes(source, "make it red", guidance_scale=2.0)
+    assert (seen[2][1]["sampling"].temperature, seen[2][1]["guidance_scale"]) == (0.25, 2.0)
+    model.draw_codes("a ring")
+    assert seen[3][1]["sampling"].temperature == 1.0
     model.ask(image(9), "how many?")
-    assert seen[2] == [render(ask([9] * 4, "how many?", None), VOCABULARY, text).ids]
+    assert seen[4] == [render(ask([9] * 4, "how many?", None), VOCABULARY, text).ids]
 
 
 def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(
@@ -399,3 +407,8 @@ def test_options_given_replace_the_stored_ones() -> None:
     stored = Settings(guidance_scale=2.0, top_k=20)
     assert stored.changed({"top_p": 0.9}) == Settings(guidance_scale=2.0, top_p=0.9)
     assert stored.changed({"steps": None, "guidance_scale": 4.0}) == Settings(4.0, top_k=20)
+    assert stored.for_edits() is stored
+    edits = replace(stored, edit_temperature=0.5).for_edits()
+    assert edits == replace(stored, temperature=0.5)
+    with pytest.raises(UserError, match="guidance_scale is -1"):
+        Settings(edit_guidance_scale=-1.0)

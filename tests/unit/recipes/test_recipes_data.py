@@ -11,12 +11,13 @@ from torch import Tensor
 from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
 from ddt_llama.language import TextTokenizer, Vocabulary
-from ddt_llama.language.documents import IGNORED, KINDS
+from ddt_llama.language.documents import IGNORED, KINDS, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
 from ddt_llama.recipes.language import CHUNK, Coder, document_stream
 from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
@@ -150,7 +151,27 @@ def test_bounded_scenes_come_under_new_texts() -> None:
     assert drafts[2].pictures != drafts[1].pictures
     edits = ShapesDrafts("edit", ShapesSource(), scenes=3)
     # The target is new each time, so it has no key under which its codes could be kept.
-    assert [picture.key for picture in edits[4].pictures] == [("shapes", 1), None]
+    assert [picture.key for picture in edits[4].pictures] == [("shapes", None, 1), None]
+
+
+def test_on_a_grid_stands_what_the_model_places_and_nothing_else() -> None:
+    def on_grid(kind: Kind, picture: int) -> bool:
+        drafts = ShapesDrafts(kind, ShapesSource(), scenes=40, grid=8)
+        scenes = [drafts[index].pictures[picture].content for index in range(40)]
+        return all(
+            (o.x * 8 % 1, o.y * 8 % 1) == (0.5, 0.5)
+            for scene in scenes
+            if isinstance(scene, Scene)
+            for o in scene.objects
+        )
+
+    placed: tuple[Kind, ...] = ("draw", "text_to_image", "image_only")
+    given: tuple[Kind, ...] = ("edit", "ask", "describe", "image_to_text")
+    assert all(on_grid(kind, 0) for kind in placed)
+    assert not any(on_grid(kind, 0) for kind in given)
+    assert not on_grid("edit", 1)
+    both = [ShapesDrafts(kind, ShapesSource(), 40, 8)[3].pictures[0] for kind in ("draw", "ask")]
+    assert both[0].key != both[1].key
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:

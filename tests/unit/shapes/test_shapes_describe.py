@@ -266,6 +266,20 @@ def test_edits_change_what_they_say_and_nothing_else():
         check_edit(made)
 
 
+def test_on_a_grid_edits_put_objects_into_the_middle_of_cells():
+    free = 0
+    for i, scene in enumerate(SCENES):
+        made = edit(scene, 21, i, grid=8)
+        assert made is not None
+        check_edit(made)
+        if made.kind in ("add", "move"):
+            assert made.after is not None
+            assert (made.after.x * 8 % 1, made.after.y * 8 % 1) == (0.5, 0.5)
+        elif made.after is not None:
+            free += (made.after.x * 8 % 1, made.after.y * 8 % 1) != (0.5, 0.5)
+    assert free > 100
+
+
 def test_training_edits_hold_no_heldout_combination():
     for i in range(20_000):
         made = edit(sample_scene(6, i), 6, i, max_objects=4)

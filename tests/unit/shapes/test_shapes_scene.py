@@ -103,6 +103,16 @@ def test_places_fill_the_canvas():
     assert len(cells) == 16
 
 
+def test_on_a_grid_centres_are_the_middles_of_cells():
+    scenes = [sample_scene(4, i, grid=8) for i in range(2000)]
+    centres = {value * 8 for scene in scenes for o in scene.objects for value in (o.x, o.y)}
+    assert centres == {1.5, 2.5, 3.5, 4.5, 5.5, 6.5}
+    assert all(is_valid(scene) for scene in scenes)
+    assert scenes != [sample_scene(4, i) for i in range(2000)]
+    crowded = [sample_scene(4, i, grid=8, min_objects=6, max_objects=6) for i in range(200)]
+    assert all(is_valid(scene) for scene in crowded)
+
+
 def test_every_two_colours_are_far_apart():
     for (_, a), (_, b) in combinations((*COLOURS, *BACKGROUNDS), 2):
         assert sum((x - y) ** 2 for x, y in zip(a, b, strict=True)) ** 0.5 > 100

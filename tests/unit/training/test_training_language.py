@@ -54,19 +54,20 @@ def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
     hidden = torch.randn(50, 24, generator=generator)
     weight = torch.randn(90, 24, generator=generator)
     wanted = torch.randint(90, (50,), generator=generator)
+    weights = torch.rand(50, generator=generator)
     results = []
     for parts in (True, False):
         h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
             if parts:
-                loss, each, right = LinearCrossEntropy.apply(h, w, wanted)
+                loss, each, right = LinearCrossEntropy.apply(h, w, wanted, weights / 50)
             else:
                 logits = F.linear(h, w).float()
                 each, right = (
                     F.cross_entropy(logits, wanted, reduction="none"),
                     logits.argmax(-1) == wanted,
                 )
-                loss = each.mean()
+                loss = (weights * each).mean()
         (3 * loss).backward()
         results.append((loss, each, right, h.grad, w.grad))
     for mine, plain in zip(*results, strict=True):
@@ -105,6 +106,16 @@ def test_figures_split_text_from_codes_and_kinds():
     assert float(figures["loss.ask"]) == pytest.approx(total - math.log(2))
     assert float(figures["loss.draw"]) == pytest.approx(total)
     assert math.isnan(float(figures["loss.edit"]))
+
+
+def test_an_id_of_text_may_count_more_than_a_code():
+    code = VOCABULARY.code_offset
+    ids = torch.tensor([[1, 7, 3], [1, code, code + 1]])
+    labels = torch.tensor([[-100, 7, -100], [-100, code, code + 1]])
+    loss, figures = NextToken(VOCABULARY, text_weight=3.0)(Uniform(), (ids, labels, labels), 0)
+    parts = float(figures["loss.text"]), float(figures["loss.code"])
+    assert parts[0] < parts[1]
+    assert float(loss.detach()) == pytest.approx((3 * parts[0] + 2 * parts[1]) / 5)
 
 
 def test_a_batch_without_targets_is_refused():
