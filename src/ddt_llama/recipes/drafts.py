@@ -21,7 +21,7 @@ from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.language import Document, documents
 from ddt_llama.language.documents import Kind
 from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
-from ddt_llama.shapes.captions import caption
+from ddt_llama.shapes.captions import caption, description
 from ddt_llama.shapes.edits import edit
 from ddt_llama.shapes.questions import question
 from ddt_llama.shapes.scene import Scene
@@ -30,7 +30,7 @@ from ddt_llama.shapes.world import ShapesSource, Task
 Codes = Sequence[int]
 # Kinds in which every object is the model's to place.
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw")
-QUESTIONS = 4  # at most, about one picture of an "ask" document: its codes are the dear part
+QUESTIONS = 8  # at most, about one picture of an "ask" document: its codes are the dear part
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ class ShapesDrafts:
         if self.kind == "ask":
             asked = [question(scene, seed, QUESTIONS * index + turn) for turn in range(QUESTIONS)]
             return Draft("ask", (picture,), _turns([(one.question, one.answer) for one in asked]))
-        return Draft(self.kind, (picture,), (caption(scene, seed, index),))
+        told = description(scene) if self.kind == "describe" else caption(scene, seed, index)
+        return Draft(self.kind, (picture,), (told,))
 
 
 def shapes_text(source: ShapesSource, index: int) -> str:

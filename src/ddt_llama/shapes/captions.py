@@ -28,6 +28,19 @@ def caption(scene: Scene, seed: int, index: int) -> str:
     return style(rng, scene)
 
 
+def description(scene: Scene) -> str:
+    """Tell every object with size, colour, shape and place, in reading order, and the background.
+
+    Each scene has one description, so that a model that writes it must have seen everything.
+    """
+    told = sorted((zone(item.x, item.y), item.x, item.y, item) for item in scene.objects)
+    texts = [
+        f"{Mention(1, item.shape, item.colour, item.size).text} at the {ZONES[place]}"
+        for place, _, _, item in told
+    ]
+    return f"{', '.join(texts)}, on a {BACKGROUNDS[scene.background][0]} background"
+
+
 def mentions(scene: Scene, rng: Random, *, size: bool = False) -> list[Mention]:
     """Return one phrase for each colour and shape (and size), in random order, all objects told."""
     counts = Counter(

@@ -1,10 +1,10 @@
-"""The three kinds of text that belong to a scene: captions, questions with answers, and edits.
+"""The texts that belong to a scene: captions, a description, questions with answers, and edits.
 
 This module is the door to them; the wordings live in `captions`, `questions` and `edits`.
 """
 
-from ddt_llama.shapes.captions import caption
+from ddt_llama.shapes.captions import caption, description
 from ddt_llama.shapes.edits import Edit, edit
 from ddt_llama.shapes.questions import Question, question
 
-__all__ = ["Edit", "Question", "caption", "edit", "question"]
+__all__ = ["Edit", "Question", "caption", "description", "edit", "question"]
