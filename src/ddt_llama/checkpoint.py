@@ -42,7 +42,7 @@ class State:
 
 
 def save_state(folder: Path, state: State, keep: int) -> Path:
-    """Write `state` under `folder` and delete all but the newest `keep` states.
+    """Write `state` under `folder` and delete all but the newest `keep` states up to it.
 
     The state is complete or absent: a kill at any moment leaves the previous ones untouched.
     Raises UserError where the disk refuses (full, read-only).
@@ -64,7 +64,9 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{final}: cannot be written ({error}); free the disk and go on") from None
-    for old in _states(folder)[keep:]:
+    states = _states(folder)
+    passed = states[: states.index(final)]  # damaged ones, which resume has gone behind
+    for old in [*passed, *states[len(passed) + keep :]]:
         with contextlib.suppress(OSError):
             shutil.rmtree(old)
     return final

@@ -14,7 +14,7 @@ import os
 import tempfile
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -67,11 +67,17 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
     """Return `config` with dotted fields changed, e.g. `{"optim.lr": "3e-4"}`.
 
     Strings are read as the field's type; "none" is None; "0.9,0.99" is a tuple. A field that
-    allows several dataclasses is switched by its class name: `{"path": "Cosine"}`.
+    allows several dataclasses is switched by its class name: `{"path": "Cosine"}`; changes of the
+    new class's own fields come after it. In a field that
+    is a dict, what follows its name is one key, dots included.
     """
     data = to_dict(config)
     for dotted, value in changes.items():
-        *parents, last = dotted.split(".")
+        names = dotted.split(".")
+        table = _depth_of_table(config, names)
+        if table is not None:
+            names[table:] = [".".join(names[table:])]
+        *parents, last = names
         level: Any = data
         for depth, name in enumerate(parents):
             inner = level.get(name) if isinstance(level, dict) else None
@@ -82,11 +88,23 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
             level = inner
         if last == TAG and TAG in level:  # another class: the fields of the old one go with it
             level.clear()
-        elif last not in level:
+        elif last not in level and table is None and TAG not in level:
             place = ".".join(parents) or type(config).__name__
             raise UserError(_unknown(dotted, last, list(level), place))
-        level[last] = value
+        chosen = isinstance(value, str) and isinstance(level.get(last), dict)
+        named = chosen and TAG in level[last] and value.isidentifier() and value.lower() != "none"
+        level[last] = {TAG: value} if named else value
     return from_dict(type(config), data)
+
+
+def _depth_of_table(config: Any, names: Sequence[str]) -> int | None:
+    """Return where the key of a dict field begins in a dotted name, None where there is none."""
+    value = config
+    for depth, name in enumerate(names):
+        if isinstance(value, Mapping):
+            return depth
+        value = getattr(value, name, None)
+    return None
 
 
 def flatten(config: Any) -> dict[str, Any]:

@@ -39,6 +39,13 @@ def device() -> torch.device:
     return torch.device("cuda", local_rank()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use; not every system says, then all there are."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def setup() -> torch.device:
     """Join the process group, if there is one, and return the device of this process."""
     chosen = device()

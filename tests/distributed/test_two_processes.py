@@ -14,8 +14,12 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
+from ddt_llama.checkpoint import newest_state
+from ddt_llama.language.backbone import BackboneConfig, build
+from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.runs import Run
-from ddt_llama.training.loop import TrainConfig, restore, train
+from ddt_llama.training.language import NextToken
+from ddt_llama.training.loop import TrainConfig, train
 from ddt_llama.training.muon import orthogonal, orthogonal_together
 from ddt_llama.training.optim import OptimConfig
 
@@ -75,6 +79,25 @@ def fit(folder, config=CONFIG, stop_at=0):
         return train(model, Squares(stop_at), stream, config, run), model
 
 
+def language_gradients(rows):
+    """Gradients of the language objective on some rows of a batch, averaged over processes.
+
+    The first row has one supervised id of text, the second nine codes.
+    """
+    vocabulary = Vocabulary(text_size=20, codebook_size=30, num_tokens=4)
+    sizes = {"dim": 16, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 32}
+    model = build(BackboneConfig(**sizes, max_positions=32), vocabulary)
+    ids = torch.randint(20, (2, 10), generator=torch.Generator().manual_seed(5))
+    ids[1] += vocabulary.code_offset
+    labels = torch.where(torch.tensor([[9], [1]]) <= torch.arange(10), ids, -100)
+    objective = NextToken(vocabulary, text_weight=3.0)
+    loss, _ = objective(model, (ids[rows], labels[rows], ids[rows] >= 0), 0)
+    loss.backward()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    distributed.average_gradients(parameters)
+    return [p.grad for p in parameters]
+
+
 def rank_main(folder):
     """What each of the two processes runs: stopped by a signal to rank 1 alone, then resumed."""
     distributed.setup()
@@ -88,6 +111,11 @@ def rank_main(folder):
         torch.testing.assert_close(mine, alone, rtol=0, atol=0.02)
     everyone = distributed.all_gather(torch.cat([part.flatten() for part in shared])[None])
     assert torch.equal(everyone[0], everyone[1])
+    mine = slice(distributed.rank(), distributed.rank() + 1)
+    for shared, alone in zip(
+        language_gradients(mine), language_gradients(slice(0, 2)), strict=True
+    ):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
     outcome, _ = fit(folder, stop_at=3)
     assert (outcome.step, outcome.finished) == (4, False)
     outcome, model = fit(folder)
@@ -137,10 +165,10 @@ def test_two_processes_equal_one(tmp_path):
     assert [row["step"] for row in two] == list(range(1, 9))
     for name in ("loss", "grad_norm", "lr", "images"):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
-    shared = Net()
-    restore(shared, tmp_path / "two", averaged=False)
+    shared = newest_state(tmp_path / "two" / "checkpoints")
+    assert shared is not None
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(shared.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(shared.tensors["model"][name], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_one_process_needs_no_group():

@@ -1,6 +1,8 @@
 """Every mistake that a user can make: one clear line, exit code 2, and nothing half-written."""
 
+import importlib.util
 import json
+import os
 import shutil
 import struct
 import zlib
@@ -32,7 +34,8 @@ class Bench:
 
 
 @pytest.fixture
-def bench(pipeline: Pipeline, tmp_path: Path) -> Bench:
+def bench(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
+    monkeypatch.chdir(tmp_path)  # what has no --out would be written here
     return Bench(pipeline, tmp_path)
 
 
@@ -105,6 +108,29 @@ TYPED = {
     "no start": ("train nano_instruct --start none --out {out}", "start"),
     "absent run": ("report nowhere", "no metrics.jsonl"),
     "absent pictures": ("demo --model {model} --images nowhere --out {out}", "is no folder"),
+    "seed of a training": (
+        "train nano_tokenizer --train.seed 18446744073709551616 --out {out}",
+        "seed: given 18446744073709551616",
+    ),
+    "seed of a suite": (
+        "evaluate {model} --suite reconstruction --seed 18446744073709551616",
+        "seed is 18446744073709551616",
+    ),
+    "seed of another suite": ("evaluate {model} --suite shapes --seed -1", "seed is -1"),
+    "empty instruction": ("edit {model} {picture} '' --out {out}", "the instruction is empty"),
+    "edit in no steps": ("edit {model} {picture} x --steps 0 --out {out}", "steps is 0"),
+    "edit against guidance": (
+        "edit {model} {picture} x --guidance-scale -1 --out {out}",
+        "guidance_scale is -1.0",
+    ),
+    "edit with a seed < 0": ("edit {model} {picture} x --seed -1 --out {out}", "seed is -1"),
+    "edit under a file": ("edit {model} {picture} x --out {picture}/a.png", "is a file"),
+    "rebuild under a file": ("reconstruct {model} {picture} --out {picture}/a", "is a file"),
+    "codes under a file": ("encode {model} {folder} {picture}/codes.parquet", "is a file"),
+    "a split that is not there": (
+        "evaluate {model} --suite reconstruction --data {pictures} --split test",
+        "not divided into splits",
+    ),
     "minutes in words": ("train nano_tokenizer --minutes ten", "--minutes"),
 }
 
@@ -115,7 +141,9 @@ def test_mistakes_in_what_is_typed(
 ) -> None:
     typed, expected = TYPED[case]
     (bench.place / "folder.png").mkdir()
-    known = {**vars(bench), "folder": bench.path("folder")}
+    (bench.place / "pictures").mkdir()
+    shutil.copy(bench.picture, bench.place / "pictures")
+    known = {**vars(bench), **{name: bench.path(name) for name in ("folder", "pictures")}}
     command = [part.replace("''", "").strip("'") for part in _split(typed)]
     assert expected in refused(bench, capsys, *(part.format(**known) for part in command))
 
@@ -203,6 +231,51 @@ def test_a_folder_of_broken_pictures(
 def test_a_prompt_of_ten_thousand_words(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
     line = refused(bench, capsys, "draw", bench.model, "red " * 10_000, "--out", bench.out)
     assert "shorten the prompt" in line
+
+
+def test_an_instruction_and_a_question_of_ten_thousand_words(
+    bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "red " * 10_000
+    for command in (["edit", "--out", bench.out], ["ask"]):
+        verb, *rest = command
+        line = refused(bench, capsys, verb, bench.model, bench.picture, words, *rest)
+        assert "shorten the prompt" in line
+
+
+def test_a_place_that_refuses(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may write anywhere, so the refusal is played."""
+
+    def refuse(path: object, mode: int, **_: object) -> bool:
+        return not mode & os.W_OK
+
+    monkeypatch.setattr(os, "access", refuse)
+    (bench.place / "pictures").mkdir()
+    shutil.copy(bench.picture, bench.place / "pictures")
+    for command in (
+        ["draw", bench.model, "x", "--out", bench.out],
+        ["edit", bench.model, bench.picture, "x", "--out", bench.out],
+        ["reconstruct", bench.model, bench.picture, "--out", bench.path("rebuilt")],
+        ["encode", bench.model, bench.path("pictures"), bench.path("codes.parquet")],
+        ["evaluate", bench.model, "--suite", "shapes", "--json", bench.path("a.json")],
+        ["train", "nano_tokenizer", "--out", bench.path("run"), *TOKENIZER],
+        ["demo", "--model", bench.model, "--out", bench.path("demo")],
+    ):
+        assert "cannot be written" in refused(bench, capsys, *command)
+
+
+def test_tensorboard_that_is_not_there_is_named_before_training(
+    bench: Bench, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "tensorboard" else find(name)
+    )
+    command = ["train", "nano_tokenizer", "--out", bench.path("run"), *TOKENIZER]
+    command.remove("--train.tensorboard=false")
+    assert "--train.tensorboard false" in refused(bench, capsys, *command)
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "language"])

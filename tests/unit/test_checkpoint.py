@@ -51,6 +51,15 @@ def test_only_the_newest_are_kept_and_nothing_temporary(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
 
 
+def test_a_damaged_state_never_crowds_out_a_good_one(tmp_path):
+    for step in (5, 10):
+        save_state(tmp_path, state(step), keep=2)
+    (tmp_path / "step-00000010" / "model.safetensors").write_bytes(b"cut")
+    save_state(tmp_path, state(7), keep=1)  # resume went back to 5
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
+    assert newest_state(tmp_path).step == 7
+
+
 def test_a_state_without_its_marker_is_no_state(tmp_path):
     save_state(tmp_path, state(5), keep=3)
     (save_state(tmp_path, state(6), keep=3) / "COMPLETE").unlink()

@@ -91,6 +91,15 @@ def test_override_reads_strings_as_the_field_type():
     )
     assert override(changed, {"path.power": "4"}).path == Curved(4.0)
     assert override(changed, {"path.type": "Straight"}).path == Straight()
+    straight = override(changed, {"path": "Straight"})
+    for switch in ({"path": "Curved"}, {"path.type": "Curved"}):
+        assert override(straight, {**switch, "path.power": "4"}).path == Curved(4.0)
+
+
+def test_what_follows_the_name_of_a_table_is_one_key():
+    changed = override(Recipe("b"), {"weights.decoder.*.image.*": "0.2", "weights.y": "2"})
+    assert changed.weights == {"decoder.*.image.*": 0.2, "y": 2.0}
+    assert flatten(changed)["weights.decoder.*.image.*"] == 0.2
 
 
 @pytest.mark.parametrize(
@@ -106,6 +115,8 @@ def test_override_reads_strings_as_the_field_type():
         ({"optim.betas": "1,2,3"}, ["optim.betas"]),
         ({"path": "Round"}, ["path", "'Round'", "Straight, Curved"]),
         ({"limit": "x"}, ["limit"]),
+        ({"path": "Curved", "path.powr": "1"}, ["path.powr", "did you mean power?"]),
+        ({"weights.y": "many"}, ["weights"]),
     ],
 )
 def test_mistakes_name_the_field_and_the_choice(changes, words):

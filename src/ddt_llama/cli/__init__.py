@@ -32,7 +32,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
 # Verbs that pass the options they do not know on, as fields of a recipe or a suite.
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
-    "evaluate": ("--suite", "--json", "--data"),
+    "evaluate": ("--suite", "--json", "--data", "--split"),
 }
 ABOUT = """Images as a language that a LLaMA can speak: draw, edit, describe and train.
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.data.images import BrokenImage, image_files, open_image, save_png
+from ddt_llama.evaluation.intervals import Figure, flat, mean, proportion
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import default_levels, read_back
@@ -62,7 +63,7 @@ class Demonstration:
         self.model, self.out = model, out
         self.size = model.tokenizer.image_size
         self.timings: dict[str, float] = {}
-        self.figures: dict[str, float | None] = {}
+        self.figures: dict[str, Figure] = {}
 
     @contextmanager
     def timed(self, what: str) -> Iterator[None]:
@@ -85,11 +86,11 @@ class Demonstration:
             images = self.model.decode(codes, seeds)
         found = zip(read(images), asked, strict=True)
         right = [satisfies(scene, requirement) for scene, (_, requirement) in found]
-        self.figures["drawn.right"] = sum(right) / len(right)
+        self.figures["drawn.right"] = proportion(right)
         return tuple(
-            Drawn(prompt, self.picture(image, f"drawn-{place + 1}"), seed)
-            for place, ((prompt, _), image, seed) in enumerate(
-                zip(asked, images, seeds, strict=True)
+            Drawn(prompt, self.picture(image, f"drawn-{place + 1}"), seed, good)
+            for place, ((prompt, _), image, seed, good) in enumerate(
+                zip(asked, images, seeds, right, strict=True)
             )
         )
 
@@ -104,7 +105,7 @@ class Demonstration:
             decoded = [self.model.decode(codes, seeds, visible=count) for count in levels]
         quality = [psnr(one, images) for one in decoded]
         for count, values in zip(levels, quality, strict=True):
-            self.figures[f"{kind}.psnr.{count}"] = float(values.mean())
+            self.figures[f"{kind}.psnr.{count}"] = mean(values.tolist())
         rows = []
         for row, name in enumerate(names):
             original = self.picture(images[row], f"{kind}-{row + 1}")
@@ -119,7 +120,7 @@ class Demonstration:
             rows.append(Reconstructed(original, tuple(cells), name))
         if kind == "scenes":
             exact = read_back(decoded[-1], scene_pictures(self.size).scenes(0, len(images)))
-            self.figures["scenes.exact"] = sum(exact) / len(exact)
+            self.figures["scenes.exact"] = proportion(exact)
         return tuple(rows)
 
     def edited(self) -> tuple[Edited, ...]:
@@ -136,7 +137,7 @@ class Demonstration:
             source = self.picture(sources[place], f"edit-{place + 1}-source")
             result = self.picture(results[place], f"edit-{place + 1}-result")
             rows.append(Edited(source, made.instruction, result, done))
-        self.figures["edited.done"] = sum(bool(row.done) for row in rows) / len(rows)
+        self.figures["edited.done"] = proportion([bool(row.done) for row in rows])
         return tuple(rows)
 
     def asked(self) -> tuple[Asked, ...]:
@@ -151,7 +152,7 @@ class Demonstration:
             )
             for i, (_, one) in enumerate(suite)
         )
-        self.figures["asked.right"] = sum(bool(row.right) for row in rows) / len(rows)
+        self.figures["asked.right"] = proportion([bool(row.right) for row in rows])
         return rows
 
 
@@ -187,7 +188,7 @@ def demonstrate(open_model: Callable[[], Model], images: Path | None, out: Path)
     )
     save_demo(
         out,
-        Demo(model.name, about, drawn, rebuilt, edited, asked, show.figures, show.timings),
+        Demo(model.name, about, drawn, rebuilt, edited, asked, flat(show.figures), show.timings),
     )
     return write_demo_page(out)
 

@@ -1,5 +1,6 @@
 """The verbs that measure a model and encode data: evaluate, encode."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +15,7 @@ def evaluate(
     suite: str,
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
+    split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     fields: Fields = None,
 ) -> None:
     """Measure a model, with 95 % intervals.
@@ -28,7 +30,9 @@ def evaluate(
         model: nano (comes with the program), the folder of a training run, or a hub name.
         suite: reconstruction, shapes or speed.
         json: Write the figures to this file, too.
-        data: For reconstruction: pictures in place of scenes (their split "val", if they have one).
+        data: For reconstruction: pictures in place of scenes.
+        split: Which of them; "val" of data without splits is the share that training leaves out.
+            Without it their split "val" or "test", or all of them if they have neither.
     """
     from ddt_llama.cli.places import check_file
     from ddt_llama.evaluation.result import print_figures, write_figures
@@ -44,10 +48,12 @@ def evaluate(
     if data is not None:
         from ddt_llama.recipes.data import DataConfig
 
-        config = DataConfig(paths=(data,), held_out=0.0)
+        config = DataConfig(paths=(data,))
         config.check()
-        split = config.validation_split(data) or "train"
-        source = config.open_images(data, opened.tokenizer.image_size, split)
+        whole = replace(config, held_out=0.0)
+        part = split or ("all" if whole.unseen_split(data) == "train" else whole.unseen_split(data))
+        source = config.open_images(data, opened.tokenizer.image_size, part)
+        print(f"{data}: split {part}, {len(source)} pictures")
     figures = measure(opened, chosen, source)
     print_figures(figures, f"{opened.name}: {suite}")
     if json is not None:

@@ -27,6 +27,7 @@ from ddt_llama.data.records import (
     read_parquet,
     read_shards,
     role_of,
+    stored_splits,
 )
 
 Layout = Literal["shards", "parquet", "disk", "folder"]
@@ -80,7 +81,21 @@ def open_records(
         raise UserError(f"data: {path} cannot be read ({error.strerror or error})") from error
     if divided or not held_out or split == "all":
         return records
-    return _part(records, split, held_out, str(path))
+    return _part(records, split, held_out)
+
+
+def has_split(path: str | Path, split: str, held_out: float = 0.0) -> bool:
+    """Say whether `open_records` finds `split` at `path`; raises UserError where nothing is."""
+    layout, places = _find(str(path))
+    if not _is_divided(layout, places):
+        return split in ("train", "all") or (split == "val" and held_out > 0)
+    if split == "all":
+        return True
+    if layout == "disk":
+        return any(word in stored_splits(places[0]) for word in SPLITS[split])
+    if layout == "folder":
+        return split in _split_folders(places[0])
+    return any(split in _splits_named(item.name) for item in places)
 
 
 def _find(path: str) -> tuple[Layout, list[Path]]:
@@ -155,10 +170,10 @@ def _split_folder(folder: Path, split: str) -> Path:
     return inside[split]
 
 
-def _part(records: Records, split: str, held_out: float, path: str) -> Records:
-    """Return the rows that `split` gets of data that are not divided."""
+def _part(records: Records, split: str, held_out: float) -> Records:
+    """Return the rows that `split` gets of data that are not divided; one row is in both."""
     if records.count < 2:
-        raise UserError(f"data: {path} has one row, nothing can be held out; set held_out to 0")
+        return records
     count = min(max(1, round(held_out * records.count)), records.count - 1)
     order = permuted(np.arange(records.count), records.count, HELD_OUT_KEY)
     rows = np.sort(order[:count] if split == "val" else order[count:])

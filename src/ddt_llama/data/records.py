@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, load_json
 from ddt_llama.data.images import SUFFIXES, BrokenImage
 
 SPLITS = {
@@ -129,6 +129,11 @@ def read_parquet(
         builder.download_and_prepare()
         table = builder.as_dataset(split="train")
     return _from_table(table, path, image_column, "parquet")
+
+
+def stored_splits(folder: Path) -> tuple[str, ...]:
+    """Return the names of the splits of a data set written by `save_to_disk`."""
+    return tuple(map(str, load_json(folder / "dataset_dict.json").get("splits", ())))
 
 
 def read_disk(folder: Path, split: str, image_column: str | None) -> Records:

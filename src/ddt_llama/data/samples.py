@@ -29,11 +29,15 @@ Tensors = Sequence[Tensor]
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture in [-1, 1] with its caption, where there is one."""
+    """A picture in [-1, 1] with its caption, where there is one.
+
+    `key` is the name that the data give, `row` the place in them, which alone is unique.
+    """
 
     image: Float[Tensor, "3 h w"]
     caption: str | None
     key: str
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,6 +50,7 @@ class EditSample:
     key: str
     source_caption: str | None = None
     target_caption: str | None = None
+    row: int = 0
 
 
 @dataclass(frozen=True)
@@ -55,22 +60,42 @@ class QuestionSample:
     image: Float[Tensor, "3 h w"]
     pairs: tuple[tuple[str, str], ...]
     key: str
+    row: int = 0
 
 
 @dataclass(frozen=True)
 class Form(Generic[S]):
-    """How a record becomes a sample: which pictures and texts, and how they are put together."""
+    """How a record becomes a sample.
+
+    `parse` gives its pictures and what its texts are, `make` puts key, row, decoded pictures and
+    texts together, `texts` lists the texts.
+    """
 
     parse: Callable[[Record], tuple[Pictures, Any]]
-    make: Callable[[str, Tensors, Any], S]
+    make: Callable[[str, int, Tensors, Any], S]
+    texts: Callable[[Any], list[str]]
 
 
 def form_of(kind: Kind, caption_column: str | None) -> Form[Any]:
     """Return how rows become samples of `kind`."""
     return {
-        "image": Form(partial(_parse_image, caption_column), _make_image),
-        "edit": Form(_parse_edit, _make_edit),
-        "question": Form(_parse_question, _make_question),
+        "image": Form(
+            partial(_parse_image, caption_column),
+            lambda key, row, images, caption: Sample(images[0], caption, key, row),
+            lambda caption: [] if caption is None else [caption],
+        ),
+        "edit": Form(
+            _parse_edit,
+            lambda key, row, images, texts: EditSample(
+                images[0], texts[0], images[1], key, *texts[1:], row=row
+            ),
+            lambda texts: [texts[0]],
+        ),
+        "question": Form(
+            _parse_question,
+            lambda key, row, images, pairs: QuestionSample(images[0], pairs, key, row),
+            lambda pairs: [text for pair in pairs for text in pair],
+        ),
     }[kind]
 
 
@@ -98,10 +123,6 @@ def _parse_image(caption_column: str | None, record: Record) -> tuple[Pictures, 
     return [picture], _first_text(fields, CAPTION_FIELDS)
 
 
-def _make_image(key: str, images: Tensors, texts: str | None) -> Sample:
-    return Sample(images[0], texts, key)
-
-
 def _parse_edit(record: Record) -> tuple[Pictures, tuple[str, str | None, str | None]]:
     missing = [role for role in ("source", "target") if role not in record.pictures]
     if missing:
@@ -114,19 +135,11 @@ def _parse_edit(record: Record) -> tuple[Pictures, tuple[str, str | None, str | 
     return [record.pictures["source"], record.pictures["target"]], (instruction, *captions)
 
 
-def _make_edit(key: str, images: Tensors, texts: tuple[str, str | None, str | None]) -> EditSample:
-    return EditSample(images[0], texts[0], images[1], key, texts[1], texts[2])
-
-
 def _parse_question(record: Record) -> tuple[Pictures, tuple[tuple[str, str], ...]]:
     pairs = _pairs(record.fields)
     if "image" not in record.pictures or not pairs:
         raise BrokenImage(record.key, "no picture with questions and answers")
     return [record.pictures["image"]], pairs
-
-
-def _make_question(key: str, images: Tensors, texts: tuple[tuple[str, str], ...]) -> QuestionSample:
-    return QuestionSample(images[0], texts, key)
 
 
 def _pairs(fields: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:

@@ -6,7 +6,6 @@ indexed: `source[i]` depends on the data and on i alone, so a stream resumes exa
 
 import contextlib
 import logging
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -31,6 +30,7 @@ from ddt_llama.data.samples import (
     form_of,
     kind_of,
 )
+from ddt_llama.distributed import usable_cores
 
 LOG = logging.getLogger(__name__)
 CACHE_BYTES = 2 * 1024**3
@@ -80,6 +80,7 @@ S = TypeVar("S")
 @dataclass(frozen=True)
 class _Row:
     key: str
+    place: int
     pixels: tuple[Pixels, ...]
     texts: Any
 
@@ -126,7 +127,15 @@ class ImageSource(Generic[S]):
             return []
         images = iter(from_bytes8(np.stack([one for row in rows for one in row.pixels])))
         make = self._form.make
-        return [make(row.key, [next(images) for _ in row.pixels], row.texts) for row in rows]
+        return [
+            make(row.key, row.place, [next(images) for _ in row.pixels], row.texts) for row in rows
+        ]
+
+    def texts(self, count: int) -> Iterator[str]:
+        """Yield every text of the first `count` rows; no picture is decoded."""
+        for index in range(min(count, len(self))):
+            with contextlib.suppress(BrokenImage):
+                yield from self._form.texts(self._form.parse(self._records.read(index))[1])
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -155,9 +164,7 @@ class ImageSource(Generic[S]):
 
     @property
     def _workers(self) -> int:
-        # The cores this process may use; not every system can say.
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return self._options.workers or min(8, cores or 1)
+        return self._options.workers or min(8, usable_cores())
 
     def _usable(self, index: int) -> _Row:
         """Return the row, or the next usable one after it, around the end."""
@@ -187,7 +194,7 @@ class ImageSource(Generic[S]):
             )
             for picture in pictures
         )
-        row = _Row(record.key, pixels, texts)
+        row = _Row(record.key, index, pixels, texts)
         size = sum(one.nbytes for one in pixels)
         with self._lock:
             if size <= self._cache_left and index not in self._cache:

@@ -16,6 +16,13 @@ from ddt_llama.shapes.scene import Scene, Split, sample_scene
 
 # No training stream uses this seed.
 EVALUATION_SEED = 20_250_424
+MAX_SEED = 2**62  # images of a suite count on from its seed
+
+
+def check_seed(seed: int) -> None:
+    """Raise UserError for a seed that no generator takes."""
+    if not 0 <= seed <= MAX_SEED:
+        raise UserError(f"seed is {seed}; it must be a whole number from 0 to {MAX_SEED}")
 
 
 @runtime_checkable
@@ -75,13 +82,13 @@ class SourcePictures:
         random.Random(EVALUATION_SEED).shuffle(order)
         self._source = source
         self._indices: list[int] = []
-        seen: set[str] = set()
+        seen: set[int] = set()
         for index in order:
             if count is not None and len(seen) >= count:
                 break
-            key = source[index].key
-            if key not in seen:
-                seen.add(key)
+            row = source[index].row
+            if row not in seen:
+                seen.add(row)
                 self._indices.append(index)
         if not self._indices:
             raise UserError(f"{source.name}: no picture to evaluate on; give at least one")

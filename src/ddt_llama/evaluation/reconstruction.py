@@ -16,7 +16,13 @@ from torch import Tensor, nn
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure, jackknife, mean, proportion, setting
 from ddt_llama.evaluation.metrics import psnr, ssim
-from ddt_llama.evaluation.pictures import EVALUATION_SEED, Pictures, ScenePictures, batches
+from ddt_llama.evaluation.pictures import (
+    EVALUATION_SEED,
+    Pictures,
+    ScenePictures,
+    batches,
+    check_seed,
+)
 from ddt_llama.evaluation.result import watch
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.verify import matches, read
@@ -50,6 +56,7 @@ class ReconstructionSuite:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not self.steps or min(self.steps) < 1:
             raise UserError(f"steps are {self.steps}; give one or more numbers of 1 or more")
+        check_seed(self.seed)
 
     def run(self, tokenizer: Tokenizer, pictures: Pictures | None = None) -> dict[str, Figure]:
         """Measure a tokenizer on held-out scenes, or on `pictures` (then `exact` only for scenes).

@@ -22,13 +22,14 @@ from ddt_llama.evaluation.intervals import (
     proportion,
     setting,
 )
-from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches
+from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches, check_seed
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.settings import Options, Settings
 from ddt_llama.shapes.judge import change_done, rest_untouched, untouched_error
 from ddt_llama.shapes.prompts import (
     CATEGORIES,
     Category,
+    Requirement,
     Use,
     edit_suite,
     heldout_prompts,
@@ -115,6 +116,7 @@ class ShapesSuite:
         for name, low in lowest.items():
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_seed(self.seed)
 
     @property
     def options(self) -> Options:
@@ -132,7 +134,7 @@ class ShapesSuite:
         drawings that the verifier could read), `shapes.edit.{done,kept,both}` and
         `shapes.edit.both.KIND`, `shapes.edit.untouched_error` (mean absolute difference, of the
         full range, where nothing should change), `shapes.questions` and `shapes.questions.KIND`.
-        Shares have Wilson's intervals, those of drawings clustered by prompt; `overall` is their
+        Shares have Wilson's intervals, those of drawings clustered by demand; `overall` is their
         square-and-add, the error a mean with Student's t.
         """
         figures: dict[str, Figure] = {}
@@ -165,12 +167,13 @@ class ShapesSuite:
     def _category(
         self, model: Artist, category: Category, use: Use
     ) -> tuple[list[list[bool]], list[list[bool]]]:
-        """Return for each prompt of a category, for each image: is it right, can it be read.
+        """Return for each demand of a category, for each image: is it right, can it be read.
 
-        Image j of prompt i has the seed `seed + i * images + j`: no two of a category share noise.
+        Prompts that word the same demand are one cluster: they tend to fail together. Image j
+        of prompt i has the seed `seed + i * images + j`: no two of a category share noise.
         """
-        verdicts: list[list[bool]] = []
-        readable: list[list[bool]] = []
+        verdicts: dict[Requirement, list[bool]] = defaultdict(list)
+        readable: dict[Requirement, list[bool]] = defaultdict(list)
         prompts = heldout_prompts(category, self.prompts, self.seed, use=use)
         at_once = max(1, self.batch_size // self.images)
         for start, stop in watch(list(batches(len(prompts), at_once)), f"draw {category}"):
@@ -182,9 +185,9 @@ class ShapesSuite:
             found = read(self._decode(model, codes, seeds))
             for row, (_, requirement) in enumerate(part):
                 own = found[row * self.images : (row + 1) * self.images]
-                verdicts.append([satisfies(scene, requirement) for scene in own])
-                readable.append([scene is not None for scene in own])
-        return verdicts, readable
+                verdicts[requirement] += [satisfies(scene, requirement) for scene in own]
+                readable[requirement] += [scene is not None for scene in own]
+        return list(verdicts.values()), list(readable.values())
 
     def editing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
         """Edit held-out scenes; judge the change, and what should have stayed as it was."""

@@ -213,7 +213,7 @@ class Model:
             language: Any = self.language
             backbone.save(folder / "language", language, self.vocabulary, self.text, dtype=dtype)
         if not (folder / "README.md").exists():
-            card = f"# {self.name}\n\nA model of ddt-llama: `ddt_llama.load({self.name!r})`.\n"
+            card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
             replace_file(folder / "README.md", card.encode())
         described = {"format": FORMAT, "version": VERSION, "name": self.name, "stage": self.stage}
         save_json(folder / "config.json", {**described, "generation": to_dict(self.settings)})

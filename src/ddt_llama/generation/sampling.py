@@ -2,8 +2,8 @@
 
 A token is drawn by inverting the distribution function: the first token at which the summed
 probabilities exceed a uniform number. That number is a pure function of (row seed, step), computed
-by integer arithmetic on any device, so a row draws the same tokens alone, in any batch, on CPU and
-on GPU, and nothing waits for the host.
+by integer arithmetic and the same on any device, so a row's draws do not depend on what else is in
+the batch (as far as its logits do not), and nothing waits for the host.
 """
 
 from collections.abc import Sequence

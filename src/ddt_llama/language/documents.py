@@ -177,7 +177,8 @@ def render(
 
     So the ids of a prompt followed by the ids of its answer are the ids of the whole document.
     `max_text` keeps the first so many ids of every text (captions of any length in training).
-    `max_length` bounds the whole, the answer image still to be written included.
+    `max_length` bounds the whole, the answer image still to be written included; further turns that
+    do not fit are left out.
     Raises UserError for an image of another length, a code out of range, or a document too long.
     """
     ids = [vocabulary.bos]
@@ -188,7 +189,10 @@ def render(
         if not stage_1:
             request = [text.encode("USER:"), *request, text.encode("ASSISTANT:")]
         answered = _answer_ids(document, answer, vocabulary, text, max_text)
-        ids += [*chain(*request), *answered]
+        turn = [*chain(*request), *answered]
+        if len(ids) > 1 and max_length is not None and len(ids) + len(turn) > max_length:
+            break
+        ids += turn
         supervised += [stage_1] * (len(ids) - len(supervised) - len(answered))
         supervised += [True] * len(answered)
     if max_length is not None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.data.images import Fit
-from ddt_llama.data.layouts import open_records
+from ddt_llama.data.layouts import has_split
 from ddt_llama.data.samples import Sample
 from ddt_llama.data.sources import ImageSource, Reading, open_source
 from ddt_llama.data.stream import Indexed, Stream
@@ -91,18 +91,10 @@ class DataConfig:
                     "WebDataset shards, Parquet files or a data set on disk"
                 )
 
-    def validation_split(self, path: str) -> str | None:
-        """Return the name of the split that training leaves alone, None where there is none."""
-        for split in ("val", "test"):
-            try:
-                records = open_records(
-                    path, split, cache_dir=self.cache_dir, held_out=self.held_out
-                )
-            except UserError:
-                continue
-            if records.count:
-                return split
-        return None
+    def unseen_split(self, path: str) -> str:
+        """Return the split that training leaves alone, "train" where the data have no other."""
+        found = (name for name in ("val", "test") if has_split(path, name, self.held_out))
+        return next(found, "train")
 
     def open_images(self, path: str, image_size: int, split: str = "train") -> ImageSource[Sample]:
         """Open the pictures at `path`, with captions where there are any."""
@@ -111,15 +103,8 @@ class DataConfig:
             image_size=image_size,
             split=split,
             caption_column=self.caption_column,
-            options=self._reading_of(path),
+            options=self.reading,
         )
-
-    def _reading_of(self, path: str) -> Reading:
-        """Hold nothing out of a data set of one picture."""
-        reading = self.reading
-        if self.held_out and open_records(path, "all", cache_dir=self.cache_dir).count < 2:
-            return Reading(fit=self.fit, cache_dir=self.cache_dir)
-        return reading
 
 
 @dataclass(frozen=True)
@@ -203,7 +188,7 @@ def unseen_images(config: DataConfig, image_size: int, count: int) -> Float[Tens
         if path == SHAPES:
             found += unseen_scenes(config, image_size, each)
             continue
-        split = config.validation_split(path) or "train"
+        split = config.unseen_split(path)
         source = config.open_images(path, image_size, split)
         found += [s.image for s in source.batch([i % len(source) for i in range(each)])]
     return torch.stack(found[:count])

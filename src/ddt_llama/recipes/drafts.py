@@ -164,11 +164,11 @@ class FileDrafts:
     def _draft(self, index: int, sample: Any) -> Draft:
         if isinstance(sample, EditSample):
             pictures = (
-                Picture(sample.source, (self.path, sample.key, "source")),
-                Picture(sample.target, (self.path, sample.key, "image")),
+                Picture(sample.source, (self.path, sample.row, "source")),
+                Picture(sample.target, (self.path, sample.row, "image")),
             )
             return Draft("edit", pictures, (sample.instruction,))
-        picture = Picture(sample.image, (self.path, sample.key, "image"))
+        picture = Picture(sample.image, (self.path, sample.row, "image"))
         if isinstance(sample, QuestionSample):
             first = _turn(index, len(sample.pairs))
             pairs = [*sample.pairs[first:], *sample.pairs[:first]]
@@ -273,17 +273,5 @@ def texts(config: DataConfig, image_size: int, limit: int) -> list[str]:
         kind = detect_kind(path, options=config.reading)
         forms: list[DataKind] = [kind] if kind == "question" else sorted({"image", kind})
         for form in forms:
-            source = open_form(config, path, image_size, form)
-            rows = range(min(limit, len(source)))
-            for start in rows[::256]:
-                samples = source.batch(rows[start : start + 256])
-                found += [text for sample in samples for text in _texts_of(sample)]
+            found += open_form(config, path, image_size, form).texts(limit)
     return found
-
-
-def _texts_of(sample: Any) -> list[str]:
-    if isinstance(sample, EditSample):
-        return [sample.instruction]
-    if isinstance(sample, QuestionSample):
-        return [text for pair in sample.pairs for text in pair]
-    return [] if sample.caption is None else [sample.caption]

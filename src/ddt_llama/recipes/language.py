@@ -30,6 +30,8 @@ INSTRUCT = Mix(draw=0.35, edit=0.35, ask=0.2, describe=0.1)
 # Pictures encoded at once, always as many, so that codes do not depend on the batch. On a CPU core
 # 16 at once are 1.8 times faster than 64 (their activations stay in the cache).
 CHUNK = {"cpu": 16, "cuda": 256}
+KNOWN_BYTES = 2 * 1024**3  # of codes that a process keeps
+ENTRY_BYTES = 400  # what Python adds to the codes of a picture
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class LanguageRecipe:
     `tokenizer` is a release or run of an image tokenizer ("" takes that of `start`). `start` is a
     run or release of this project to go on from (stage "instruct" needs one), or for stage
     "pretrain" the folder of any causal LM, whose vocabulary is grown; then `backbone` is not used.
-    `text_vocab` ids of text are trained on `text_samples` texts of each data set where there is no
-    `start`.
+    Where there is no `start`, text is encoded by the Hugging Face text tokenizer in the folder
+    `text`, or by one of `text_vocab` ids trained on `text_samples` texts of each data set.
     `code_start`: rows of codes of a new model start from the tokenizer's codebook, or at random.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
     something to contrast with. `text_weight`: what an id of text counts in the loss where a code
@@ -57,6 +59,7 @@ class LanguageRecipe:
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
     text_weight: float = 1.0
+    text: str | None = None
     text_vocab: int = 1024
     text_samples: int = 20_000
     max_text: int = 96
@@ -68,6 +71,8 @@ class LanguageRecipe:
         """Refuse shares and lengths that cannot be."""
         if not 0 <= self.drop_text <= 1:
             raise UserError(f"drop_text: given {self.drop_text}, allowed is 0 to 1")
+        if self.text is not None and self.start is not None:
+            raise UserError("text: start brings its own text tokenizer; give one of the two")
         if self.text_weight <= 0:
             raise UserError(f"text_weight: given {self.text_weight}, allowed is more than 0")
         for name in ("max_text", "pad_multiple", "text_samples"):
@@ -76,13 +81,17 @@ class LanguageRecipe:
 
 
 class Coder:
-    """Pictures to codes in the order the language model reads, by a frozen tokenizer."""
+    """Pictures to codes in the order the language model reads, by a frozen tokenizer.
+
+    Codes of pictures with a key are kept, the first ones that `KNOWN_BYTES` have room for.
+    """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device, bf16: bool) -> None:
         """Remember no codes yet."""
         self.tokenizer = tokenizer
         self._device, self._bf16 = device, bf16
         self._known: dict[Hashable, np.ndarray] = {}
+        self._room = KNOWN_BYTES // (4 * tokenizer.num_tokens + ENTRY_BYTES)
 
     def __call__(self, pictures: Sequence[Picture]) -> list[list[int]]:
         """Return the codes of each picture; those with a key are computed once only."""
@@ -90,7 +99,9 @@ class Coder:
         wanted = dict(zip(names, pictures, strict=True))
         missing = {name: wanted[name] for name in wanted if name not in self._known}
         fresh = dict(zip(missing, self._encode(list(missing.values())), strict=True))
-        self._known.update((p.key, fresh[n]) for n, p in missing.items() if p.key is not None)
+        for name, picture in missing.items():
+            if picture.key is not None and len(self._known) < self._room:
+                self._known[picture.key] = fresh[name]
         return [(fresh if name in fresh else self._known)[name].tolist() for name in names]
 
     @torch.no_grad()

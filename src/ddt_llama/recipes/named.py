@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from ddt_llama.config import UserError
-from ddt_llama.diffusion import AtNoise
+from ddt_llama.diffusion import AtNoise, Uniform
 from ddt_llama.language import backbone
 from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.drafts import Mix
@@ -174,6 +174,7 @@ def base_tokenizer() -> TokenizerRecipe:
             encoder=EncoderConfig(dim=512, depth=12, num_heads=8),
             decoder=DecoderConfig(dim=768, depth=16, num_heads=12),
         ),
+        objective=TimestepObjectiveConfig(hide_fine=0.2),
         train=TrainConfig(
             steps=300_000,
             batch=32,
@@ -218,7 +219,9 @@ def paper_tokenizer() -> TokenizerRecipe:
     """DDT-LLaMA's tokenizer: 256 px, latents of SD3's VAE, 480 tokens, an SD3-medium decoder.
 
     The size of the encoder is Selftok's token stream, because the paper gives none. The VAE is a
-    local diffusers folder (`tokenizer.latents.folder`).
+    local diffusers folder (`tokenizer.latents.folder`). To start the decoder from SD3 as Selftok
+    does, add `--image-stream models/sd3/transformer --tokenizer.prediction velocity
+    "--train.optim.multipliers.decoder.*.image.*" 0.2`.
     """
     return TokenizerRecipe(
         "paper_tokenizer",
@@ -235,15 +238,14 @@ def paper_tokenizer() -> TokenizerRecipe:
                 dim=1536, depth=24, num_heads=24, token_stream="joint", positions="normal"
             ),
         ),
+        objective=TimestepObjectiveConfig(density=Uniform()),
         train=TrainConfig(
             steps=500_000,
             batch=16,
             compile=True,
             prefetch=2,
             ema=0.9999,
-            optim=OptimConfig(
-                lr=5e-5, betas=(0.9, 0.99), warmup=2000, multipliers={"decoder.*.image.*": 0.2}
-            ),
+            optim=OptimConfig(lr=5e-5, betas=(0.9, 0.99), warmup=2000),
         ),
         data=DataConfig(paths=("data/imagenet",)),
     )

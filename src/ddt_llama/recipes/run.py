@@ -1,9 +1,11 @@
 """Carry a recipe out: open the data, build the model, train by the one loop, write the release.
 
-The run folder is complete in itself: RUN/parts keeps the tokenizer and the text side that the run
-began with, RUN/release the model with averaged weights, rewritten whenever the loop ends.
+The run folder is complete in itself: RUN/parts keeps what the run began with (tokenizer, text side,
+weights of `start`), so that it goes on without them; RUN/release is the model with averaged
+weights, rewritten whenever the loop ends.
 """
 
+import importlib.util
 import os
 import shutil
 from pathlib import Path
@@ -26,6 +28,7 @@ from ddt_llama.recipes.tokenizer import ReconstructionSamples, TokenizerRecipe
 from ddt_llama.runs import Run
 from ddt_llama.tokenizer import TimestepTokenizer, Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
+from ddt_llama.tokenizer.sd3 import load_image_stream
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import train
 from ddt_llama.training.timestep import TimestepObjective
@@ -51,6 +54,9 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
     """
     recipe.data.check()
     check_folder(out)
+    if recipe.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        choice = "install ddt-llama[train] or add --train.tensorboard false"
+        raise UserError(f"tensorboard is not installed; {choice}")
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
         Run.create_or_resume(out, recipe).close()  # refuse another recipe
         return Trained(out, out / RELEASE, done, True)
@@ -90,23 +96,32 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
     samples = ReconstructionSamples(recipe)
-    model = _tokenizer_model(recipe).to(device)
+    parts = out / PARTS / "tokenizer"
+    begun = (parts / "config.json").is_file()
+    model = _tokenizer_model(recipe, parts if begun else None).to(device)
     objective = TimestepObjective(recipe.objective, samples.measured.to(device))
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
+        if not begun and recipe.starts_from_weights and distributed.is_main():
+            model.save(parts)
         outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
         with outcome.ema.swapped():
             release = write_release(Model(model.eval(), name=recipe.name), out)
     return Trained(out, release, outcome.step, outcome.finished)
 
 
-def _tokenizer_model(recipe: TokenizerRecipe) -> TimestepTokenizer:
-    """Build the network of a recipe; where it has a `start`, with the weights of that."""
+def _tokenizer_model(recipe: TokenizerRecipe, begun: Path | None) -> TimestepTokenizer:
+    """Build the network of a recipe, with the weights that `begun` holds or the recipe names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
         model = TimestepTokenizer(recipe.tokenizer)
-    if recipe.start is not None:
-        source = release_of(recipe.start, "start") / "tokenizer" / "model.safetensors"
+    if begun is None and recipe.image_stream is not None:
+        load_image_stream(model.decoder, recipe.image_stream)
+    folder = begun
+    if folder is None and recipe.start is not None:
+        folder = release_of(recipe.start, "start") / "tokenizer"
+    if folder is not None:
+        source = folder / "model.safetensors"
         tensors = load_tensors(source)
         grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
         load_into(model, tensors, source)
@@ -133,10 +148,11 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         what = "tokenizer" if recipe.tokenizer else "start"
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
-    language_start = _language_start(recipe)
+    known = out / PARTS / "language"
+    # Runs that began under earlier versions kept no model there.
+    language_start = known if (known / "config.json").is_file() else _language_start(recipe)
     if begun:
-        text = TextTokenizer.load(out / PARTS / "language")
-        vocabulary = Vocabulary.load(out / PARTS / "language")
+        text, vocabulary = TextTokenizer.load(known), Vocabulary.load(known)
     else:
         text, vocabulary = _text_side(recipe, language_start, tokenizer)
     model = _language_model(recipe, language_start, vocabulary, tokenizer).to(device)
@@ -148,8 +164,7 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and distributed.is_main():
             tokenizer.save(out / PARTS / "tokenizer")
-            text.save(out / PARTS / "language")
-            vocabulary.save(out / PARTS / "language")
+            _keep_language(known, recipe, model, text, vocabulary)
         outcome = train(
             model,
             NextToken(vocabulary, recipe.text_weight),
@@ -161,6 +176,19 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         with outcome.ema.swapped():
             release = write_release(samples.model(model.eval(), recipe.name), out)
     return Trained(out, release, outcome.step, outcome.finished)
+
+
+def _keep_language(
+    folder: Path, recipe: LanguageRecipe, model: Any, text: TextTokenizer, vocabulary: Vocabulary
+) -> None:
+    """Keep the text side, and the model where it came from elsewhere; the vocabulary comes last."""
+    if recipe.start is not None:
+        from ddt_llama.language import backbone
+
+        backbone.save(folder, model, vocabulary, text)
+        return
+    text.save(folder)
+    vocabulary.save(folder)
 
 
 def _language_start(recipe: LanguageRecipe) -> Path | None:
@@ -184,6 +212,9 @@ def _text_side(
 ) -> tuple[TextTokenizer, Vocabulary]:
     """Return text tokenizer and vocabulary: those of `start`, or new ones for the data."""
     size, count = tokenizer.codebook_size, tokenizer.num_tokens
+    if start is None and recipe.text is not None:
+        text = TextTokenizer.load(recipe.text)
+        return text, Vocabulary(text.size, size, count)
     if start is None:
         known = texts(recipe.data, tokenizer.image_size, recipe.text_samples)
         text = TextTokenizer.train(known, recipe.text_vocab)
@@ -215,16 +246,21 @@ def _language_model(
         if recipe.code_start == "codebook":
             place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
         return model
-    if (start / "vocabulary.json").is_file():
-        return backbone.load(start).model
-    return backbone.grow(start, vocabulary, seed=seed)
+    if not (start / "vocabulary.json").is_file():
+        return backbone.grow(start, vocabulary, seed=seed)
+    return backbone.load(start).model
 
 
 def write_release(model: Model, out: Path) -> Path:
-    """Write RUN/release beside the old one and put it in its place; returns its path."""
+    """Write RUN/release beside the old one and put it in its place; returns its path.
+
+    A kill between the two renames leaves it as RUN/.release.old, which the next start puts back.
+    """
     final, partial, old = out / RELEASE, out / ".release.partial", out / ".release.old"
     if not distributed.is_main():
         return final
+    if old.exists() and not final.exists():
+        os.replace(old, final)
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial)
     shutil.rmtree(old, ignore_errors=True)

@@ -67,7 +67,7 @@ def prompts_to_show(data: DataConfig, image_size: int) -> tuple[list[str], list[
     """
     files = [path for path in data.paths if path != SHAPES]
     for path in files:
-        split = data.validation_split(path) or "train"
+        split = data.unseen_split(path)
         source = data.open_images(path, image_size, split)
         rows = range(0, len(source), max(1, len(source) // (4 * SHOWN)))
         samples = [one for one in source.batch(rows) if one.caption][:SHOWN]

@@ -35,21 +35,37 @@ class TokenizerRecipe:
     its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1. It may be
     smaller than the recipe's: the codes it lacks come from the first batches.
     `keep_codes` trains the decoder alone, so that a language model trained on the codes of `start`
-    goes on speaking them.
+    goes on speaking them. `image_stream` is the `transformer` folder of a local diffusers SD3
+    checkpoint, from which the decoder's image stream starts (Selftok); SD3 answers a velocity, so
+    it goes with `tokenizer.prediction` "velocity".
     """
 
     name: str
     start: str | None = None
     keep_codes: bool = False
+    image_stream: str | None = None
     tokenizer: TimestepTokenizerConfig = field(default_factory=TimestepTokenizerConfig)
     objective: TimestepObjectiveConfig = field(default_factory=TimestepObjectiveConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
-        """Refuse to keep codes that nobody has learned."""
+        """Refuse to keep codes that nobody has learned, and parts that do not go together."""
         if self.keep_codes and self.start is None:
             raise UserError("keep_codes: there are none to keep; give --start RUN, or leave it out")
+        if self.image_stream is not None:
+            if self.start is not None:
+                raise UserError("image_stream: start has a decoder already; give one of the two")
+            if self.tokenizer.prediction != "velocity":
+                raise UserError(
+                    f"image_stream: SD3 answers a velocity, tokenizer.prediction is "
+                    f"{self.tokenizer.prediction!r}; add --tokenizer.prediction velocity"
+                )
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Say whether training begins from weights that lie somewhere else."""
+        return self.start is not None or self.image_stream is not None
 
 
 class ReconstructionSamples:

@@ -18,11 +18,15 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class Drawn:
-    """A picture drawn from a prompt. Paths of pictures are relative to the results folder."""
+    """A picture drawn from a prompt. Paths of pictures are relative to the results folder.
+
+    `right` is the verifier's word on it; None where nothing could check it.
+    """
 
     prompt: str
     image: str
     seed: int = 0
+    right: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def demo_page(folder: Path) -> str:
             section("Asked", "Answers of the model, as written.", _asked(folder, demo)),
             section(
                 "Figures",
-                "Measured on held-out scenes, with 95 % intervals.",
+                "Measured on the few pictures of this page, so the 95 % intervals are wide.",
                 tables(demo.figures) if demo.figures else "",
             ),
             section("Timings", "On the machine that made this page.", _timings(demo)),
@@ -133,7 +137,10 @@ def write_demo_page(folder: Path) -> Path:
 
 
 def _drawn(folder: Path, demo: Demo) -> str:
-    items = [figure(folder / d.image, d.prompt, f"seed {d.seed}") for d in demo.drawn]
+    said = {None: "", True: ", right", False: ", not what was asked"}
+    items = [
+        figure(folder / d.image, d.prompt, f"seed {d.seed}{said[d.right]}") for d in demo.drawn
+    ]
     return f'<div class="grid">{"".join(items)}</div>' if items else ""
 
 

@@ -1,6 +1,6 @@
 """The two-stream encoder: patches and learned queries, weights of their own, one attention.
 
-Source: DDT-LLaMA figure 2, with the position rules of `paper.md`: 2-D sine-cosine on patches,
+Source: DDT-LLaMA figure 2, and the position rules of Selftok: 2-D sine-cosine on patches,
 1-D index on queries; patches do not see the queries (Selftok), so that their stream reads the
 image alone. Only the queries' outputs are kept.
 """

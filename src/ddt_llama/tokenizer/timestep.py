@@ -72,7 +72,11 @@ class TimestepTokenizerConfig:
 
 
 class Denoised(NamedTuple):
-    """What one training pass returns; `x0` is the network's clean image for every draw."""
+    """What one training pass returns.
+
+    `output` is the network's answer to every draw (clean image, velocity or noise), `features` are
+    the encoder's, before the quantizer.
+    """
 
     output: Float[Tensor, "b draws n p"]
     features: Float[Tensor, "b k e"]

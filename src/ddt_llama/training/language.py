@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.language.documents import IGNORED, KINDS
 from ddt_llama.language.vocabulary import Vocabulary
@@ -25,7 +26,7 @@ ROWS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class NextToken:
-    """Mean cross-entropy over the supervised ids of a batch, in float32.
+    """Mean cross-entropy over the supervised ids of a pass, of all processes together, in float32.
 
     `text_weight`: what an id of text or a mark counts where a code counts 1. An answer has few ids
     beside the codes of a picture: where all count alike it is hardly learned.
@@ -53,7 +54,9 @@ class NextToken:
         hidden = supervised_hidden(model, ids, supervised)
         code = self.vocabulary.is_code(wanted)
         weights = code + self.text_weight * ~code
-        loss, each, right = head_loss(model, hidden, wanted, weights / weights.sum())
+        # Every process averages gradients with the others: its share of all ids is what counts.
+        total = distributed.all_reduce_sum(weights.sum()) / distributed.world_size()
+        loss, each, right = head_loss(model, hidden, wanted, weights / total)
         with torch.no_grad():
             figures = {
                 "accuracy": right.float().mean(),

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import State, newest_state
+from ddt_llama.checkpoint import State
 from ddt_llama.config import UserError
 from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run
 from ddt_llama.training.ema import Ema
@@ -83,6 +83,8 @@ class TrainConfig:
                 raise UserError(f"{name}: given {getattr(self, name)}, allowed is {low} or more")
         if self.ema >= 1:
             raise UserError(f"ema: given {self.ema}, allowed is 0 up to but not 1")
+        if self.seed >= 2**63:
+            raise UserError(f"seed: given {self.seed}, allowed is 0 to 2^63 - 1")
 
 
 class Outcome(NamedTuple):
@@ -137,22 +139,6 @@ def train(
     return Outcome(trainer.step, finished, trainer.ema)
 
 
-def restore(model: nn.Module, run_folder: str | Path, *, averaged: bool = True) -> int:
-    """Load the newest checkpoint of a run into `model`, averaged weights by default.
-
-    Returns the step. Raises UserError where there is no checkpoint or it fits another model.
-    """
-    state = newest_state(Path(run_folder) / "checkpoints")
-    if state is None:
-        raise UserError(f"{run_folder}: no complete checkpoint; train for longer or check the path")
-    _load_model(model, state.tensors["model"], run_folder)
-    if averaged:
-        ema = Ema(model, 0.0)
-        ema.load_state_dict(state.tensors["ema"], 0)
-        ema.write()
-    return state.step
-
-
 class _Trainer:
     """What one call of `train` holds together."""
 
@@ -200,10 +186,10 @@ class _Trainer:
                 sampled = self._sample()
             if last or sampled or self.step % config.log_every == 0:
                 self._log(sampled, display)
-            if last or reason or self._checkpoint_is_due():
+            if last or (self.watch.calm and (reason or self._checkpoint_is_due())):
                 self._save()
         if self.step < config.steps:
-            display.message(f"{reason}: saved at step {self.step}; start again to go on")
+            display.message(f"{reason}: saved at step {self.saved_step}; start again to go on")
         return self.step == config.steps
 
     def _update(self, batches: Batches, signals: Signals) -> str | None:
@@ -303,8 +289,9 @@ class _Trainer:
 
     def _checkpoint_is_due(self) -> bool:
         waited = (time.perf_counter() - self.saved_at) / 60
-        every = self.step % self.config.checkpoint_every == 0
-        return every or waited >= self.config.checkpoint_minutes
+        every = self.config.checkpoint_every
+        passed = self.step // every > self.saved_step // every
+        return passed or waited >= self.config.checkpoint_minutes
 
     def _save(self) -> None:
         if distributed.is_main():

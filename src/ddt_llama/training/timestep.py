@@ -1,7 +1,8 @@
 """The objective of the DDT tokenizer: E ||d(x_t, t, V_1..V_k(t)) - x0||^2 + commitment.
 
-Source: DDT-LLaMA section 3; the options are those of `paper.md`. Several noise draws share one
-encoding, since the encoder and a static token stream are the dear part of a step.
+Source: DDT-LLaMA section 3; `docs/paper-to-code.md` says which options are the paper's. Several
+noise draws share one encoding, since the encoder and a static token stream are the dear part of a
+step.
 """
 
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from torch import Generator, Tensor
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError
-from ddt_llama.diffusion import AtNoise, Uniform
+from ddt_llama.diffusion import AtNoise, Density, Uniform
 from ddt_llama.tokenizer.timestep import TimestepTokenizer
 
 
@@ -32,7 +33,7 @@ class TimestepObjectiveConfig:
     """
 
     draws: int = 2
-    density: AtNoise | Uniform = AtNoise(0.3)
+    density: Density = AtNoise(0.3)
     drop_tokens: float = 0.1
     hide_fine: float = 0.0
     own: float = 0.0

@@ -52,6 +52,11 @@ class Watch:
         self._factor = factor
         self._high = self._broken = 0
 
+    @property
+    def calm(self) -> bool:
+        """Say whether the last step looked as training should."""
+        return self._high == self._broken == 0
+
     def verdict(self, loss: float, norm: float) -> str | None:
         """Return why the run must stop, or None."""
         if not math.isfinite(loss):

@@ -18,7 +18,9 @@ import torch
 
 from ddt_llama.config import UserError
 from ddt_llama.data.images import to_bytes8
+from ddt_llama.data.layouts import has_split
 from ddt_llama.data.sources import ImageSource, Reading, Skipped, detect_kind, open_source
+from ddt_llama.evaluation.pictures import SourcePictures
 
 
 @pytest.fixture(autouse=True)
@@ -261,6 +263,47 @@ def test_data_without_splits_are_never_given_as_validation(
     root = folder(tmp_path, captioned(3))
     with pytest.raises(UserError, match="not divided into splits, so there is no 'val'"):
         open_source(root, image_size=32, split="val", options=options)
+
+
+def test_a_split_is_known_without_reading(tmp_path: Path, options: Reading) -> None:
+    plain = folder(tmp_path / "plain", captioned(3))
+    assert [has_split(plain, s) for s in ("train", "val", "test", "all")] == [1, 0, 0, 1]
+    assert has_split(plain, "val", held_out=0.1)
+    divided = folder(tmp_path / "divided", {"train/a.png": png(1), "validation/b.png": png(2)})
+    assert [has_split(divided, s) for s in ("train", "val", "test")] == [True, True, False]
+    shard(tmp_path / "packs" / "x-train-0.tar", captioned(1))
+    (tmp_path / "packs" / "x-test-0.tar").write_bytes(b"damaged")
+    assert [has_split(tmp_path / "packs", s) for s in ("train", "val", "test")] == [1, 0, 1]
+    table().train_test_split(2, seed=0).save_to_disk(tmp_path / "disk")
+    assert [has_split(tmp_path / "disk", s) for s in ("train", "val", "test")] == [1, 0, 1]
+    with pytest.raises(UserError, match="does not exist"):
+        has_split(tmp_path / "none", "val")
+
+
+def test_one_row_is_in_both_parts(tmp_path: Path) -> None:
+    root = folder(tmp_path, captioned(1))
+    for split in ("train", "val"):
+        source = open_source(root, image_size=32, split=split, options=Reading(held_out=0.2))
+        assert rows(source) == [(0, "grey 0")]
+
+
+def test_rows_of_one_name_are_different_rows(tmp_path: Path, options: Reading) -> None:
+    """Shards number their samples from nought, each of them."""
+    for number in range(2):
+        files = {"0.png": png(10 + number), "0.txt": f"grey {10 + number}"}
+        shard(tmp_path / f"{number}.tar", files)
+    source = open_source(tmp_path, image_size=32, options=options)
+    assert len({sample.key for sample in source}) == 1
+    assert [sample.row for sample in source] == [0, 1]
+    assert len(SourcePictures(source, 32)) == 2
+
+
+def test_texts_are_read_without_their_pictures(tmp_path: Path, options: Reading) -> None:
+    files = {**captioned(3), "p001.png": b"no picture", "p002.txt": "more"}
+    source = open_source(folder(tmp_path, files), image_size=32, options=options)
+    assert list(source.texts(9)) == ["grey 0", "grey 1", "more"]
+    assert list(source.texts(1)) == ["grey 0"]
+    assert not source.skipped
 
 
 def test_held_out_divides_once_and_for_all(tmp_path: Path) -> None:

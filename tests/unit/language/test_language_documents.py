@@ -172,6 +172,18 @@ def test_max_length_counts_what_is_still_to_be_written():
                 rendered(prompt, max_length=total - 1)
 
 
+def test_turns_that_do_not_fit_are_left_out():
+    def asked(turns):
+        return documents.ask(A, "how many?", "a", [("red?", "circle")] * turns)
+
+    one, two = (len(rendered(asked(turns)).ids) for turns in (1, 2))
+    assert two > one
+    assert rendered(asked(9), max_length=two) == rendered(asked(2))
+    assert rendered(asked(9), max_length=two - 1) == rendered(asked(1))
+    with pytest.raises(UserError, match="text too long"):
+        rendered(asked(9), max_length=len(rendered(asked(0)).ids) - 1)
+
+
 def test_ten_thousand_words_end_in_one_clear_line():
     with pytest.raises(UserError, match="text too long") as caught:
         rendered(documents.draw("circle " * 10_000, None), max_length=512)

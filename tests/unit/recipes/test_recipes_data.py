@@ -1,5 +1,6 @@
 """Streams of images and documents: pure functions of the step, with the right contents."""
 
+import tarfile
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
 from ddt_llama.language import TextTokenizer, Vocabulary
 from ddt_llama.language.documents import IGNORED, KINDS, Kind
-from ddt_llama.recipes import LanguageRecipe, Mix, recipe_named
+from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
 from ddt_llama.recipes.language import CHUNK, Coder, document_stream
@@ -127,6 +128,34 @@ def test_known_pictures_are_encoded_once(tokenizer: TimestepTokenizer) -> None:
         first[1],
         *coder_of(coder, images[2]),
     ]
+
+
+def test_pictures_of_one_name_have_codes_of_their_own(
+    tokenizer: TimestepTokenizer, tmp_path: Path
+) -> None:
+    for number, colour in enumerate(("red", "blue")):
+        Pillow.new("RGB", (32, 32), colour).save(tmp_path / "0.png")
+        (tmp_path / "0.txt").write_text(f"all {colour}")
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as archive:
+            for name in ("0.png", "0.txt"):
+                archive.add(tmp_path / name, name)
+    config = DataConfig(paths=(str(tmp_path / "*.tar"),), held_out=0.0, cache_dir=str(tmp_path))
+    drafts = mixture(config, Mix(draw=1), 32, 2)(0)
+    assert {draft.texts[0] for draft in drafts} == {"all red", "all blue"}
+    pictures = [draft.pictures[0] for draft in drafts]
+    coder = Coder(tokenizer, CPU, bf16=False)
+    assert coder(pictures) == [coder_of(coder, picture.content)[0] for picture in pictures]
+
+
+def test_codes_are_kept_while_there_is_room(
+    tokenizer: TimestepTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language, "KNOWN_BYTES", 2 * (16 + language.ENTRY_BYTES))
+    coder = Coder(tokenizer, CPU, bf16=False)
+    images = render([ShapesSource().scene(index) for index in range(4)], 32)
+    first = coder([Picture(image, number) for number, image in enumerate(images[:3])])
+    swapped = coder([Picture(images[3], number) for number in range(3)])
+    assert swapped == [first[0], first[1], *coder_of(coder, images[3])]
 
 
 def coder_of(coder: Coder, image: Tensor) -> list[list[int]]:

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from ddt_llama.checkpoint import newest_state
 from ddt_llama.config import UserError
 from ddt_llama.runs import Run
-from ddt_llama.training.loop import TrainConfig, restore, step_seed, train
+from ddt_llama.training.loop import TrainConfig, step_seed, train
 from ddt_llama.training.optim import OptimConfig
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
@@ -83,6 +84,12 @@ def fit(folder, config=CONFIG, objective=None, model=None, **kwargs):
     model = model or Line()
     with Run.create_or_resume(folder, Recipe(config)) as run:
         return train(model, objective or Regression(), stream, config, run, **kwargs), model
+
+
+def newest(folder):
+    state = newest_state(folder / "checkpoints")
+    assert state is not None
+    return state
 
 
 FIGURES = ("loss", "noise", "seen", "grad_norm", "lr", "images")
@@ -236,7 +243,7 @@ def test_a_loss_that_is_no_number_stops_with_the_last_checkpoint(tmp_path, bad):
     assert "\n" not in str(error.value)
     kept = [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()]
     assert kept == ["step-00000005"]
-    assert restore(Line(), tmp_path / "run") == 5
+    assert newest(tmp_path / "run").step == 5
 
 
 def test_a_gradient_that_is_no_number_is_skipped_then_stops(tmp_path):
@@ -270,6 +277,36 @@ def test_an_exploding_loss_stops(tmp_path):
         fit(tmp_path / "run", replace(CONFIG, steps=40), Explodes())
 
 
+def test_no_checkpoint_is_made_of_a_loss_that_has_run_away(tmp_path):
+    class Explodes(Regression):
+        def __call__(self, model, batch, seed):
+            loss, metrics = super().__call__(model, batch, seed)
+            return loss * (1e6 if model.seen >= 25 * 26 / 2 else 1.0), metrics
+
+    config = replace(CONFIG, steps=40, checkpoint_every=14, keep=9)
+    with pytest.raises(UserError, match="the checkpoint of step 14 is kept"):
+        fit(tmp_path / "run", config, Explodes())
+    assert newest(tmp_path / "run").step == 14  # 28 was due among the high ones
+
+
+def test_a_checkpoint_missed_is_made_at_the_next_good_step(tmp_path):
+    class Spikes(Regression):
+        def __call__(self, model, batch, seed):
+            loss, metrics = super().__call__(model, batch, seed)
+            spikes = model.seen == 23 * 24 / 2  # in step 24
+            return loss * (1e6 if spikes else 1.0), metrics
+
+    fit(tmp_path / "run", replace(CONFIG, steps=30, checkpoint_every=24, keep=9), Spikes())
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"step-00000025", "step-00000030"}
+
+
+def test_the_loop_shows_its_figures_in_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    fit(tmp_path / "run", replace(CONFIG, tensorboard=True))
+    assert list((tmp_path / "run" / "tensorboard").glob("events.*"))
+
+
 def test_samples_see_the_average_and_training_does_not(unbroken, tmp_path):
     seen = []
 
@@ -287,9 +324,8 @@ def test_samples_see_the_average_and_training_does_not(unbroken, tmp_path):
     assert torch.equal(model.linear.weight, unbroken[2].linear.weight)
     scores = dict(series(tmp_path / "run", "score"))
     assert (scores[8], scores[9]) == (0.8, None)
-    released = Line()
-    assert restore(released, tmp_path / "run") == 20
-    assert torch.equal(released.linear.weight, average)
+    assert newest(tmp_path / "run").step == 20
+    assert torch.equal(newest(tmp_path / "run").tensors["ema"]["linear.weight"], average)
 
 
 def test_a_finished_run_started_again_does_nothing_and_may_grow(unbroken, tmp_path):

@@ -1,0 +1,54 @@
+"""The model that comes with the package: it opens without a network and does all it should."""
+
+import glob
+import socket
+import tomllib
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+
+import ddt_llama
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import sample_scene
+
+ROOT = Path(__file__).resolve().parents[2]
+NANO = Path(str(files("ddt_llama"))) / "weights" / "nano"
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+def test_it_draws_edits_answers_and_describes(offline: None) -> None:
+    model = ddt_llama.load("nano")
+    (drawn,) = model.draw("a red circle on a white background", seed=1)
+    (again,) = model.draw("a red circle on a white background", seed=1)
+    assert drawn.tobytes() == again.tobytes()
+    scene = sample_scene(9, 1)
+    picture = render([scene], 64)
+    (edited,) = model.edit(picture, "make the background black")
+    assert edited.size == drawn.size == (64, 64)
+    assert edited.tobytes() != drawn.tobytes()
+    (rebuilt,) = model.reconstruct(picture)
+    assert rebuilt.size == (64, 64)
+    assert model.ask(picture[0], "how many shapes are there?")
+    assert "background" in model.describe(picture[0])
+
+
+def test_it_is_small_and_inside_the_package() -> None:
+    found = [path for path in NANO.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in found) < 20e6
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    package = NANO.parents[1]
+    packed = {
+        package / name
+        for pattern in project["tool"]["setuptools"]["package-data"]["ddt_llama"]
+        for name in glob.glob(pattern, root_dir=package, recursive=True)
+    }
+    assert packed >= set(found)
