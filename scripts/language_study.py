@@ -81,12 +81,13 @@ class Documents:
 def losses(data: Documents, trial: str, steps: int, seed: int) -> Iterator[dict]:
     """Train one trial and yield its unseen loss along the way."""
     order, start, *fields = trial.split("+")
-    if order not in get_args(LanguageOrder) or start not in ("codebook", "random"):
+    orders: dict[str, LanguageOrder] = {name: name for name in get_args(LanguageOrder)}
+    if order not in orders or start not in ("codebook", "random"):
         raise SystemExit(f"{trial}: give ORDER+START, such as raster+codebook, and fields behind")
     recipe = recipe_named("nano_pretrain")
     assert isinstance(recipe, LanguageRecipe)
     recipe = override(recipe, dict(field.split("=", 1) for field in fields))
-    schedule = TokenSchedule(data.tokenizer.num_tokens, language_order=order)  # type: ignore[arg-type]
+    schedule = TokenSchedule(data.tokenizer.num_tokens, language_order=orders[order])
     model = backbone.build(recipe.backbone, data.vocabulary, seed=seed)
     if start == "codebook":
         place_codes(model, data.vocabulary, data.tokenizer.code_vectors(), seed)

@@ -51,6 +51,30 @@ def test_a_command_shown_can_be_typed(command: str) -> None:
         suite_named(action.keywords["suite"], fields)
 
 
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+    assert (tmp_path / "drawn.png").is_file()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_experiments_and_files_named_are_there() -> None:
+    """In documents and in the source: experiments/0001 and docs/house.md lead somewhere."""
+    places = [*DOCUMENTS, *ROOT.glob("experiments/*/*.md"), *ROOT.glob("src/**/*.py")]
+    known = [path.name for path in (ROOT / "experiments").iterdir()]
+    for path in places:
+        text = path.read_text(encoding="utf-8")
+        for number in re.findall(r"experiments/(\d{4})", text):
+            assert any(name.startswith(number) for name in known), (path, number)
+        for name in re.findall(r"`((?:docs|scripts|tests)/[\w./-]+\.\w+)`", text):
+            assert (ROOT / name).is_file(), (path, name)
+
+
 def test_targets_shown_are_in_the_makefile() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in DOCUMENTS)
     rules = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))

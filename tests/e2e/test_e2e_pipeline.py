@@ -18,7 +18,6 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, pictures, train_all
 import ddt_llama
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.cli import main
-from ddt_llama.config import UserError
 from ddt_llama.evaluation.shapes_suite import Tuned
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Settings
@@ -125,6 +124,15 @@ def test_evaluate_and_report(pipeline: Pipeline, tmp_path: Path) -> None:
     assert "step-00000003.png" in (pipeline.instruct / "report.html").read_text()
 
 
+def test_speed_is_measured_inside_and_outside_a_process(pipeline: Pipeline, tmp_path: Path) -> None:
+    file = tmp_path / "speed.json"
+    command = ["evaluate", str(pipeline.instruct), "--suite", "speed", "--json", str(file)]
+    assert main([*command, "--batches", "1", "--rounds", "1"]) == 0
+    figures = json.loads(file.read_text())
+    assert figures["draw.ratio.1"] > 0
+    assert figures["draw.process_seconds"] > figures["draw.image_seconds.1"]
+
+
 def test_evaluate_on_pictures(pipeline: Pipeline, tmp_path: Path) -> None:
     data = pictures(tmp_path / "data")
     command = ["evaluate", str(pipeline.tokenizer), "--suite", "reconstruction", "--steps=1"]
@@ -168,7 +176,8 @@ def test_a_published_model_is_small_and_tuned(
 
     monkeypatch.setattr(publish, "tune_drawing", lambda _: (tuned, {}))
     monkeypatch.setattr(publish, "tune_editing", tune_editing)
-    folder = publish.publish(pipeline.instruct, tmp_path / "model", "mini")
+    folder = tmp_path / "mini"
+    assert main(["publish", str(pipeline.instruct), str(folder)]) == 0
     model = ddt_llama.load(folder)
     assert (model.name, model.settings) == ("mini", replace(tuned, edit_temperature=0.25))
     for part in ("tokenizer", "language"):
@@ -176,8 +185,10 @@ def test_a_published_model_is_small_and_tuned(
         full = (pipeline.instruct / "release" / part / "model.safetensors").stat().st_size
         assert weights < 0.6 * full
     assert main(["draw", str(folder), "a red circle", "--out", str(tmp_path / "a.png")]) == 0
-    with pytest.raises(UserError, match="is no release"):
-        publish.publish(pipeline.instruct, pipeline.instruct / "samples", "mini")
+    assert main(["publish", str(pipeline.instruct), str(pipeline.instruct / "samples")]) == 2
+    smaller = tmp_path / "smaller"
+    assert main(["publish", str(pipeline.instruct), str(smaller), "--bits", "8"]) == 0
+    assert main(["draw", str(smaller), "a red circle", "--out", str(tmp_path / "b.png")]) == 0
 
 
 def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:

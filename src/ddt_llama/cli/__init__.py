@@ -26,6 +26,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "recipes": teach.recipes,
     "train": teach.train,
     "report": teach.report,
+    "publish": teach.publish,
     "encode": measure.encode,
     "evaluate": measure.evaluate,
 }

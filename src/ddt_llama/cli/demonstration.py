@@ -188,7 +188,9 @@ def demonstrate(open_model: Callable[[], Model], images: Path | None, out: Path)
     )
     save_demo(
         out,
-        Demo(model.name, about, drawn, rebuilt, edited, asked, flat(show.figures), show.timings),
+        Demo(
+            model.name, about, drawn, rebuilt, edited, asked, {**flat(show.figures)}, show.timings
+        ),
     )
     return write_demo_page(out)
 

@@ -6,8 +6,12 @@ with the same numbers, so the codes themselves are compared too.
 """
 
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
@@ -56,6 +60,20 @@ def bench_draw(
     for size in batches:
         figures |= _bench_batch(model, size, rounds)
     return figures
+
+
+def bench_process(model: Model, rounds: int = ROUNDS) -> Figure:
+    """Time the command `ddt draw` for one image, start and imports included, in seconds."""
+    with tempfile.TemporaryDirectory() as place:
+        folder, picture = Path(place, "model"), Path(place, "drawn.png")
+        model.save(folder)
+        command = [sys.executable, "-m", "ddt_llama", "draw", str(folder), PROMPTS[0]]
+        command += ["--out", str(picture)]
+
+        def whole() -> None:
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+        return _median([_seconds(whole, model.device) for _ in range(rounds)])
 
 
 def plain_codes(

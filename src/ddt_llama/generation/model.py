@@ -4,7 +4,7 @@ The face of a trained model in Python, behind every command and every score. Put
 tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -27,6 +27,12 @@ from ddt_llama.tokenizer.base import Tokenizer
 Stage = Literal["pretrain", "instruct"]
 FORMAT = "ddt-llama"  # of release folders
 VERSION = 1
+# How tokenizer and language model are stored in so many bits.
+_STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {
+    None: (None, None),
+    16: (torch.float16, torch.float16),
+    8: (torch.int8, torch.float8_e4m3fn),
+}
 
 
 class Model:
@@ -200,18 +206,24 @@ class Model:
         ]
         return torch.cat(images).float().cpu()
 
-    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write a release folder that `load` opens; weights are stored as `dtype` if given.
+    def save(self, folder: str | Path, *, bits: Literal[16, 8] | None = None) -> None:
+        """Write a release folder that `load` opens.
+
+        Weights are stored as they are, in float16, or in 8 bits (the tokenizer's matrices as
+        integers with a scale a row, the language model's as float8, tables in 16 bits).
 
         Its description, which makes it a release, comes last.
         """
         folder = Path(folder)
-        self.tokenizer.save(folder / "tokenizer", dtype=dtype)
+        of_images, of_language = _STORED[bits]
+        self.tokenizer.save(folder / "tokenizer", dtype=of_images)
         if self.vocabulary is not None and self.text is not None:
             from ddt_llama.language import backbone
 
             language: Any = self.language
-            backbone.save(folder / "language", language, self.vocabulary, self.text, dtype=dtype)
+            backbone.save(
+                folder / "language", language, self.vocabulary, self.text, dtype=of_language
+            )
         if not (folder / "README.md").exists():
             card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
             replace_file(folder / "README.md", card.encode())

@@ -153,13 +153,14 @@ def _read_weights(
     folder: Path, dtype: torch.dtype | None, device: torch.device
 ) -> dict[str, Tensor]:
     index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        return load_tensors(folder / "model.safetensors", dtype, device)
-    shards = load_json(index).get("weight_map", {})
+    shards = {"model.safetensors"}
+    if index.is_file():
+        shards = {Path(name).name for name in load_json(index).get("weight_map", {}).values()}
     weights: dict[str, Tensor] = {}
-    for shard in sorted(set(shards.values())):
-        weights |= load_tensors(folder / Path(shard).name, dtype, device)
-    return weights
+    for shard in sorted(shards):
+        weights |= load_tensors(folder / shard, dtype, device)
+    eight = torch.float8_e4m3fn  # is for storing; nothing computes in it
+    return {name: w.bfloat16() if w.dtype is eight else w for name, w in weights.items()}
 
 
 def _bundled() -> Path:

@@ -244,23 +244,24 @@ def save(
 ) -> None:
     """Write a language folder that `load` and `AutoModelForCausalLM` open.
 
-    Weights are safetensors, in `dtype` where one is given (torch.int8: a quarter of the size, which
-    `load` opens but transformers alone does not). Each file appears whole or not at all.
+    Weights are safetensors, in `dtype` where one is given. torch.float8_e4m3fn stores the matrices
+    of the layers so (an error of at most 6 % of each number) and all else in bfloat16. Each file
+    appears whole or not at all.
     Raises UserError where the parts do not belong together or the folder cannot be written.
     """
     folder = Path(folder)
     embedding = cast(nn.Embedding, model.get_input_embeddings())
     _check_parts(folder, embedding.num_embeddings, vocabulary, text)
-    if dtype not in (None, torch.int8, model.dtype):
+    if dtype not in (None, torch.float8_e4m3fn, model.dtype):
         model = _move(copy.deepcopy(model), dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             with quiet():
                 model.save_pretrained(temporary, max_shard_size="4GB")
-            if dtype is torch.int8:
+            if dtype is torch.float8_e4m3fn:
                 for path in Path(temporary).glob("model*.safetensors"):
-                    save_tensors(path, load_tensors(path), torch.int8)
+                    save_tensors(path, _in_eight_bits(load_tensors(path)))
             written = sorted(Path(temporary).iterdir())
             # Weights of an earlier save in other shards would be read instead of these.
             names = {path.name for path in written}
@@ -275,6 +276,15 @@ def save(
         ) from None
     text.save(folder)
     vocabulary.save(folder)
+
+
+def _in_eight_bits(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {
+        name: tensor.to(
+            torch.float8_e4m3fn if ".layers." in name and tensor.ndim == 2 else torch.bfloat16
+        )
+        for name, tensor in tensors.items()
+    }
 
 
 def load(

@@ -1,15 +1,13 @@
 """Make of a trained run the release that people load: settings tuned, weights in 16 or 8 bits.
 
-`python -m ddt_llama.recipes.publish RUN FOLDER NAME [16 or 8]`. Guidance and temperature are chosen
-on prompts and edits, and the number of decoding steps on scenes, that no evaluation uses.
+Guidance and temperature are chosen on prompts and edits, and the number of decoding steps on
+scenes, that no evaluation uses.
 """
 
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import torch
+from typing import Literal
 
 from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.metrics import psnr
@@ -23,19 +21,15 @@ from ddt_llama.tokenizer import Tokenizer
 
 SCENES = 128
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
-# float16 has ten bits, and weights are small, so its range is enough.
-STORED = {"16": torch.float16, "8": torch.int8}
 
 
-def publish(run: Path, folder: Path, name: str, bits: str = "16") -> Path:
-    """Write the release of `run` to `folder` under `name` and return the folder.
+def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Path:
+    """Write the release of `run` to `folder` under `name`, in 16 or 8 bits; return the folder.
 
     Where the run knows the shapes world, the number of steps is tuned, and guidance and temperature
     of drawings and of edits where it can do them. Raises UserError where the run has no release or
     the folder is another thing.
     """
-    if bits not in STORED:
-        raise UserError(f"bits: given {bits!r}, allowed are {' and '.join(STORED)}")
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: exists and is no release; choose another folder")
     model = load(run / RELEASE)
@@ -52,7 +46,7 @@ def publish(run: Path, folder: Path, name: str, bits: str = "16") -> Path:
                     f"guidance {scale:g}, temperature {temperature:g}: "
                     f"{figure.value:.3f} of the tuning {asked}"
                 )
-    model.save(folder, dtype=STORED[bits])
+    model.save(folder, bits=bits)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
     return folder
@@ -69,10 +63,3 @@ def best_steps(tokenizer: Tokenizer, choices: Sequence[int] = (1, 2, 4, 8, 16)) 
     for steps, value in quality.items():
         print(f"{steps} decoding steps: {value:.2f} dB on the tuning scenes")
     return max(sorted(quality), key=lambda steps: quality[steps])
-
-
-if __name__ == "__main__":
-    try:
-        publish(Path(sys.argv[1]), Path(sys.argv[2]), *sys.argv[3:])
-    except UserError as error:
-        sys.exit(f"error: {error}")

@@ -38,14 +38,19 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Move every parameter that has a gradient."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Move every parameter that has a gradient; `closure` computes the loss first, if given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             directions = [self._direction(p, group["momentum"]) for p in moving]
             for p, update in zip(moving, orthogonal_together(directions), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+        return loss
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:
         """Advance the momentum; return it as Nesterov looks ahead."""

@@ -312,7 +312,7 @@ def test_a_release_may_be_a_tokenizer_alone_and_halved(tmp_path: Path, text: Tex
     with pytest.raises(UserError, match="device 'abacus' is not available"):
         load(tmp_path / "bare", device="abacus")
     model = Model(QuarterTokenizer(), language(), VOCABULARY, text)
-    model.save(tmp_path / "half", dtype=torch.bfloat16)
+    model.save(tmp_path / "half", bits=16)
     loaded = load(tmp_path / "half", device="cpu")
     assert loaded.engine is not None
     assert isinstance(loaded.engine.decoder, LeanDecoder)

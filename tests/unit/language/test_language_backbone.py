@@ -166,20 +166,23 @@ def test_saving_in_half_precision_leaves_the_model_alone(tmp_path):
 
 @pytest.mark.parametrize("tied", [True, False])
 @torch.no_grad()
-def test_a_folder_in_eight_bits_opens_here_with_nearly_the_same_logits(tied, tmp_path):
+def test_a_folder_in_eight_bits_opens_anywhere_with_nearly_the_same_logits(tied, tmp_path):
     wide = tiny("llama", tied, dim=64, mlp_dim=96)
     model = backbone.build(wide, VOCABULARY).eval()
-    backbone.save(tmp_path, model, VOCABULARY, TEXT, dtype=torch.int8)
-    assert {
-        str(w.dtype)
-        for n, w in load_file(tmp_path / "model.safetensors").items()
-        if n.endswith("proj.weight")
-    } == {"torch.int8"}
-    loaded = backbone.load(tmp_path).model
-    assert not loaded.training
-    got, expected = loaded(some_ids()).logits, model(some_ids()).logits
-    assert (got - expected).norm() < 0.03 * expected.norm()
-    assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
+    backbone.save(tmp_path, model, VOCABULARY, TEXT, dtype=torch.float8_e4m3fn)
+    stored = load_file(tmp_path / "model.safetensors")
+    assert {w.dtype for n, w in stored.items() if n.endswith("proj.weight")} == {
+        torch.float8_e4m3fn
+    }
+    expected = model(some_ids()).logits
+    for loaded in (
+        backbone.load(tmp_path).model,
+        AutoModelForCausalLM.from_pretrained(tmp_path, local_files_only=True),
+    ):
+        assert not loaded.training
+        got = loaded(some_ids()).logits
+        assert (got - expected).norm() < 0.05 * expected.norm()
+        assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
 
 
 def test_saving_again_removes_weights_in_other_shards(tmp_path):

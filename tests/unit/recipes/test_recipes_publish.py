@@ -1,10 +1,8 @@
 """Publishing: the settings of a release are chosen by measurement."""
 
-import pytest
 import torch
 
-from ddt_llama.config import UserError
-from ddt_llama.recipes.publish import best_steps, publish
+from ddt_llama.recipes.publish import best_steps
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
@@ -39,8 +37,3 @@ def test_tuning_scenes_are_none_of_training():
     best_steps(noisy, choices=(1,))
     trained = render([ShapesSource(seed=0)[i].scene for i in range(128)], 16)
     assert not any(torch.equal(a, b) for a, b in zip(noisy.seen, trained, strict=True))
-
-
-def test_other_numbers_of_bits_are_refused(tmp_path):
-    with pytest.raises(UserError, match="allowed are 16 and 8"):
-        publish(tmp_path, tmp_path / "out", "nano", "4")
