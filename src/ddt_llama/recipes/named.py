@@ -60,7 +60,9 @@ def nano_tokenizer() -> TokenizerRecipe:
             pieces=EARLY_PIECES,
             language_order="raster",
             shift=3.0,
-            quantizer=QuantizerConfig(codebook_size=16_384, code_dim=8, dead_share=0.03),
+            quantizer=QuantizerConfig(
+                codebook_size=16_384, code_dim=8, dead_share=0.03, rate=0.005
+            ),
             encoder=EncoderConfig(dim=160, depth=3, num_heads=5),
             decoder=DecoderConfig(dim=160, depth=5, num_heads=5, gate_start=1.0),
         ),
@@ -100,11 +102,11 @@ def nano_instruct() -> LanguageRecipe:
     What is drawn stands on a grid and answers weigh more: in so short a training the model learns
     neither 64 positions of every edge nor what a few ids of text teach (experiments/0012).
     """
-    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=6800, lr=2e-3)
+    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=7500, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.25, edit=0.4, ask=0.2, describe=0.15),
-        text_weight=4.0,
+        mix=Mix(draw=0.2, edit=0.35, ask=0.25, describe=0.2),
+        text_weight=3.0,
         data=replace(recipe.data, grid=8),
     )
 

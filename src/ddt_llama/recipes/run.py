@@ -132,10 +132,11 @@ def _tokenizer_model(recipe: TokenizerRecipe, begun: Path | None) -> TimestepTok
 
 def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:
     """Add codes of zeros up to `size`; the quantizer fills them from the first batches."""
-    known = tensors.get("quantizer.codebook")
-    if known is not None and len(known) < size:
-        added = known.new_zeros(size - len(known), known.shape[1])
-        tensors["quantizer.codebook"] = torch.cat([known, added])
+    for name in ("quantizer.codebook", "quantizer.lengths"):
+        known = tensors.get(name)
+        if known is not None and len(known) < size:
+            added = known.new_zeros(size - len(known), *known.shape[1:])
+            tensors[name] = torch.cat([known, added])
 
 
 def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:

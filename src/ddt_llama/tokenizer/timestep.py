@@ -208,7 +208,7 @@ class TimestepTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Return the codes of images of the tokenizer's own size."""
-        return self.quantizer.nearest(
+        return self.quantizer.cheapest(
             nn.functional.normalize(self.encoder(self.to_patches(images)).float(), dim=-1)
         )
 

@@ -37,6 +37,34 @@ def test_the_code_is_the_nearest_by_cosine():
     assert torch.equal(net(100 * z).codes, codes)
 
 
+def test_of_codes_nearly_as_near_the_commonest_is_taken():
+    plain, weighed = quantizer(), quantizer(rate=0.1)
+    unit, counts = F.normalize(features(1, 500), dim=-1), torch.tensor([1, 9, 900, 3, 40, 2, 0.0])
+    for net in (plain, weighed):
+        net.weigh(counts)
+    assert torch.equal(plain.cheapest(unit), plain.nearest(unit))
+    book, total = weighed.codebook.tolist(), float(counts.sum())
+    share = [max(float(count) / total, 0.01 / SIZE) for count in counts]
+    found = weighed.cheapest(unit).flatten().tolist()
+    for feature, code in zip(unit.flatten(0, 1).tolist(), found, strict=True):
+        cost = [
+            sum((x - y) ** 2 for x, y in zip(feature, row, strict=True)) - 0.1 * math.log(p)
+            for row, p in zip(book, share, strict=True)
+        ]
+        assert cost[code] == pytest.approx(min(cost), abs=1e-5)
+    assert (torch.tensor(found) == 2).sum() > (plain.nearest(unit) == 2).sum()
+
+
+def test_lengths_follow_the_usage_in_training():
+    net = quantizer(decay=0.5)
+    assert not net.lengths.any()  # all alike before
+    for step in range(3):
+        z = features(step)
+        net.update(z, net(z).codes, step)
+    share = net.counts / net.counts.sum()
+    torch.testing.assert_close(net.lengths, -share.clamp_min(0.01 / SIZE).log())
+
+
 @pytest.mark.parametrize("rounding", [0.0, 0.5, 1.0])
 def test_rounding_goes_that_share_of_the_way(rounding: float):
     net, z = quantizer(), features(1)
@@ -217,5 +245,5 @@ def test_metrics_are_perplexities_of_the_decayed_counts():
     assert net.metrics()["position_perplexity"] < 1.1
 
 
-def test_only_the_codebook_is_released():
-    assert set(quantizer().state_dict()) == {"codebook", "filled"}
+def test_the_codebook_and_its_lengths_alone_are_released():
+    assert set(quantizer().state_dict()) == {"codebook", "filled", "lengths"}
