@@ -8,6 +8,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ddt_llama import distributed
 
 SHOWN = ("loss", "grad_norm", "lr")
+# What tells whether tokens are informative, which the loss does not; shown where it was measured.
+TOKENS = {
+    "probe.own": "error at t = 1 with own tokens",
+    "probe.wrong": "another's",
+    "probe.none": "none",
+    "probe.spread": "spread of features",
+    "codebook.used": "codes used",
+    "codebook.perplexity": "perplexity",
+    "codebook.position_perplexity": "of a position",
+}
 
 
 def duration(seconds: float | int) -> str:
@@ -43,6 +53,9 @@ class Display:
         left = (self._steps - record["step"]) * record["step_ms"] / 1000
         figures = [f"{name} {record[name]:.4g}" for name in SHOWN if name in record]
         text = f"{'  '.join(figures)}  {speed:,.0f} images/s  {duration(left)} left"
+        if "probe.own" in record:
+            known = [f"{words} {record[n]:.3g}" for n, words in TOKENS.items() if n in record]
+            self._console.print(f"step {record['step']:>7}  tokens: {', '.join(known)}")
         if self._bar is None:
             self._console.print(f"step {record['step']:>7}/{self._steps}  {text}")
         else:

@@ -26,6 +26,17 @@ def test_without_a_terminal_each_record_is_one_line(capsys, monkeypatch):
     assert last == "done"
 
 
+def test_what_tokens_hold_is_told_where_it_was_measured(capsys, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    display = Display(100, 0)
+    tokens = {"probe.own": 0.0081, "probe.none": 0.14, "codebook.used": 0.93}
+    display.record({**RECORD, **tokens})
+    display.close()
+    first = capsys.readouterr().out.splitlines()[0]
+    told = "error at t = 1 with own tokens 0.0081, none 0.14, codes used 0.93"
+    assert first == f"step      30  tokens: {told}"
+
+
 def test_on_a_terminal_the_bar_shows_the_same_and_is_taken_down(capsys, monkeypatch):
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("COLUMNS", "160")
