@@ -5,7 +5,7 @@ the verifier that reads a picture back into a scene; edits (is the change done, 
 untouched); questions by exact match.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, Unpack, runtime_checkable
@@ -36,7 +36,9 @@ from ddt_llama.shapes.prompts import (
     question_suite,
     satisfies,
 )
+from ddt_llama.shapes.questions import Question
 from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.verify import read
 from ddt_llama.tokenizer.base import Tokenizer
 
@@ -133,7 +135,8 @@ class ShapesSuite:
         Keys: `shapes.CATEGORY`, `shapes.overall` (mean of the six), `shapes.readable` (share of
         drawings that the verifier could read), `shapes.edit.{done,kept,both}` and
         `shapes.edit.both.KIND`, `shapes.edit.untouched_error` (mean absolute difference, of the
-        full range, where nothing should change), `shapes.questions` and `shapes.questions.KIND`.
+        full range, where nothing should change), `shapes.questions`, `shapes.questions.KIND` and
+        `shapes.questions.blind` (what the commonest answer to each kind would score, unseen).
         Shares have Wilson's intervals, those of drawings clustered by demand; `overall` is their
         square-and-add, the error a mean with Student's t.
         """
@@ -227,7 +230,7 @@ class ShapesSuite:
                 right = answer.strip() == question.answer
                 outcomes["shapes.questions"].append(right)
                 outcomes[f"shapes.questions.{question.kind}"].append(right)
-        return _shares(outcomes)
+        return _shares(outcomes) | {"shapes.questions.blind": setting(_blind(asked))}
 
     def _decode(self, model: Artist, codes: Tensor, seeds: Sequence[int]) -> Tensor:
         return model.decode(codes, seeds, steps=model.settings.changed(self.options).steps)
@@ -283,6 +286,14 @@ def _best(
     figures = {pair: measure({"guidance_scale": pair[0], "temperature": pair[1]}) for pair in pairs}
     scale, temperature = min(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
     return scale, temperature, figures
+
+
+def _blind(asked: Sequence[tuple[Scene, Question]]) -> float:
+    """Return the share right if each kind of question always got its commonest answer."""
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    for _, question in asked:
+        answers[question.kind][question.answer] += 1
+    return sum(max(counts.values()) for counts in answers.values()) / len(asked)
 
 
 def _shares(outcomes: Mapping[str, Sequence[bool]]) -> dict[str, Figure]:

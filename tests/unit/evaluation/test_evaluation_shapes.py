@@ -222,6 +222,29 @@ def test_a_model_that_draws_an_empty_canvas_is_readable_and_wrong() -> None:
     assert figures["shapes.readable"].value == 1.0
 
 
+def test_wordings_of_one_demand_are_one_cluster() -> None:
+    suite = replace(SUITE, prompts=100, images=1)
+    prompts = heldout_prompts("single", suite.prompts, suite.seed)
+    demands = list(dict.fromkeys(requirement for _, requirement in prompts))
+    assert len(demands) < len(prompts)
+
+    class Half(Perfect):
+        """Knows every second demand, however it is worded."""
+
+        def draw_codes(self, prompts: str | Sequence[str], **options: Any) -> Tensor:
+            codes = super().draw_codes(prompts, **options)
+            for number, prompt in zip(codes[:, 0].tolist(), prompts, strict=True):
+                if demands.index(self.known[prompt]) % 2:
+                    self.shown[number] = Scene(0, ())
+            return codes
+
+    model = Half()
+    model.known = dict(prompts)
+    verdicts, _ = suite._category(model, "single", "test")
+    wordings = [sum(asked == demand for _, asked in prompts) for demand in demands]
+    assert verdicts == [[i % 2 == 0] * count for i, count in enumerate(wordings)]
+
+
 def test_figures_are_clustered_by_prompt() -> None:
     """A model that always errs on every fifth prompt: 2 images a prompt count as one."""
     model = Perfect()
@@ -285,6 +308,10 @@ def test_answers_must_be_exact_up_to_outer_blanks() -> None:
     figures = SUITE.asking(Curt())
     expected = sum(q.question.startswith("how") for _, q in asked) / len(asked)
     assert figures["shapes.questions"].value == pytest.approx(expected)
+    blind = figures.pop("shapes.questions.blind").value
+    kinds = {question.kind for _, question in asked}
+    answers = [[q.answer for _, q in asked if q.kind == kind] for kind in sorted(kinds)]
+    assert blind == sum(max(map(a.count, a)) for a in answers) / len(asked)
     by_kind = [v.value for k, v in figures.items() if k.startswith("shapes.questions.")]
     assert sum(by_kind) / len(by_kind) == pytest.approx(expected)  # as many of each kind
 
