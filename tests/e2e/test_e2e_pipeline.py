@@ -176,6 +176,7 @@ def test_a_published_model_is_small_and_tuned(
 
     monkeypatch.setattr(publish, "tune_drawing", lambda _: (tuned, {}))
     monkeypatch.setattr(publish, "tune_editing", tune_editing)
+    monkeypatch.setattr(publish, "tune_words", lambda model: (model.settings, {}))
     folder = tmp_path / "mini"
     assert main(["publish", str(pipeline.instruct), str(folder)]) == 0
     model = ddt_llama.load(folder)

@@ -94,8 +94,8 @@ def publish(
 ) -> None:
     """Make of a training the folder that others load: settings tuned, weights in few bits.
 
-    A model of the shapes world is tuned: decoding steps, guidance and temperature are chosen on
-    scenes, prompts and edits that no evaluation uses (minutes).
+    A model of the shapes world is tuned: decoding steps, guidance, temperature and whether words
+    come first are chosen on scenes, prompts and edits that no evaluation uses (minutes).
 
     Example: ddt publish runs/nano_instruct models/mine --bits 8
 

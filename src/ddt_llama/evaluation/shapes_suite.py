@@ -154,6 +154,8 @@ class ShapesSuite:
             "shapes.guidance_scale": setting(used.guidance_scale),
             "shapes.temperature": setting(used.temperature),
             "shapes.steps": setting(used.steps),
+            "shapes.plan": setting(used.plan),
+            "shapes.look": setting(used.look),
         }
 
     def drawing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
@@ -216,11 +218,12 @@ class ShapesSuite:
             "shapes.edit.untouched_error": mean(errors),
             "shapes.edit.guidance_scale": setting(used.guidance_scale),
             "shapes.edit.temperature": setting(used.temperature),
+            "shapes.edit.plan": setting(used.plan),
         }
 
-    def asking(self, model: Artist) -> dict[str, Figure]:
+    def asking(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
         """Ask about scenes; only the exact words of the answer count."""
-        asked = question_suite(self.questions, self.seed)
+        asked = question_suite(self.questions, self.seed, use=use)
         outcomes: dict[str, list[bool]] = defaultdict(list)
         for start, stop in watch(list(batches(len(asked), self.batch_size)), "ask"):
             part = asked[start:stop]
@@ -234,6 +237,31 @@ class ShapesSuite:
 
     def _decode(self, model: Artist, codes: Tensor, seeds: Sequence[int]) -> Tensor:
         return model.decode(codes, seeds, steps=model.settings.changed(self.options).steps)
+
+
+def tune_words(
+    model: Artist, suite: ShapesSuite = ShapesSuite(prompts=20, images=2, edits=96, questions=200)
+) -> tuple[Settings, dict[str, tuple[Figure, Figure]]]:
+    """Return the model's settings with words first where they help: `plan`, `edit_plan`, `look`.
+
+    Each is tried both ways on tuning prompts, edits and questions, and taken where it scores
+    higher. Also returns the figures without and with it.
+    """
+    measures: dict[str, Callable[[], Figure]] = {
+        "plan": lambda: suite.drawing(model, "tuning")["shapes.overall"],
+        "edit_plan": lambda: suite.editing(model, "tuning")["shapes.edit.both"],
+        "look": lambda: suite.asking(model, "tuning")["shapes.questions"],
+    }
+    stored, chosen = model.settings, model.settings
+    figures: dict[str, tuple[Figure, Figure]] = {}
+    for name, measure in measures.items():
+        tried = []
+        for first in (False, True):
+            model.settings = replace(stored, **{name: first})
+            tried.append(measure())
+        model.settings, figures[name] = stored, (tried[0], tried[1])
+        chosen = replace(chosen, **{name: tried[1].value > tried[0].value})
+    return chosen, figures
 
 
 Tuned = dict[tuple[float, float], Figure]  # (guidance scale, temperature) -> what it reached

@@ -17,6 +17,7 @@ from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.pictures import ImageInput, read_images
+from ddt_llama.generation.sampling import GREEDY, Sampling, TopP
 from ddt_llama.generation.settings import Options, Settings, row_seeds
 from ddt_llama.language import documents
 from ddt_llama.language.documents import Document, without_text
@@ -27,6 +28,7 @@ from ddt_llama.tokenizer.base import Tokenizer
 Stage = Literal["pretrain", "instruct"]
 FORMAT = "ddt-llama"  # of release folders
 VERSION = 1
+PLANNING = Sampling(TopP(0.9))  # of plans: layouts differ from seed to seed, oddities are left out
 # How tokenizer and language model are stored in so many bits.
 _STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {
     None: (None, None),
@@ -114,9 +116,25 @@ class Model:
         """Return the codes (index 0 finest) of the images that `draw` would show."""
         settings = self.settings.changed(options)
         given = _texts(prompts, "prompt")
+        seeds = row_seeds(seed, len(given), num)
+        told = [prompt for prompt in given for _ in range(num)]
+        if settings.plan:
+            told = self._plans(told, seeds)
         constructor = documents.text_to_image if self.stage == "pretrain" else documents.draw
-        requests = [constructor(prompt, None) for prompt in given for _ in range(num)]
-        return self._write_images(requests, row_seeds(seed, len(given), num), settings)
+        return self._write_images([constructor(text, None) for text in told], seeds, settings)
+
+    def plan(
+        self, prompts: str | Sequence[str], *, num: int = 1, seed: int | Sequence[int] = 0
+    ) -> list[str]:
+        """Return the descriptions that `draw` draws from where the release plans."""
+        given = _texts(prompts, "prompt")
+        seeds = row_seeds(seed, len(given), num)
+        return self._plans([prompt for prompt in given for _ in range(num)], seeds)
+
+    def _plans(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
+        self._need_instruct("plan")
+        requests = [documents.plan(prompt, None) for prompt in prompts]
+        return self._write_texts(requests, PLANNING, seeds)
 
     def edit(
         self,
@@ -157,8 +175,15 @@ class Model:
         """Answer each question about its image; one image or one question serves for all."""
         self._need_instruct("ask")
         codes, given = self._paired(images, _texts(questions, "question"))
+        if not self.settings.look:
+            pairs = zip(codes, given, strict=True)
+            return self._write_texts([documents.ask(row, text, None) for row, text in pairs])
+        seen = self._write_texts([documents.describe(row, None) for row in codes])
         return self._write_texts(
-            [documents.ask(row, text, None) for row, text in zip(codes, given, strict=True)]
+            [
+                documents.ask(row, documents.DESCRIBE, told, [(text, None)])
+                for row, told, text in zip(codes, seen, given, strict=True)
+            ]
         )
 
     def describe(self, image: ImageInput) -> str:
@@ -242,11 +267,14 @@ class Model:
         settings = self.settings.for_edits().changed(options)
         codes, given = self._paired(images, _texts(instructions, "instruction"))
         seeds = row_seeds(seed, len(given), num)
-        requests = [
-            documents.edit(row, text, None)
-            for row, text in zip(codes, given, strict=True)
-            for _ in range(num)
-        ]
+        rows = [row for row in codes for _ in range(num)]
+        told = [text for text in given for _ in range(num)]
+        if settings.plan:
+            seen = self._write_texts([documents.describe(row, None) for row in rows])
+            changes = [documents.to_change(*pair) for pair in zip(seen, told, strict=True)]
+            plans = self._plans(changes, seeds)
+            told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
+        requests = [documents.edit(*pair, None) for pair in zip(rows, told, strict=True)]
         return self._write_images(requests, seeds, settings), seeds
 
     def _write_images(
@@ -269,10 +297,21 @@ class Model:
         ]
         return self.tokenizer.from_language(torch.cat(parts))
 
-    def _write_texts(self, requests: Sequence[Document]) -> list[str]:
+    def _write_texts(
+        self,
+        requests: Sequence[Document],
+        sampling: Sampling = GREEDY,
+        seeds: Sequence[int] | None = None,
+    ) -> list[str]:
         engine, _, text = self._language_parts()
         prompts = [self._ids(request) for request in requests]
-        answers = [answer for rows in self._split(prompts) for answer in engine.text(rows)]
+        answers = [
+            answer
+            for rows, own in zip(
+                self._split(prompts), self._split(seeds or [0] * len(prompts)), strict=True
+            )
+            for answer in engine.text(rows, sampling=sampling, seeds=own)
+        ]
         return [text.decode(answer).strip() for answer in answers]
 
     def _ids(self, request: Document) -> list[int]:

@@ -26,6 +26,7 @@ class Options(TypedDict, total=False):
     top_k: int | None
     top_p: float | None
     steps: int | None
+    plan: bool | None
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class Settings:
     steps: denoising steps of the image tokenizer's decoder. 3.0, 1.0, no top_k, no top_p is the
     public recipe of Selftok; a release carries what was tuned for it. edit_guidance_scale,
     edit_temperature: of edits, None as of drawings. An edit is mostly a copy and wants less chance.
+    plan, edit_plan: the model first writes a description of the picture that is asked for, and
+    draws from that. look: it describes a picture before it answers. All need a model trained to.
     """
 
     guidance_scale: float = 3.0
@@ -45,11 +48,14 @@ class Settings:
     steps: int = 8
     edit_guidance_scale: float | None = None
     edit_temperature: float | None = None
+    plan: bool = False
+    edit_plan: bool = False
+    look: bool = False
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
-        for scale in (self.guidance_scale, self.for_edits().guidance_scale):
-            if not 0.0 <= scale < math.inf:
+        for scale in (self.guidance_scale, self.edit_guidance_scale):
+            if scale is not None and not 0.0 <= scale < math.inf:
                 raise UserError(
                     f"guidance_scale is {scale}; it must be a finite number of 0 or more "
                     "(1 is no guidance, 3 is usual)"
@@ -64,16 +70,17 @@ class Settings:
                 f"top_k {self.top_k} and top_p {self.top_p} were both given; give one of them"
             )
         self.sampling()
+        if self.edit_temperature is not None:
+            Sampling(temperature=self.edit_temperature)
 
     def for_edits(self) -> "Settings":
         """Return these settings with those of edits in the place of those of drawings."""
         scale, temperature = self.edit_guidance_scale, self.edit_temperature
-        if scale is None and temperature is None:
-            return self
         return dataclasses.replace(
             self,
             guidance_scale=self.guidance_scale if scale is None else scale,
             temperature=self.temperature if temperature is None else temperature,
+            plan=self.edit_plan,
             edit_guidance_scale=None,
             edit_temperature=None,
         )

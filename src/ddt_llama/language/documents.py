@@ -20,11 +20,20 @@ from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
 Kind = Literal[
-    "text_to_image", "image_to_text", "image_only", "text_only", "draw", "edit", "ask", "describe"
+    "text_to_image",
+    "image_to_text",
+    "image_only",
+    "text_only",
+    "draw",
+    "edit",
+    "ask",
+    "describe",
+    "plan",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 PRETRAINING: tuple[Kind, ...] = KINDS[:4]
 DESCRIBE = "Describe the picture."
+PLAN = "Plan a picture:"
 IGNORED = -100  # the label that torch's and transformers' cross-entropy leave out
 
 
@@ -50,13 +59,19 @@ class Document:
     """What is given and what is to be written.
 
     `answer` None makes it a prompt: the model is to write the answer, an image where
-    `writes_image`, else text. `further` turns follow the first, each a request and its answer.
+    `writes_image`, else text. `further` turns follow the first, each a request and its answer; the
+    last answer may be None instead.
     """
 
     kind: Kind
     given: tuple[Part, ...]
     answer: Part | None
-    further: tuple[tuple[tuple[Part, ...], Part], ...] = ()
+    further: tuple[tuple[tuple[Part, ...], Part | None], ...] = ()
+
+    @property
+    def is_prompt(self) -> bool:
+        """Say whether the model is to write what comes next."""
+        return (self.further[-1][1] if self.further else self.answer) is None
 
     @property
     def writes_image(self) -> bool:
@@ -123,16 +138,31 @@ def ask(
     codes: abc.Sequence[int],
     question: str,
     answer: str | None,
-    further: abc.Sequence[tuple[str, str]] = (),
+    further: abc.Sequence[tuple[str, str | None]] = (),
 ) -> Document:
     """Stage 2: an image and a question, answered by text; `further` questions with answers."""
-    turns = tuple(((Text(asked),), Text(answered)) for asked, answered in further)
+    turns = tuple(((Text(asked),), _text(answered)) for asked, answered in further)
     return Document("ask", (Image(tuple(codes)), Text(question)), _text(answer), turns)
 
 
 def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
     """Stage 2: an image and the request to describe it, answered by its caption."""
     return Document("describe", (Image(tuple(codes)), Text(DESCRIBE)), _text(caption))
+
+
+def plan(prompt: str, description: str | None) -> Document:
+    """Stage 2: a request for a picture, answered by a complete description of one that fits it."""
+    return Document("plan", (Text(PLAN), Text(prompt)), _text(description))
+
+
+def to_change(description: str, instruction: str) -> str:
+    """Word the request of a `plan` for an edit: what is there, and what is to be changed."""
+    return f"{description}; {instruction}"
+
+
+def with_result(instruction: str, description: str) -> str:
+    """Word the instruction of an `edit` whose result was planned."""
+    return f"{instruction}; {description}"
 
 
 def without_text(document: Document) -> Document:
@@ -172,6 +202,8 @@ def render(
                                                              ^ ^ ^ ^
         ask, describe   B USER: [ # ] question ASSISTANT:|answer E
                                                           ^      ^
+        plan            B USER: Plan a picture: prompt ASSISTANT:|description E
+                                                                  ^           ^
         further turns   ... USER: question ASSISTANT: answer E
                                                       ^      ^
 
@@ -263,7 +295,7 @@ def _answer_ids(
 
 
 def _check_length(document: Document, length: int, vocabulary: Vocabulary, limit: int) -> None:
-    prompt = document.answer is None
+    prompt = document.is_prompt
     to_come = vocabulary.num_tokens + 2 if prompt and document.writes_image else int(prompt)
     if length + to_come > limit:
         raise UserError(

@@ -38,8 +38,11 @@ class DataConfig:
     many different pictures, whose codes a language run then computes once only (texts stay
     endless). `grid`: what a language model is to place itself (objects of scenes to draw, and those
     that edits add or move) stands in the middle of cells of a grid x grid canvas; what it is given
-    to edit or to read, and what tokenizers train on, stands anywhere. `held_out` is the share of
-    data without splits that training leaves for the samples shown along the way.
+    to edit or to read, and what tokenizers train on, stands anywhere. `in_words`: three of four
+    documents of the shapes world that draw, edit or ask hold the complete description of what is
+    drawn or asked about, so that a model may plan and look in words first (documents "plan").
+    `held_out` is the share of data without splits that training leaves for the samples shown along
+    the way.
     """
 
     paths: tuple[str, ...] = (SHAPES,)
@@ -47,6 +50,7 @@ class DataConfig:
     max_objects: int = 4
     scenes: int | None = None
     grid: int | None = None
+    in_words: bool = False
     seed: int = 0
     caption_column: str | None = None
     held_out: float = 0.02

@@ -29,7 +29,7 @@ from ddt_llama.shapes.world import ShapesSource, Task
 
 Codes = Sequence[int]
 # Kinds in which every object is the model's to place.
-PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw")
+PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
 QUESTIONS = 8  # at most, about one picture of an "ask" document: its codes are the dear part
 
 
@@ -45,6 +45,7 @@ class Mix:
     edit: float = 0.0
     ask: float = 0.0
     describe: float = 0.0
+    plan: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse negative weights and a mixture of nothing."""
@@ -85,6 +86,7 @@ _LAYOUTS: dict[Kind, Callable[[Sequence[str], Sequence[Codes]], Document]] = {
         codes[0], texts[0], texts[1], list(zip(texts[2::2], texts[3::2], strict=True))
     ),
     "describe": lambda texts, codes: documents.describe(codes[0], texts[0]),
+    "plan": lambda texts, codes: documents.plan(texts[0], texts[1]),
 }
 
 # What each kind of data can give; questions come without captions.
@@ -100,13 +102,15 @@ class ShapesDrafts:
     """Drafts of one kind from the shapes world.
 
     With `scenes`, so many scenes come again and again, under new texts each time: a picture's codes
-    are then computed once only, and no text is seen twice. `grid` as in `DataConfig`.
+    are then computed once only, and no text is seen twice. `grid` and `in_words` as in
+    `DataConfig`.
     """
 
     kind: Kind
     source: ShapesSource
     scenes: int | None = None
     grid: int | None = None
+    in_words: bool = False
 
     def __len__(self) -> int:
         """Return the number of different drafts."""
@@ -125,12 +129,37 @@ class ShapesDrafts:
         if self.kind == "edit":
             made = edit(scene, seed, index, max_objects=self.source.max_objects, grid=self.grid)
             assert made is not None  # a new background is always possible
-            return Draft("edit", (picture, Picture(made.target)), (made.instruction,))
+            told = made.instruction
+            if self._told(index):
+                told = documents.with_result(told, description(made.target))
+            return Draft("edit", (picture, Picture(made.target)), (told,))
         if self.kind == "ask":
             asked = [question(scene, seed, QUESTIONS * index + turn) for turn in range(QUESTIONS)]
-            return Draft("ask", (picture,), _turns([(one.question, one.answer) for one in asked]))
-        told = description(scene) if self.kind == "describe" else caption(scene, seed, index)
-        return Draft(self.kind, (picture,), (told,))
+            pairs = [(one.question, one.answer) for one in asked]
+            if self._told(index):
+                pairs.insert(0, (documents.DESCRIBE, description(scene)))
+            return Draft("ask", (picture,), _turns(pairs))
+        if self.kind == "plan":
+            return Draft("plan", texts=self._plan(scene, index))
+        whole = self.kind == "describe" or (self.kind == "draw" and self._told(index))
+        return Draft(
+            self.kind, (picture,), (description(scene) if whole else caption(scene, seed, index),)
+        )
+
+    def _plan(self, scene: Scene, index: int) -> tuple[str, str]:
+        """Return a caption or, by turns, a description to be changed; and what is to be drawn."""
+        if _turn(index, 2):
+            return caption(scene, self.source.seed, index), description(scene)
+        made = edit(
+            scene, self.source.seed, index, max_objects=self.source.max_objects, grid=self.grid
+        )
+        assert made is not None
+        changed = documents.to_change(description(scene), made.instruction)
+        return changed, description(made.target)
+
+    def _told(self, index: int) -> bool:
+        """Say whether a draft holds the description of what it draws, edits to or asks about."""
+        return self.in_words and _turn(index, 4) > 0
 
 
 def shapes_text(source: ShapesSource, index: int) -> str:
@@ -228,7 +257,10 @@ def _opened(
     wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
     if path == SHAPES:
         source = shapes_source(config)
-        return [(kind, ShapesDrafts(kind, source, config.scenes, config.grid)) for kind in wanted]
+        return [
+            (kind, ShapesDrafts(kind, source, config.scenes, config.grid, config.in_words))
+            for kind in wanted
+        ]
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []

@@ -99,15 +99,15 @@ def nano_pretrain() -> LanguageRecipe:
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano.
 
-    What is drawn stands on a grid and answers weigh more: in so short a training the model learns
-    neither 64 positions of every edge nor what a few ids of text teach (experiments/0012).
+    So short a training needs easy lessons (experiments/0012): what is drawn stands on a grid,
+    answers weigh more than codes, and the model plans and looks in words before it draws.
     """
     recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=7500, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.2, edit=0.35, ask=0.25, describe=0.2),
+        mix=Mix(draw=0.3, edit=0.3, ask=0.2, describe=0.05, plan=0.15),
         text_weight=3.0,
-        data=replace(recipe.data, grid=8),
+        data=replace(recipe.data, grid=8, in_words=True),
     )
 
 

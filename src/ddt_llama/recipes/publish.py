@@ -1,7 +1,7 @@
 """Make of a trained run the release that people load: settings tuned, weights in 16 or 8 bits.
 
-Guidance and temperature are chosen on prompts and edits, and the number of decoding steps on
-scenes, that no evaluation uses.
+Whether words come first, guidance and temperature are chosen on prompts, edits and questions, and
+the number of decoding steps on scenes, that no evaluation uses.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
-from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing
+from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
 from ddt_llama.generation.release import load
 from ddt_llama.recipes.data import SHAPES
 from ddt_llama.recipes.run import RELEASE
@@ -38,6 +38,10 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     if shapes:
         model.settings = replace(model.settings, steps=best_steps(model.tokenizer))
     if model.vocabulary is not None and shapes:
+        if model.stage == "instruct":
+            model.settings, tried = tune_words(model)
+            for name, (without, first) in tried.items():
+                print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
         tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
         for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
             model.settings, figures = tune(model)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import clustered_proportion
-from ddt_llama.evaluation.shapes_suite import Artist, ShapesSuite, tune_drawing, tune_editing
+from ddt_llama.evaluation.shapes_suite import (
+    Artist,
+    ShapesSuite,
+    tune_drawing,
+    tune_editing,
+    tune_words,
+)
 from ddt_llama.evaluation.suites import SpeedSuite, suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
@@ -87,7 +93,7 @@ class Perfect:
         }
         self.answers = {
             (asked.question, key(scene)): asked.answer
-            for scene, asked in question_suite(SUITE.questions, SUITE.seed)
+            for scene, asked in question_suite(SUITE.questions, SUITE.seed, use=use)
         }
 
     def show(self, scene: Scene) -> int:
@@ -380,6 +386,31 @@ def test_editing_is_tuned_apart_on_other_edits() -> None:
     assert best.for_edits() == replace(model.settings, guidance_scale=1.0, temperature=0.4)
     assert [figure.value for figure in figures.values()] == [0, 1, 0, 1]
     assert not set(model.edits) & set(Perfect().edits)
+
+
+def test_words_come_first_where_they_help() -> None:
+    class Thinker(Perfect):
+        """Needs a plan to draw, no plan to edit, and answers alike."""
+
+        def draw_codes(self, prompts: str | Sequence[str], **options: Any) -> Tensor:
+            self.good = self.settings.plan
+            return super().draw_codes(prompts, **options)
+
+        def edit_codes(self, images: Tensor, instructions: Any, **options: Any) -> Tensor:
+            self.good = not self.settings.for_edits().plan
+            return super().edit_codes(images, instructions, **options)
+
+        def show(self, scene: Scene) -> int:
+            self.shown.append(scene if self.good else Scene(scene.background, ()))
+            return len(self.shown) - 1
+
+    model = Thinker(use="tuning")
+    before = model.settings
+    chosen, figures = tune_words(model, SUITE)
+    assert chosen == replace(before, plan=True)
+    assert model.settings == before
+    assert [figure.value for figure in figures["plan"]] == [0.0, 1.0]
+    assert [figure.value for figure in figures["look"]] == [1.0, 1.0]
 
 
 def test_a_suite_of_nothing_is_refused() -> None:

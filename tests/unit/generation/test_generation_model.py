@@ -16,9 +16,19 @@ from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
-from ddt_llama.language import backbone
+from ddt_llama.language import backbone, documents
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.language.documents import ask, draw, edit, image_to_text, render, without_text
+from ddt_llama.language.documents import (
+    Document,
+    ask,
+    describe,
+    draw,
+    edit,
+    image_to_text,
+    plan,
+    render,
+    without_text,
+)
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -136,7 +146,7 @@ def test_prompts_and_twins_are_the_documents_of_training(
         return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
 
     monkeypatch.setattr(model.engine, "codes", codes)
-    monkeypatch.setattr(model.engine, "text", lambda prompts: seen.append(prompts) or [[65]])
+    monkeypatch.setattr(model.engine, "text", lambda prompts, **_: seen.append(prompts) or [[65]])
     drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5)
     assert drawn.tolist() == [[4, 3, 2, 1]]  # back from the language order
     request = draw("a ring", None)
@@ -160,6 +170,49 @@ def test_prompts_and_twins_are_the_documents_of_training(
     assert seen[3][1]["sampling"].temperature == 1.0
     model.ask(image(9), "how many?")
     assert seen[4] == [render(ask([9] * 4, "how many?", None), VOCABULARY, text).ids]
+
+
+def test_words_come_first_where_the_release_says_so(
+    model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.engine is not None
+    asked: list[list[int]] = []
+    drawn: list[list[int]] = []
+
+    def write(prompts: Any, *, sampling: Any, seeds: Any) -> list[list[int]]:
+        asked.extend(prompts)
+        return [text.encode(f"answer {len(asked)} {seed}") for seed in seeds]
+
+    def codes(prompts: Any, **_: Any) -> Tensor:
+        drawn.extend(prompts)
+        return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
+
+    def ids(document: Document) -> list[int]:
+        return render(document, VOCABULARY, text).ids
+
+    monkeypatch.setattr(model.engine, "text", write)
+    monkeypatch.setattr(model.engine, "codes", codes)
+    monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
+    model.draw_codes("a ring", num=2, seed=5)
+    assert asked == [ids(plan("a ring", None))] * 2
+    assert drawn == [ids(draw(f"answer 2 {seed}", None)) for seed in (5, 6)]
+    asked.clear(), drawn.clear()
+    row = [9] * 4
+    model.edit_codes(image(9), "redder", seed=7)
+    change = plan(documents.to_change("answer 1 0", "redder"), None)
+    assert asked == [ids(describe(row, None)), ids(change)]
+    assert drawn == [ids(edit(row, documents.with_result("redder", "answer 2 7"), None))]
+    asked.clear()
+    assert model.ask(image(9), "how many?") == "answer 2 0"
+    turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
+    assert asked == [ids(describe(row, None)), ids(turns)]
+    asked.clear()
+    assert model.plan(["a ring", "a star"], seed=3) == ["answer 2 3", "answer 2 3"]
+    model.draw_codes("a ring", plan=False)
+    assert drawn[-1] == ids(draw("a ring", None))
+    monkeypatch.setattr(model, "stage", "pretrain")
+    with pytest.raises(UserError, match="cannot plan"):
+        model.draw_codes("a ring")
 
 
 def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(
@@ -407,7 +460,9 @@ def test_options_given_replace_the_stored_ones() -> None:
     stored = Settings(guidance_scale=2.0, top_k=20)
     assert stored.changed({"top_p": 0.9}) == Settings(guidance_scale=2.0, top_p=0.9)
     assert stored.changed({"steps": None, "guidance_scale": 4.0}) == Settings(4.0, top_k=20)
-    assert stored.for_edits() is stored
+    assert stored.for_edits() == stored
+    assert replace(stored, edit_plan=True).for_edits().plan
+    assert not replace(stored, plan=True).for_edits().plan
     edits = replace(stored, edit_temperature=0.5).for_edits()
     assert edits == replace(stored, temperature=0.5)
     with pytest.raises(UserError, match="guidance_scale is -1"):

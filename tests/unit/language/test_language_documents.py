@@ -30,6 +30,7 @@ PAIRS = {
     "edit": lambda a, b, s, t: (documents.edit(a, s, b), documents.edit(a, s, None)),
     "ask": lambda a, b, s, t: (documents.ask(a, s, t), documents.ask(a, s, None)),
     "describe": lambda a, b, s, t: (documents.describe(a, s), documents.describe(a, None)),
+    "plan": lambda a, b, s, t: (documents.plan(s, t), documents.plan(s, None)),
 }
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
 from ddt_llama.language import TextTokenizer, Vocabulary
-from ddt_llama.language.documents import IGNORED, KINDS, Kind
+from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
 from ddt_llama.recipes.language import CHUNK, Coder, document_stream
+from ddt_llama.shapes.captions import caption, description
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource
@@ -201,6 +202,43 @@ def test_on_a_grid_stands_what_the_model_places_and_nothing_else() -> None:
     assert not on_grid("edit", 1)
     both = [ShapesDrafts(kind, ShapesSource(), 40, 8)[3].pictures[0] for kind in ("draw", "ask")]
     assert both[0].key != both[1].key
+
+
+def test_in_words_most_documents_hold_a_description() -> None:
+    source = ShapesSource()
+
+    def texts_of(kind: Kind, index: int, in_words: bool) -> tuple[str, ...]:
+        return ShapesDrafts(kind, source, grid=8, in_words=in_words)[index].texts
+
+    for kind in ("draw", "edit", "ask"):
+        plain = [texts_of(kind, index, False) for index in range(40)]
+        told = [texts_of(kind, index, True) for index in range(40)]
+        changed = [a != b for a, b in zip(plain, told, strict=True)]
+        assert 24 <= sum(changed) <= 36
+        for before, after, differs in zip(plain, told, changed, strict=True):
+            if not differs:
+                continue
+            if kind == "ask":
+                assert (after[0], *after[2:]) == (DESCRIBE, *before)
+            assert any(" background" in text for text in after)
+            if kind == "edit":
+                assert after[0].startswith(f"{before[0]}; ")
+
+
+def test_plans_tell_a_scene_that_fits_what_was_asked_for() -> None:
+    drafts = ShapesDrafts("plan", ShapesSource(), grid=8, in_words=True)
+    changes = 0
+    for index in range(60):
+        draft = drafts[index]
+        asked, planned = draft.texts
+        assert not draft.pictures
+        scene = ShapesSource(grid=8).scene(index)
+        if planned == description(scene):
+            assert asked == caption(scene, 0, index)
+            continue
+        changes += 1
+        assert asked.startswith(f"{description(scene)}; ")
+    assert 15 < changes < 45
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
