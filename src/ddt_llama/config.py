@@ -243,7 +243,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if inside and isinstance(value, (list, tuple)):
         items = [_value(_element(hint, i), item, f"{where}.{i}") for i, item in enumerate(value)]
         return tuple(items) if typing.get_origin(hint) is tuple else items
-    if isinstance(value, str) and typing.get_origin(hint) in (list, tuple, dict):
+    kinds = {typing.get_origin(member) for member in _members(hint)}
+    if isinstance(value, str) and kinds & {list, tuple, dict}:
         value = _sequence(value)
     try:
         return _adapter(hint).validate_python(value)

@@ -38,10 +38,6 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     if shapes:
         model.settings = replace(model.settings, steps=best_steps(model.tokenizer))
     if model.vocabulary is not None and shapes:
-        if model.stage == "instruct":
-            model.settings, tried = tune_words(model)
-            for name, (without, first) in tried.items():
-                print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
         tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
         for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
             model.settings, figures = tune(model)
@@ -50,6 +46,10 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
                     f"guidance {scale:g}, temperature {temperature:g}: "
                     f"{figure.value:.3f} of the tuning {asked}"
                 )
+        if model.stage == "instruct":  # at the settings that have just been found
+            model.settings, tried = tune_words(model)
+            for name, (without, first) in tried.items():
+                print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
     model.save(folder, bits=bits)
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")

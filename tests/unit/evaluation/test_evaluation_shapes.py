@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import clustered_proportion
+from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.evaluation.shapes_suite import (
     Artist,
     ShapesSuite,
@@ -440,3 +441,4 @@ def test_unknown_suites_and_fields_name_what_exists() -> None:
     suite = suite_named("shapes", {"prompts": "5", "guidance_scale": "1.5"})
     assert suite == ShapesSuite(prompts=5, guidance_scale=1.5)
     assert suite_named("speed", {"batches": "1,4"}) == SpeedSuite(batches=(1, 4))
+    assert suite_named("reconstruction", {"visible": "1,4"}) == ReconstructionSuite(visible=(1, 4))
