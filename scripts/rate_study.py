@@ -4,7 +4,8 @@ For each rate of the quantizer (`QuantizerConfig.rate`): PSNR and exact scenes a
 the share of codes in use, and the entropy of the codes of empty patches and of all others, on
 held-out scenes. Backgrounds alone account for log 4 = 1.39 nats of an empty patch.
 
-    python scripts/rate_study.py weights/nano-tokenizer --out experiments/0012-words
+    python scripts/rate_study.py weights/nano-tokenizer --out experiments/0012-words \
+        --scenes 1024 --decoded 256
 """
 
 import json
@@ -41,7 +42,7 @@ def main(
     scenes: int = 2048,
     decoded: int = 512,
 ) -> None:
-    """Measure every rate and write metrics.json; the first scenes are decoded."""
+    """Measure every rate and write rates.json; the first scenes are decoded."""
     model = load(tokenizer).tokenizer
     assert isinstance(model, TimestepTokenizer)
     source = ShapesSource(SEED, split="heldout")

@@ -68,8 +68,8 @@ def override(config: Config, changes: Mapping[str, Any]) -> Config:
 
     Strings are read as the field's type; "none" is None; "0.9,0.99" is a tuple. A field that
     allows several dataclasses is switched by its class name: `{"path": "Cosine"}`; changes of the
-    new class's own fields come after it. In a field that
-    is a dict, what follows its name is one key, dots included.
+    new class's own fields come after it. In a field that is a dict, what follows its name is one
+    key, dots included.
     """
     data = to_dict(config)
     for dotted, value in changes.items():

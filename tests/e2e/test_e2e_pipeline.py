@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -197,6 +198,15 @@ def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:
     again = ["train", "nano_tokenizer", "--steps", "3", "--out", str(pipeline.tokenizer)]
     assert main([*again, *TOKENIZER]) == 0
     assert (pipeline.tokenizer / "release" / "config.json").stat().st_mtime_ns == before
+
+
+def test_a_release_lost_between_two_renames_is_put_back(pipeline: Pipeline, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(pipeline.tokenizer, tmp_path / "run"))
+    (run / "release").rename(run / ".release.old")
+    again = ["train", "nano_tokenizer", "--steps", "3", "--out", str(run), *TOKENIZER]
+    assert main(again) == 0
+    assert (run / "release" / "config.json").is_file()
+    assert not (run / ".release.old").exists()
 
 
 def test_minutes_end_a_run_that_goes_on(tmp_path: Path) -> None:

@@ -50,8 +50,8 @@ def evaluate(
 
         config = DataConfig(paths=(data,))
         config.check()
-        whole = replace(config, held_out=0.0)
-        part = split or ("all" if whole.unseen_split(data) == "train" else whole.unseen_split(data))
+        unseen = replace(config, held_out=0.0).unseen_split(data)
+        part = split or ("all" if unseen == "train" else unseen)
         source = config.open_images(data, opened.tokenizer.image_size, part)
         print(f"{data}: split {part}, {len(source)} pictures")
     figures = measure(opened, chosen, source)

@@ -270,9 +270,9 @@ class Model:
         rows = [row for row in codes for _ in range(num)]
         told = [text for text in given for _ in range(num)]
         if settings.plan:
-            seen = self._write_texts([documents.describe(row, None) for row in rows])
-            changes = [documents.to_change(*pair) for pair in zip(seen, told, strict=True)]
-            plans = self._plans(changes, seeds)
+            seen = self._write_texts([documents.describe(row, None) for row in codes])
+            changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
+            plans = self._plans([change for change in changes for _ in range(num)], seeds)
             told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
         requests = [documents.edit(*pair, None) for pair in zip(rows, told, strict=True)]
         return self._write_images(requests, seeds, settings), seeds

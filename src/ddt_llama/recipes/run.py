@@ -34,6 +34,7 @@ from ddt_llama.training.loop import train
 from ddt_llama.training.timestep import TimestepObjective
 
 RELEASE = "release"
+OLD = ".release.old"
 FINISHED = "FINISHED"  # an empty file that says to scripts: all steps are done
 PARTS = "parts"
 
@@ -54,6 +55,8 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
     """
     recipe.data.check()
     check_folder(out)
+    if distributed.is_main() and (out / OLD).exists() and not (out / RELEASE).exists():
+        os.replace(out / OLD, out / RELEASE)  # killed between the two renames of `write_release`
     if recipe.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         choice = "install ddt-llama[train] or add --train.tensorboard false"
         raise UserError(f"tensorboard is not installed; {choice}")
@@ -257,11 +260,9 @@ def write_release(model: Model, out: Path) -> Path:
 
     A kill between the two renames leaves it as RUN/.release.old, which the next start puts back.
     """
-    final, partial, old = out / RELEASE, out / ".release.partial", out / ".release.old"
+    final, partial, old = out / RELEASE, out / ".release.partial", out / OLD
     if not distributed.is_main():
         return final
-    if old.exists() and not final.exists():
-        os.replace(old, final)
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial)
     shutil.rmtree(old, ignore_errors=True)
