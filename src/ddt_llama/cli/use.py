@@ -37,6 +37,8 @@ class Drawing:
     """Choose among the most likely codes of this joint probability only."""
     steps: WholeNumber = None
     """Denoising steps a picture; more is slower."""
+    tries: WholeNumber = None
+    """Draw again, so often at most, what the model itself does not read as it planned it."""
 
     @property
     def options(self) -> "Options":
@@ -47,6 +49,7 @@ class Drawing:
             "top_k": self.top_k,
             "top_p": self.top_p,
             "steps": self.steps,
+            "tries": self.tries,
         }
 
     def check(self, out: Path) -> None:

@@ -47,9 +47,9 @@ def bench_draw(
 
     Keys, N the batch size: `draw.ratio.N` plain / engine; `draw.engine_seconds.N` and
     `draw.plain_seconds.N` for the codes of the whole batch; `draw.image_seconds.N` for one image of
-    `Model.draw`, pixels included; `draw.same_codes.N` the share of codes on which both agree.
-    Values are medians over `rounds`; bounds are the lowest and highest. Raises UserError for a
-    batch larger than the number of prompts.
+    `Model.draw` at the release's settings, pixels included; `draw.same_codes.N` the share of codes
+    on which both agree. Values are medians over `rounds`; bounds are the lowest and highest. Raises
+    UserError for a batch larger than the number of prompts.
     """
     if not batches or not all(1 <= size <= len(PROMPTS) for size in batches) or rounds < 1:
         raise UserError(
@@ -120,7 +120,7 @@ def _bench_batch(model: Model, size: int, rounds: int) -> dict[str, Figure]:
         return plain_codes(model, prompts, twins, SCALE, seeds)
 
     def whole() -> object:
-        return model.draw(PROMPTS[:size], guidance_scale=SCALE)
+        return model.draw(PROMPTS[:size])
 
     agree = (fast() == plain()).flatten().tolist()  # and all is warm
     whole()

@@ -156,6 +156,7 @@ class ShapesSuite:
             "shapes.steps": setting(used.steps),
             "shapes.plan": setting(used.plan),
             "shapes.look": setting(used.look),
+            "shapes.tries": setting(used.tries),
         }
 
     def drawing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
@@ -269,8 +270,8 @@ Tuned = dict[tuple[float, float], Figure]  # (guidance scale, temperature) -> wh
 
 def tune_drawing(
     model: Artist,
-    scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0, 4.0),
-    temperatures: Sequence[float] = (1.0, 0.85, 0.7, 0.5),
+    scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
+    temperatures: Sequence[float] = (1.0, 0.7, 0.4),
     suite: ShapesSuite = ShapesSuite(prompts=20, images=2),
 ) -> tuple[Settings, Tuned]:
     """Return the model's settings with the guidance scale and temperature that draw best.
@@ -290,7 +291,7 @@ def tune_drawing(
 def tune_editing(
     model: Artist,
     scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
-    temperatures: Sequence[float] = (1.0, 0.7, 0.4, 0.1),
+    temperatures: Sequence[float] = (0.7, 0.4, 0.1),
     suite: ShapesSuite = ShapesSuite(edits=96),
 ) -> tuple[Settings, Tuned]:
     """Do as `tune_drawing` for edits, by `shapes.edit.both` on the tuning edits."""

@@ -5,6 +5,7 @@ tokenizer (pixels and codes), the language model (codes and text) and the decode
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -18,7 +19,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.pictures import ImageInput, read_images
 from ddt_llama.generation.sampling import GREEDY, Sampling, TopP
-from ddt_llama.generation.settings import Options, Settings, row_seeds
+from ddt_llama.generation.settings import Options, Settings, retry_seed, row_seeds
 from ddt_llama.language import documents
 from ddt_llama.language.documents import Document, without_text
 from ddt_llama.language.text import TextTokenizer
@@ -118,10 +119,10 @@ class Model:
         given = _texts(prompts, "prompt")
         seeds = row_seeds(seed, len(given), num)
         told = [prompt for prompt in given for _ in range(num)]
-        if settings.plan:
-            told = self._plans(told, seeds)
+        plans = self._plans(told, seeds) if settings.plan else None
         constructor = documents.text_to_image if self.stage == "pretrain" else documents.draw
-        return self._write_images([constructor(text, None) for text in told], seeds, settings)
+        requests = [constructor(text, None) for text in plans or told]
+        return self._write_images(requests, seeds, settings, plans)
 
     def plan(
         self, prompts: str | Sequence[str], *, num: int = 1, seed: int | Sequence[int] = 0
@@ -269,15 +270,48 @@ class Model:
         seeds = row_seeds(seed, len(given), num)
         rows = [row for row in codes for _ in range(num)]
         told = [text for text in given for _ in range(num)]
+        plans = None
         if settings.plan:
             seen = self._write_texts([documents.describe(row, None) for row in codes])
             changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
             plans = self._plans([change for change in changes for _ in range(num)], seeds)
             told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
         requests = [documents.edit(*pair, None) for pair in zip(rows, told, strict=True)]
-        return self._write_images(requests, seeds, settings), seeds
+        return self._write_images(requests, seeds, settings, plans), seeds
 
     def _write_images(
+        self,
+        requests: Sequence[Document],
+        seeds: Sequence[int],
+        settings: Settings,
+        plans: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Write a picture for each request; look at it, and try again, where there are plans."""
+        kept = self._write_codes(requests, seeds, settings)
+        if plans is None or settings.tries == 1:
+            return self.tokenizer.from_language(kept)
+        likest = self._likeness(kept, plans)
+        for attempt in range(1, settings.tries):
+            rows = [row for row, like in enumerate(likest) if like < 1]
+            if not rows:
+                break
+            own = [retry_seed(seeds[row], attempt) for row in rows]
+            tried = self._write_codes([requests[row] for row in rows], own, settings)
+            likeness = self._likeness(tried, [plans[row] for row in rows])
+            for row, codes, like in zip(rows, tried, likeness, strict=True):
+                if like > likest[row]:
+                    kept[row], likest[row] = codes, like
+        return self.tokenizer.from_language(kept)
+
+    def _likeness(self, codes: Tensor, plans: Sequence[str]) -> list[float]:
+        """Describe pictures; return how like each description is to its plan, 1 for the same."""
+        seen = self._write_texts([documents.describe(row, None) for row in codes.tolist()])
+        return [
+            SequenceMatcher(None, told.split(), plan.split(), autojunk=False).ratio()
+            for told, plan in zip(seen, plans, strict=True)
+        ]
+
+    def _write_codes(
         self, requests: Sequence[Document], seeds: Sequence[int], settings: Settings
     ) -> Tensor:
         engine, _, _ = self._language_parts()
@@ -295,7 +329,7 @@ class Model:
                 self._split(prompts), self._split(twins), self._split(seeds), strict=True
             )
         ]
-        return self.tokenizer.from_language(torch.cat(parts))
+        return torch.cat(parts)
 
     def _write_texts(
         self,

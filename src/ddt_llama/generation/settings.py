@@ -15,6 +15,7 @@ from ddt_llama.generation.sampling import Sampling, TopK, TopP
 
 MAX_IMAGES = 10_000
 MAX_STEPS = 10_000
+MAX_TRIES = 100
 SEED_LIMIT = 2**63
 
 
@@ -27,6 +28,7 @@ class Options(TypedDict, total=False):
     top_p: float | None
     steps: int | None
     plan: bool | None
+    tries: int | None
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Settings:
     edit_temperature: of edits, None as of drawings. An edit is mostly a copy and wants less chance.
     plan, edit_plan: the model first writes a description of the picture that is asked for, and
     draws from that. look: it describes a picture before it answers. All need a model trained to.
+    tries: where a picture was planned, the model describes what it drew, and draws again while that
+    is not what it planned, so often at most; the likest is kept.
     """
 
     guidance_scale: float = 3.0
@@ -51,6 +55,7 @@ class Settings:
     plan: bool = False
     edit_plan: bool = False
     look: bool = False
+    tries: int = 1
 
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
@@ -64,6 +69,11 @@ class Settings:
             raise UserError(
                 f"steps is {self.steps}; it must be a whole number from 1 to {MAX_STEPS} "
                 "(8 is usual)"
+            )
+        if not 1 <= self.tries <= MAX_TRIES:
+            raise UserError(
+                f"tries is {self.tries}; it must be a whole number from 1 to {MAX_TRIES} "
+                "(1 draws once, without a look at it)"
             )
         if self.top_k is not None and self.top_p is not None:
             raise UserError(
@@ -119,6 +129,11 @@ def row_seeds(seed: int | Sequence[int], prompts: int, num: int) -> list[int]:
     for first in seeds:
         _whole("seed", first, 0, SEED_LIMIT - num)
     return [first + index for first in seeds for index in range(num)]
+
+
+def retry_seed(seed: int, attempt: int) -> int:
+    """Return the seed of a further attempt at a picture, far from those of other pictures."""
+    return (seed + attempt * 0x9E37_79B9_7F4A_7C15) % SEED_LIMIT
 
 
 def _whole(name: str, value: int, low: int, high: int) -> None:

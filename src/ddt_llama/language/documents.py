@@ -34,6 +34,7 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 PRETRAINING: tuple[Kind, ...] = KINDS[:4]
 DESCRIBE = "Describe the picture."
 PLAN = "Plan a picture:"
+LAYOUT = ("USER:", "ASSISTANT:")  # what stands before a request and before its answer
 IGNORED = -100  # the label that torch's and transformers' cross-entropy leave out
 
 
@@ -141,8 +142,8 @@ def ask(
     further: abc.Sequence[tuple[str, str | None]] = (),
 ) -> Document:
     """Stage 2: an image and a question, answered by text; `further` questions with answers."""
-    turns = tuple(((Text(asked),), _text(answered)) for asked, answered in further)
-    return Document("ask", (Image(tuple(codes)), Text(question)), _text(answer), turns)
+    given = (Image(tuple(codes)), Text(question))
+    return Document("ask", given, _text(answer), _questions(further))
 
 
 def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
@@ -150,9 +151,17 @@ def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
     return Document("describe", (Image(tuple(codes)), Text(DESCRIBE)), _text(caption))
 
 
-def plan(prompt: str, description: str | None) -> Document:
-    """Stage 2: a request for a picture, answered by a complete description of one that fits it."""
-    return Document("plan", (Text(PLAN), Text(prompt)), _text(description))
+def plan(
+    prompt: str,
+    description: str | None,
+    further: abc.Sequence[tuple[str, str | None]] = (),
+) -> Document:
+    """Stage 2: a request for a picture, answered by a complete description of one that fits it.
+
+    `further` questions with answers are about the picture described, which nobody has drawn.
+    """
+    given = (Text(PLAN), Text(prompt))
+    return Document("plan", given, _text(description), _questions(further))
 
 
 def to_change(description: str, instruction: str) -> str:
@@ -219,7 +228,7 @@ def render(
     for given, answer in ((document.given, document.answer), *document.further):
         request = [_part_ids(part, vocabulary, text, max_text) for part in given]
         if not stage_1:
-            request = [text.encode("USER:"), *request, text.encode("ASSISTANT:")]
+            request = [text.encode(LAYOUT[0]), *request, text.encode(LAYOUT[1])]
         answered = _answer_ids(document, answer, vocabulary, text, max_text)
         turn = [*chain(*request), *answered]
         if len(ids) > 1 and max_length is not None and len(ids) + len(turn) > max_length:
@@ -266,6 +275,12 @@ def _image(codes: abc.Sequence[int] | None) -> Image | None:
 
 def _text(text: str | None) -> Text | None:
     return None if text is None else Text(text)
+
+
+def _questions(
+    pairs: abc.Sequence[tuple[str, str | None]],
+) -> tuple[tuple[tuple[Part, ...], Part | None], ...]:
+    return tuple(((Text(asked),), _text(answered)) for asked, answered in pairs)
 
 
 def _part_ids(

@@ -30,7 +30,7 @@ from ddt_llama.shapes.world import ShapesSource, Task
 Codes = Sequence[int]
 # Kinds in which every object is the model's to place.
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
-QUESTIONS = 8  # at most, about one picture of an "ask" document: its codes are the dear part
+QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Draft:
-    """A document whose images are still pictures; `texts` of "ask" are questions and answers."""
+    """A document whose images are still pictures.
+
+    `texts` of "ask" and "plan" are requests and answers in turn.
+    """
 
     kind: Kind
     pictures: tuple[Picture, ...] = ()
@@ -82,12 +85,16 @@ _LAYOUTS: dict[Kind, Callable[[Sequence[str], Sequence[Codes]], Document]] = {
     "text_only": lambda texts, codes: documents.text_only(texts[0]),
     "draw": lambda texts, codes: documents.draw(texts[0], codes[0]),
     "edit": lambda texts, codes: documents.edit(codes[0], texts[0], codes[1]),
-    "ask": lambda texts, codes: documents.ask(
-        codes[0], texts[0], texts[1], list(zip(texts[2::2], texts[3::2], strict=True))
-    ),
+    "ask": lambda texts, codes: documents.ask(codes[0], texts[0], texts[1], _further(texts)),
     "describe": lambda texts, codes: documents.describe(codes[0], texts[0]),
-    "plan": lambda texts, codes: documents.plan(texts[0], texts[1]),
+    "plan": lambda texts, codes: documents.plan(texts[0], texts[1], _further(texts)),
 }
+
+
+def _further(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return the pairs of question and answer behind the first."""
+    return list(zip(texts[2::2], texts[3::2], strict=True))
+
 
 # What each kind of data can give; questions come without captions.
 _OFFERS: dict[DataKind, tuple[Kind, ...]] = {
@@ -134,28 +141,33 @@ class ShapesDrafts:
                 told = documents.with_result(told, description(made.target))
             return Draft("edit", (picture, Picture(made.target)), (told,))
         if self.kind == "ask":
-            asked = [question(scene, seed, QUESTIONS * index + turn) for turn in range(QUESTIONS)]
-            pairs = [(one.question, one.answer) for one in asked]
+            pairs = self._questions(scene, index)
             if self._told(index):
                 pairs.insert(0, (documents.DESCRIBE, description(scene)))
             return Draft("ask", (picture,), _turns(pairs))
         if self.kind == "plan":
-            return Draft("plan", texts=self._plan(scene, index))
+            prompt, planned = self._plan(scene, index)
+            pairs = [(prompt, description(planned)), *self._questions(planned, index)]
+            return Draft("plan", texts=_turns(pairs))
         whole = self.kind == "describe" or (self.kind == "draw" and self._told(index))
         return Draft(
             self.kind, (picture,), (description(scene) if whole else caption(scene, seed, index),)
         )
 
-    def _plan(self, scene: Scene, index: int) -> tuple[str, str]:
+    def _questions(self, scene: Scene, index: int) -> list[tuple[str, str]]:
+        numbers = range(QUESTIONS * index, QUESTIONS * (index + 1))
+        asked = [question(scene, self.source.seed, number) for number in numbers]
+        return [(one.question, one.answer) for one in asked]
+
+    def _plan(self, scene: Scene, index: int) -> tuple[str, Scene]:
         """Return a caption or, by turns, a description to be changed; and what is to be drawn."""
         if _turn(index, 2):
-            return caption(scene, self.source.seed, index), description(scene)
+            return caption(scene, self.source.seed, index), scene
         made = edit(
             scene, self.source.seed, index, max_objects=self.source.max_objects, grid=self.grid
         )
         assert made is not None
-        changed = documents.to_change(description(scene), made.instruction)
-        return changed, description(made.target)
+        return documents.to_change(description(scene), made.instruction), made.target
 
     def _told(self, index: int) -> bool:
         """Say whether a draft holds the description of what it draws, edits to or asks about."""
@@ -294,9 +306,10 @@ def open_form(
 def texts(config: DataConfig, image_size: int, limit: int) -> list[str]:
     """Return what a text tokenizer is trained on: every kind of text that the data hold.
 
-    The words of the instruction layout come with them, so that they are short later.
+    The words of the instruction layout come with them, as often as texts of a data set, so that
+    each is one id later.
     """
-    found = ["USER:", "ASSISTANT:", documents.DESCRIBE]
+    found = [*documents.LAYOUT, documents.DESCRIBE, documents.PLAN] * limit
     for path in config.paths:
         if path == SHAPES:
             source = shapes_source(config)

@@ -7,7 +7,7 @@ the number of decoding steps on scenes, that no evaluation uses.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.metrics import psnr
@@ -20,6 +20,8 @@ from ddt_llama.recipes.run import RELEASE
 from ddt_llama.tokenizer import Tokenizer
 
 SCENES = 128
+# How guidance and temperature are tuned of a model that was taught to plan.
+WORDS_FIRST: Any = {"plan": True, "edit_plan": True, "look": True, "tries": 8}
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
 
 
@@ -34,10 +36,13 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
         raise UserError(f"{folder}: exists and is no release; choose another folder")
     model = load(run / RELEASE)
     model.name = name
-    shapes = SHAPES in load_json(run / "config.json").get("data", {}).get("paths", [])
+    data = load_json(run / "config.json").get("data", {})
+    shapes = SHAPES in data.get("paths", [])
     if shapes:
         model.settings = replace(model.settings, steps=best_steps(model.tokenizer))
     if model.vocabulary is not None and shapes:
+        if model.stage == "instruct" and data.get("in_words"):
+            model.settings = replace(model.settings, **WORDS_FIRST)
         tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
         for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
             model.settings, figures = tune(model)

@@ -16,6 +16,7 @@ from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
+from ddt_llama.generation.settings import retry_seed
 from ddt_llama.language import backbone, documents
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import (
@@ -213,6 +214,53 @@ def test_words_come_first_where_the_release_says_so(
     monkeypatch.setattr(model, "stage", "pretrain")
     with pytest.raises(UserError, match="cannot plan"):
         model.draw_codes("a ring")
+
+
+def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
+    model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is read in the picture of each seed's attempts 0, 1 and 2.
+    readings = {
+        5: ["a ring", "", ""],
+        6: ["a", "red ring", "a red ring"],
+        7: ["a", "a big", "ring"],
+    }
+    plans = {5: "a ring", 6: "a red ring", 7: "a big red ring"}
+    tries: list[list[int]] = []
+    shown = {
+        retry_seed(seed, attempt): (10 * seed + attempt, words)
+        for seed, all_words in readings.items()
+        for attempt, words in enumerate(all_words)
+    }
+    read = {code % 64: words for code, words in shown.values()}
+
+    def write(prompts: Any, *, sampling: Any, seeds: Any) -> list[list[int]]:
+        def answer(ids: list[int], seed: int) -> str:
+            codes = [i - VOCABULARY.code_offset for i in ids if i >= VOCABULARY.code_offset]
+            return read[codes[0]] if codes else plans[seed]
+
+        return [text.encode(answer(*pair)) for pair in zip(prompts, seeds, strict=True)]
+
+    def codes(prompts: Any, *, seeds: Any, **_: Any) -> Tensor:
+        tries.append(list(seeds))
+        return torch.tensor([[shown[seed][0] % 64] * 4 for seed in seeds])
+
+    assert model.engine is not None
+    monkeypatch.setattr(model.engine, "text", write)
+    monkeypatch.setattr(model.engine, "codes", codes)
+    monkeypatch.setattr(model, "settings", Settings(plan=True, tries=3))
+    kept = model.draw_codes("what", num=3, seed=5)
+    assert kept[:, 0].tolist() == [50, 62, 71 % 64]
+    assert tries == [
+        [5, 6, 7],
+        [retry_seed(s, 1) for s in (6, 7)],
+        [retry_seed(s, 2) for s in (6, 7)],
+    ]
+    tries.clear()
+    assert model.draw_codes("what", num=3, seed=5, tries=1)[:, 0].tolist() == [50, 60, 70 % 64]
+    assert tries == [[5, 6, 7]]
+    with pytest.raises(UserError, match="tries is 0"):
+        model.draw_codes("what", tries=0)
 
 
 def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(

@@ -11,6 +11,9 @@ from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, re
 TEXT = TextTokenizer.train(["a red circle", "a red circle", "how many? USER: ASSISTANT:"] * 2, 300)
 VOCABULARY = Vocabulary(TEXT.size, codebook_size=16, num_tokens=4)
 A, B = (3, 1, 4, 15), (9, 2, 6, 0)
+PLAN = " ".join(
+    TEXT._tokenizer.id_to_token(index).replace("Ġ", "_") for index in TEXT.encode(documents.PLAN)
+)
 
 captions = st.text(st.characters(codec="utf-8"), max_size=20)
 images = st.tuples(*[st.integers(0, 15)] * 4)
@@ -89,6 +92,11 @@ def rendered(document, **options):
         (
             documents.ask(A, "how many?", None),
             "B _USER : [ #3 #1 #4 #15 ] _how _many ? _ASSISTANT :",
+        ),
+        (
+            documents.plan("red", "a red circle", [("how many?", "a")]),
+            f"B _USER : {PLAN} _red _ASSISTANT : _a^ _red^ _circle^ E^ "
+            "_USER : _how _many ? _ASSISTANT : _a^ E^",
         ),
     ],
 )

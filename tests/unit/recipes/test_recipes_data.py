@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
-from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.language import TextTokenizer, Vocabulary, documents
 from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
@@ -20,6 +20,7 @@ from ddt_llama.recipes.language import CHUNK, Coder, document_stream
 from ddt_llama.shapes.captions import caption, description
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene
+from ddt_llama.shapes.words import NUMBERS
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
@@ -227,11 +228,17 @@ def test_in_words_most_documents_hold_a_description() -> None:
 
 def test_plans_tell_a_scene_that_fits_what_was_asked_for() -> None:
     drafts = ShapesDrafts("plan", ShapesSource(), grid=8, in_words=True)
-    changes = 0
+    changes, counted = 0, 0
     for index in range(60):
         draft = drafts[index]
-        asked, planned = draft.texts
+        asked, planned, *further = draft.texts
         assert not draft.pictures
+        answers = dict(zip(further[::2], further[1::2], strict=True))
+        assert len(answers) >= 2
+        if "how many shapes are there?" in answers:
+            # What is asked is what was planned, not what the plan started from.
+            assert NUMBERS.index(answers["how many shapes are there?"]) == planned.count(" at the ")
+            counted += 1
         scene = ShapesSource(grid=8).scene(index)
         if planned == description(scene):
             assert asked == caption(scene, 0, index)
@@ -239,6 +246,7 @@ def test_plans_tell_a_scene_that_fits_what_was_asked_for() -> None:
         changes += 1
         assert asked.startswith(f"{description(scene)}; ")
     assert 15 < changes < 45
+    assert counted > 10
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
@@ -313,7 +321,9 @@ def test_the_text_tokenizer_sees_every_kind_of_text(folder: Path) -> None:
     config = DataConfig(paths=("shapes", str(folder)), held_out=0.0)
     found = texts(config, 32, limit=200)
     assert "all red" in found
-    assert "ASSISTANT:" in found
+    learned = TextTokenizer.train(found)
+    for phrase in (*documents.LAYOUT, documents.DESCRIBE, documents.PLAN):
+        assert len(learned.encode(phrase)) <= len(phrase.split()) + 1  # words and a stop
     assert any(text.endswith(" yes") for text in found)  # a question with its answer
     assert any(text.startswith("make the ") for text in found)  # an instruction
     assert found == texts(config, 32, limit=200)
