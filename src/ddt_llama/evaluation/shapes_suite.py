@@ -25,6 +25,7 @@ from ddt_llama.evaluation.intervals import (
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches, check_seed
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.settings import Options, Settings
+from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.judge import change_done, rest_untouched, untouched_error
 from ddt_llama.shapes.prompts import (
     CATEGORIES,
@@ -83,6 +84,10 @@ class Artist(Protocol):
         """Return an answer to each question about its image."""
         ...
 
+    def describe_many(self, images: Float[Tensor, "b 3 h w"]) -> list[str]:
+        """Say what is in each image."""
+        ...
+
     def decode(
         self,
         codes: Int[Tensor, "b k"],
@@ -135,8 +140,9 @@ class ShapesSuite:
         Keys: `shapes.CATEGORY`, `shapes.overall` (mean of the six), `shapes.readable` (share of
         drawings that the verifier could read), `shapes.edit.{done,kept,both}` and
         `shapes.edit.both.KIND`, `shapes.edit.untouched_error` (mean absolute difference, of the
-        full range, where nothing should change), `shapes.questions`, `shapes.questions.KIND` and
-        `shapes.questions.blind` (what the commonest answer to each kind would score, unseen).
+        full range, where nothing should change), `shapes.questions`, `shapes.questions.KIND`,
+        `shapes.questions.blind` (what the commonest answer to each kind would score, unseen) and
+        `shapes.descriptions` (share of the scenes asked about that are described without an error).
         Shares have Wilson's intervals, those of drawings clustered by demand; `overall` is their
         square-and-add, the error a mean with Student's t.
         """
@@ -223,13 +229,18 @@ class ShapesSuite:
         }
 
     def asking(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
-        """Ask about scenes; only the exact words of the answer count."""
+        """Ask about scenes and describe them; only the exact words of the answer count."""
         asked = question_suite(self.questions, self.seed, use=use)
         outcomes: dict[str, list[bool]] = defaultdict(list)
         for start, stop in watch(list(batches(len(asked), self.batch_size)), "ask"):
             part = asked[start:stop]
             images = render([scene for scene, _ in part], model.tokenizer.image_size)
             answers = model.ask_many(images, [question.question for _, question in part])
+            told = model.describe_many(images)
+            outcomes["shapes.descriptions"] += [
+                text.strip() == description(scene)
+                for text, (scene, _) in zip(told, part, strict=True)
+            ]
             for (_, question), answer in zip(part, answers, strict=True):
                 right = answer.strip() == question.answer
                 outcomes["shapes.questions"].append(right)

@@ -179,7 +179,7 @@ class Model:
         if not self.settings.look:
             pairs = zip(codes, given, strict=True)
             return self._write_texts([documents.ask(row, text, None) for row, text in pairs])
-        seen = self._write_texts([documents.describe(row, None) for row in codes])
+        seen = self._seen(codes)
         return self._write_texts(
             [
                 documents.ask(row, documents.DESCRIBE, told, [(text, None)])
@@ -272,7 +272,7 @@ class Model:
         told = [text for text in given for _ in range(num)]
         plans = None
         if settings.plan:
-            seen = self._write_texts([documents.describe(row, None) for row in codes])
+            seen = self._seen(codes)
             changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
             plans = self._plans([change for change in changes for _ in range(num)], seeds)
             told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
@@ -305,11 +305,17 @@ class Model:
 
     def _likeness(self, codes: Tensor, plans: Sequence[str]) -> list[float]:
         """Describe pictures; return how like each description is to its plan, 1 for the same."""
-        seen = self._write_texts([documents.describe(row, None) for row in codes.tolist()])
         return [
             SequenceMatcher(None, told.split(), plan.split(), autojunk=False).ratio()
-            for told, plan in zip(seen, plans, strict=True)
+            for told, plan in zip(self._seen(codes.tolist()), plans, strict=True)
         ]
+
+    def _seen(self, rows: Sequence[list[int]]) -> list[str]:
+        """Describe pictures (codes in language order); one that comes again is described once."""
+        different = {tuple(row): row for row in rows}
+        requests = [documents.describe(row, None) for row in different.values()]
+        told = dict(zip(different, self._write_texts(requests), strict=True))
+        return [told[tuple(row)] for row in rows]
 
     def _write_codes(
         self, requests: Sequence[Document], seeds: Sequence[int], settings: Settings

@@ -22,6 +22,7 @@ from ddt_llama.evaluation.shapes_suite import (
 from ddt_llama.evaluation.suites import SpeedSuite, suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
+from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.prompts import (
     CATEGORIES,
     Requirement,
@@ -92,6 +93,10 @@ class Perfect:
             (made.instruction, key(made.source)): made
             for made in edit_suite(SUITE.edits, SUITE.seed, use=use)
         }
+        self.told = {
+            key(scene): description(scene)
+            for scene, _ in question_suite(SUITE.questions, SUITE.seed, use=use)
+        }
         self.answers = {
             (asked.question, key(scene)): asked.answer
             for scene, asked in question_suite(SUITE.questions, SUITE.seed, use=use)
@@ -138,6 +143,9 @@ class Perfect:
             self.answers[text, image.numpy().tobytes()]
             for text, image in zip(questions, images, strict=True)
         ]
+
+    def describe_many(self, images: Tensor) -> list[str]:
+        return [self.told[image.numpy().tobytes()] for image in images]
 
     def decode(
         self,
@@ -196,6 +204,7 @@ def test_a_perfect_model_scores_one_everywhere() -> None:
     for name in ("overall", *CATEGORIES, "readable", "edit.done", "edit.kept", "edit.both"):
         assert figures[f"shapes.{name}"].value == 1.0, name
     assert figures["shapes.questions"].value == 1.0
+    assert figures["shapes.descriptions"].value == 1.0
     assert figures["shapes.edit.untouched_error"].value == pytest.approx(0.0, abs=1e-6)
     assert figures["shapes.guidance_scale"].value == 2.5
     kinds = [name for name in figures if name.startswith("shapes.edit.both.")]
@@ -321,6 +330,21 @@ def test_answers_must_be_exact_up_to_outer_blanks() -> None:
     assert blind == sum(max(map(a.count, a)) for a in answers) / len(asked)
     by_kind = [v.value for k, v in figures.items() if k.startswith("shapes.questions.")]
     assert sum(by_kind) / len(by_kind) == pytest.approx(expected)  # as many of each kind
+
+
+def test_descriptions_must_leave_nothing_out() -> None:
+    class Forgetful(Perfect):
+        def describe_many(self, images: Tensor) -> list[str]:
+            # Of two objects and more the first is lost.
+            told = [text.split(", ") for text in super().describe_many(images)]
+            return [", ".join(parts[1:] if len(parts) > 2 else parts) for parts in told]
+
+    scenes = [scene for scene, _ in question_suite(SUITE.questions, SUITE.seed)]
+    expected = sum(len(scene.objects) == 1 for scene in scenes) / len(scenes)
+    assert 0 < expected < 1
+    figures = SUITE.asking(Forgetful())
+    assert figures["shapes.descriptions"].value == pytest.approx(expected)
+    assert figures["shapes.questions"].value == 1.0
 
 
 def test_no_two_images_of_a_category_share_a_seed_whatever_the_batch() -> None:

@@ -208,6 +208,10 @@ def test_words_come_first_where_the_release_says_so(
     turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
     assert asked == [ids(describe(row, None)), ids(turns)]
     asked.clear()
+    assert len(model.ask_many(image(9), ["how many?", "which?"])) == 2
+    assert asked[0] == ids(describe(row, None))  # looked at once for both
+    assert len(asked) == 3
+    asked.clear()
     assert model.plan(["a ring", "a star"], seed=3) == ["answer 2 3", "answer 2 3"]
     model.draw_codes("a ring", plan=False)
     assert drawn[-1] == ids(draw("a ring", None))
