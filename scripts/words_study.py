@@ -75,7 +75,9 @@ def alike(scene: Scene | None, other: Scene | None) -> bool:
 
 def answers(model: Model, requests: list[documents.Document]) -> list[str]:
     """Return the most likely answer to each request for text."""
-    assert model.engine is not None and model.vocabulary is not None and model.text is not None
+    assert model.engine is not None
+    assert model.vocabulary is not None
+    assert model.text is not None
     prompts = [documents.render(one, model.vocabulary, model.text).ids for one in requests]
     parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
     return [model.text.decode(ids).strip() for part in parts for ids in model.engine.text(part)]
