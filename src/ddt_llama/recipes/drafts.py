@@ -23,7 +23,7 @@ from ddt_llama.language.documents import Kind
 from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
 from ddt_llama.shapes.captions import caption, description
 from ddt_llama.shapes.edits import edit
-from ddt_llama.shapes.questions import question
+from ddt_llama.shapes.questions import question, whereabouts
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
@@ -146,9 +146,7 @@ class ShapesDrafts:
                 pairs.insert(0, (documents.DESCRIBE, description(scene)))
             return Draft("ask", (picture,), _turns(pairs))
         if self.kind == "plan":
-            prompt, planned = self._plan(scene, index)
-            pairs = [(prompt, description(planned)), *self._questions(planned, index)]
-            return Draft("plan", texts=_turns(pairs))
+            return Draft("plan", texts=tuple(chain(*map(self._plan, (2 * index, 2 * index + 1)))))
         whole = self.kind == "describe" or (self.kind == "draw" and self._told(index))
         return Draft(
             self.kind, (picture,), (description(scene) if whole else caption(scene, seed, index),)
@@ -159,15 +157,33 @@ class ShapesDrafts:
         asked = [question(scene, self.source.seed, number) for number in numbers]
         return [(one.question, one.answer) for one in asked]
 
-    def _plan(self, scene: Scene, index: int) -> tuple[str, Scene]:
-        """Return a caption or, by turns, a description to be changed; and what is to be drawn."""
-        if _turn(index, 2):
-            return caption(scene, self.source.seed, index), scene
-        made = edit(
-            scene, self.source.seed, index, max_objects=self.source.max_objects, grid=self.grid
-        )
-        assert made is not None
-        return documents.to_change(description(scene), made.instruction), made.target
+    def _plan(self, index: int) -> tuple[str, ...]:
+        """Return a prompt and what is to be drawn, in words, then questions about that.
+
+        The prompt is a caption or a description to be changed; of two that follow each other one is
+        a caption. Indices are those of the halves of documents.
+        """
+        number = index if self.scenes is None else index % self.scenes
+        seed, limit = self.source.seed, self.source.max_objects
+        scene = replace(self.source, grid=self.grid).scene(number)
+        if (index + _turn(index // 2, 2)) % 2:
+            prompt, planned = caption(scene, seed, index), scene
+        else:
+            made = edit(scene, seed, index, max_objects=limit, grid=self.grid)
+            assert made is not None  # a new background is always possible
+            prompt = documents.to_change(description(scene), made.instruction)
+            planned = made.target
+        first = f"{documents.PLAN} {prompt}" if index % 2 else prompt
+        # A relation, and one half of it, are the slowest to learn.
+        relation = question(planned, seed, 2 * index, "relation")
+        another = question(planned, seed, 2 * index + 1)
+        pairs = [
+            (first, description(planned)),
+            *filter(None, [whereabouts(planned, seed, index)]),
+            (relation.question, relation.answer),
+            (another.question, another.answer),
+        ]
+        return _turns(pairs)
 
     def _told(self, index: int) -> bool:
         """Say whether a draft holds the description of what it draws, edits to or asks about."""

@@ -170,17 +170,17 @@ def _partial(rng: Random, scene: Scene) -> str:
 
 
 _WEIGHTED: tuple[tuple[Callable[[Random, Scene], str], float], ...] = (
-    (_kinds, 0.16),
+    (_kinds, 0.12),
     # Weighs more than it shows: most scenes of few or like objects have no clear relation.
     (_relation, 0.32),
-    (_mixed, 0.16),
-    (_sized, 0.12),
-    (_shapes, 0.05),
+    (_mixed, 0.26),
+    (_sized, 0.10),
+    (_shapes, 0.06),
     (_places, 0.05),
-    (_partial, 0.05),
-    (_colours, 0.03),
-    (_total, 0.02),
-    (_attributes, 0.04),
+    (_partial, 0.03),
+    (_colours, 0.02),
+    (_total, 0.01),
+    (_attributes, 0.03),
 )
 _STYLES = [style for style, _ in _WEIGHTED]
 _WEIGHTS = [weight for _, weight in _WEIGHTED]

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from ddt_llama.shapes.captions import related_pairs, relation_words
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, Object, Scene, generator
-from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, Mention, referents
+from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, ZONES, Mention, referents, zone
 
 QuestionKind = Literal["count", "colour", "existence", "relation", "comparison"]
 QUESTION_KINDS: tuple[QuestionKind, ...] = (
@@ -49,6 +49,19 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
         if asked is not None:
             return Question(*asked, chosen)
     raise AssertionError("every scene can be asked about existence")
+
+
+def whereabouts(scene: Scene, seed: int, index: int) -> tuple[str, str] | None:
+    """Ask where an object is; None where no phrase speaks of one object alone.
+
+    Only for lessons: who knows the answer has half of what a relation asks for.
+    """
+    rng = generator(seed, index, 5)
+    clear = [(item, phrases) for item in scene.objects if (phrases := referents(scene, item))]
+    if not clear:
+        return None
+    item, phrases = rng.choice(clear)
+    return f"where is {rng.choice(phrases).definite}?", f"at the {ZONES[zone(item.x, item.y)]}"
 
 
 def _phrases() -> list[Mention]:

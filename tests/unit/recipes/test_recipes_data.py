@@ -12,7 +12,7 @@ from torch import Tensor
 from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
 from ddt_llama.language import TextTokenizer, Vocabulary, documents
-from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, Kind
+from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, PLAN, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
@@ -228,25 +228,34 @@ def test_in_words_most_documents_hold_a_description() -> None:
 
 def test_plans_tell_a_scene_that_fits_what_was_asked_for() -> None:
     drafts = ShapesDrafts("plan", ShapesSource(), grid=8, in_words=True)
-    changes, counted = 0, 0
+    changes, counted, placed = [0, 0], 0, 0
     for index in range(60):
         draft = drafts[index]
-        asked, planned, *further = draft.texts
         assert not draft.pictures
-        answers = dict(zip(further[::2], further[1::2], strict=True))
-        assert len(answers) >= 2
-        if "how many shapes are there?" in answers:
+        texts = list(draft.texts)
+        second = next(place for place, text in enumerate(texts) if text.startswith(PLAN))
+        for half, part in enumerate((texts[:second], texts[second:])):
+            asked, planned, *further = part
+            scene = ShapesSource(grid=8).scene(2 * index + half)
+            if planned == description(scene):
+                assert asked.removeprefix(f"{PLAN} ") == caption(scene, 0, 2 * index + half)
+            else:
+                changes[half] += 1
+                assert asked.removeprefix(f"{PLAN} ").startswith(f"{description(scene)}; ")
+            answers = dict(zip(further[::2], further[1::2], strict=True))
+            assert answers
             # What is asked is what was planned, not what the plan started from.
-            assert NUMBERS.index(answers["how many shapes are there?"]) == planned.count(" at the ")
-            counted += 1
-        scene = ShapesSource(grid=8).scene(index)
-        if planned == description(scene):
-            assert asked == caption(scene, 0, index)
-            continue
-        changes += 1
-        assert asked.startswith(f"{description(scene)}; ")
-    assert 15 < changes < 45
-    assert counted > 10
+            if "how many shapes are there?" in answers:
+                number = NUMBERS.index(answers["how many shapes are there?"])
+                assert number == planned.count(" at the ")
+                counted += 1
+            for question, answer in answers.items():
+                if question.startswith("where is the "):
+                    assert f" {answer}," in planned
+                    placed += 1
+    assert all(15 < count < 45 for count in changes)
+    assert counted > 5
+    assert placed > 50
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from ddt_llama.shapes.describe import Edit, caption, edit, question
 from ddt_llama.shapes.edits import EDIT_KINDS
-from ddt_llama.shapes.questions import QUESTION_KINDS
+from ddt_llama.shapes.questions import QUESTION_KINDS, whereabouts
 from ddt_llama.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -192,6 +192,20 @@ def test_questions_have_the_answer_that_looking_gives():
     for i, scene in enumerate(SCENES):
         asked = question(scene, 21, i)
         assert answered(scene, asked.question) == asked.answer, asked
+
+
+def test_whereabouts_are_those_of_the_one_object_spoken_of():
+    asked = 0
+    for i, scene in enumerate(SCENES):
+        pair = whereabouts(scene, 21, i)
+        if pair is None:
+            # Whatever is said of size, colour and shape, some other object is like it.
+            assert all(n > 1 for n in Counter((o.shape, o.colour) for o in scene.objects).values())
+            continue
+        asked += 1
+        (item,) = fitting(scene, facts(pair[0])[0])
+        assert in_zone(item, pair[1].removeprefix("at the "))
+    assert asked > 800
 
 
 def test_answers_are_balanced():
