@@ -22,12 +22,13 @@ from ddt_llama.language import Document, documents
 from ddt_llama.language.documents import Kind
 from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
 from ddt_llama.shapes.captions import caption, description
-from ddt_llama.shapes.edits import edit
-from ddt_llama.shapes.questions import question, whereabouts
+from ddt_llama.shapes.edits import EditKind, edit
+from ddt_llama.shapes.questions import question, relation_in_steps
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
 Codes = Sequence[int]
+_SLOW_EDITS: tuple[EditKind | None, ...] = ("remove", "move", "add", None, None)
 # Kinds in which every object is the model's to place.
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
 QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
@@ -169,18 +170,18 @@ class ShapesDrafts:
         if (index + _turn(index // 2, 2)) % 2:
             prompt, planned = caption(scene, seed, index), scene
         else:
-            made = edit(scene, seed, index, max_objects=limit, grid=self.grid)
+            # Where an object goes the rest moves up in the description: the slowest to learn.
+            kind = _SLOW_EDITS[_turn(index, len(_SLOW_EDITS))]
+            made = edit(scene, seed, index, kind=kind, max_objects=limit, grid=self.grid)
+            made = made or edit(scene, seed, index, max_objects=limit, grid=self.grid)
             assert made is not None  # a new background is always possible
             prompt = documents.to_change(description(scene), made.instruction)
             planned = made.target
         first = f"{documents.PLAN} {prompt}" if index % 2 else prompt
-        # A relation, and one half of it, are the slowest to learn.
-        relation = question(planned, seed, 2 * index, "relation")
-        another = question(planned, seed, 2 * index + 1)
+        another = question(planned, seed, index)
         pairs = [
             (first, description(planned)),
-            *filter(None, [whereabouts(planned, seed, index)]),
-            (relation.question, relation.answer),
+            *relation_in_steps(planned, seed, index),
             (another.question, another.answer),
         ]
         return _turns(pairs)

@@ -51,17 +51,24 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
     raise AssertionError("every scene can be asked about existence")
 
 
-def whereabouts(scene: Scene, seed: int, index: int) -> tuple[str, str] | None:
-    """Ask where an object is; None where no phrase speaks of one object alone.
+def relation_in_steps(scene: Scene, seed: int, index: int) -> list[tuple[str, str]]:
+    """Ask where two objects are and then how they are related; nothing where no pair is clear.
 
-    Only for lessons: who knows the answer has half of what a relation asks for.
+    A lesson: a relation asked alone is learned late, for neither of the two places pays alone
+    (experiments/0013). In two of five lessons it is asked alone all the same.
     """
     rng = generator(seed, index, 5)
-    clear = [(item, phrases) for item in scene.objects if (phrases := referents(scene, item))]
-    if not clear:
-        return None
-    item, phrases = rng.choice(clear)
-    return f"where is {rng.choice(phrases).definite}?", f"at the {ZONES[zone(item.x, item.y)]}"
+    pairs = related_pairs(scene)
+    if not pairs:
+        return []
+    first, relation, second, item, other = rng.choice(pairs)
+    asked = [_ask_relation(rng, first, relation, second)]
+    if rng.random() < 0.6:
+        asked = [
+            (f"where is {phrase.definite}?", f"at the {ZONES[zone(one.x, one.y)]}")
+            for phrase, one in ((first, item), (second, other))
+        ] + asked
+    return asked
 
 
 def _phrases() -> list[Mention]:
@@ -148,6 +155,10 @@ def _relation(rng: Random, scene: Scene) -> tuple[str, str] | None:
     if not pairs:
         return None
     first, relation, second, _, _ = rng.choice(pairs)
+    return _ask_relation(rng, first, relation, second)
+
+
+def _ask_relation(rng: Random, first: Mention, relation: int, second: Mention) -> tuple[str, str]:
     if rng.random() < 0.3:
         low, high = sorted((relation, OPPOSITE[relation]))
         choice = f"{RELATIONS[low]} or {RELATIONS[high]}"

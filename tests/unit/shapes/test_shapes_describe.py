@@ -8,7 +8,7 @@ import pytest
 
 from ddt_llama.shapes.describe import Edit, caption, edit, question
 from ddt_llama.shapes.edits import EDIT_KINDS
-from ddt_llama.shapes.questions import QUESTION_KINDS, whereabouts
+from ddt_llama.shapes.questions import QUESTION_KINDS, relation_in_steps
 from ddt_llama.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -194,18 +194,21 @@ def test_questions_have_the_answer_that_looking_gives():
         assert answered(scene, asked.question) == asked.answer, asked
 
 
-def test_whereabouts_are_those_of_the_one_object_spoken_of():
-    asked = 0
-    for i, scene in enumerate(SCENES):
-        pair = whereabouts(scene, 21, i)
-        if pair is None:
-            # Whatever is said of size, colour and shape, some other object is like it.
-            assert all(n > 1 for n in Counter((o.shape, o.colour) for o in scene.objects).values())
+def test_a_relation_in_steps_asks_for_both_places_first():
+    lessons = [(scene, relation_in_steps(scene, 21, i)) for i, scene in enumerate(SCENES)]
+    lengths = Counter(len(lesson) for _, lesson in lessons)
+    assert set(lengths) == {0, 1, 3}
+    assert 0.5 < lengths[3] / (lengths[1] + lengths[3]) < 0.7
+    for scene, lesson in lessons:
+        if not lesson:
+            assert question(scene, 0, 0, "relation").kind != "relation"
             continue
-        asked += 1
-        (item,) = fitting(scene, facts(pair[0])[0])
-        assert in_zone(item, pair[1].removeprefix("at the "))
-    assert asked > 800
+        *places, (asked, answer) = lesson
+        assert answered(scene, asked) == answer
+        for (where, place), fact in zip(places, facts(asked), strict=False):
+            assert facts(where) == [fact]
+            (item,) = fitting(scene, fact)
+            assert in_zone(item, place.removeprefix("at the "))
 
 
 def test_answers_are_balanced():
