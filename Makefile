@@ -26,5 +26,5 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest tests/unit -q
+	$(BIN)/python -m pytest tests/unit tests/architecture -q
 	@find src -name "*.py" | xargs cat | wc -l | xargs echo "lines in src:"

@@ -5,7 +5,6 @@ tokenizer (pixels and codes), the language model (codes and text) and the decode
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from difflib import SequenceMatcher
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -19,7 +18,8 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.pictures import ImageInput, read_images
 from ddt_llama.generation.sampling import GREEDY, Sampling, TopP
-from ddt_llama.generation.settings import Options, Settings, retry_seed, row_seeds
+from ddt_llama.generation.settings import Options, Settings, given_texts, row_seeds
+from ddt_llama.generation.tries import best_tries
 from ddt_llama.language import documents
 from ddt_llama.language.documents import Document, without_text
 from ddt_llama.language.text import TextTokenizer
@@ -102,7 +102,7 @@ class Model:
         or too long prompt and for values out of range.
         """
         steps = self.settings.changed(options).steps
-        seeds = row_seeds(seed, len(_texts(prompts, "prompt")), num)
+        seeds = row_seeds(seed, len(given_texts(prompts, "prompt")), num)
         codes = self.draw_codes(prompts, num=num, seed=seed, **options)
         return to_pil(self.decode(codes, seeds, steps=steps))
 
@@ -116,7 +116,7 @@ class Model:
     ) -> Int[Tensor, "b k"]:
         """Return the codes (index 0 finest) of the images that `draw` would show."""
         settings = self.settings.changed(options)
-        given = _texts(prompts, "prompt")
+        given = given_texts(prompts, "prompt")
         seeds = row_seeds(seed, len(given), num)
         told = [prompt for prompt in given for _ in range(num)]
         plans = self._plans(told, seeds) if settings.plan else None
@@ -128,7 +128,7 @@ class Model:
         self, prompts: str | Sequence[str], *, num: int = 1, seed: int | Sequence[int] = 0
     ) -> list[str]:
         """Return the descriptions that `draw` draws from where the release plans."""
-        given = _texts(prompts, "prompt")
+        given = given_texts(prompts, "prompt")
         seeds = row_seeds(seed, len(given), num)
         return self._plans([prompt for prompt in given for _ in range(num)], seeds)
 
@@ -175,7 +175,7 @@ class Model:
     ) -> list[str]:
         """Answer each question about its image; one image or one question serves for all."""
         self._need_instruct("ask")
-        codes, given = self._paired(images, _texts(questions, "question"))
+        codes, given = self._paired(images, given_texts(questions, "question"))
         if not self.settings.look:
             pairs = zip(codes, given, strict=True)
             return self._write_texts([documents.ask(row, text, None) for row, text in pairs])
@@ -266,7 +266,7 @@ class Model:
     ) -> tuple[Tensor, list[int]]:
         self._need_instruct("edit")
         settings = self.settings.for_edits().changed(options)
-        codes, given = self._paired(images, _texts(instructions, "instruction"))
+        codes, given = self._paired(images, given_texts(instructions, "instruction"))
         seeds = row_seeds(seed, len(given), num)
         rows = [row for row in codes for _ in range(num)]
         told = [text for text in given for _ in range(num)]
@@ -287,28 +287,14 @@ class Model:
         plans: Sequence[str] | None = None,
     ) -> Tensor:
         """Write a picture for each request; look at it, and try again, where there are plans."""
-        kept = self._write_codes(requests, seeds, settings)
         if plans is None or settings.tries == 1:
-            return self.tokenizer.from_language(kept)
-        likest = self._likeness(kept, plans)
-        for attempt in range(1, settings.tries):
-            rows = [row for row, like in enumerate(likest) if like < 1]
-            if not rows:
-                break
-            own = [retry_seed(seeds[row], attempt) for row in rows]
-            tried = self._write_codes([requests[row] for row in rows], own, settings)
-            likeness = self._likeness(tried, [plans[row] for row in rows])
-            for row, codes, like in zip(rows, tried, likeness, strict=True):
-                if like > likest[row]:
-                    kept[row], likest[row] = codes, like
-        return self.tokenizer.from_language(kept)
+            return self.tokenizer.from_language(self._write_codes(requests, seeds, settings))
 
-    def _likeness(self, codes: Tensor, plans: Sequence[str]) -> list[float]:
-        """Describe pictures; return how like each description is to its plan, 1 for the same."""
-        return [
-            SequenceMatcher(None, told.split(), plan.split(), autojunk=False).ratio()
-            for told, plan in zip(self._seen(codes.tolist()), plans, strict=True)
-        ]
+        def write(rows: Sequence[int], own: Sequence[int]) -> Tensor:
+            return self._write_codes([requests[row] for row in rows], own, settings)
+
+        best = best_tries(write, lambda codes: self._seen(codes.tolist()), plans, seeds, settings)
+        return self.tokenizer.from_language(best)
 
     def _seen(self, rows: Sequence[list[int]]) -> list[str]:
         """Describe pictures (codes in language order); one that comes again is described once."""
@@ -391,18 +377,6 @@ class Model:
     def _split(self, rows: Any) -> Iterator[Any]:
         for start in range(0, len(rows), self.batch_size):
             yield rows[start : start + self.batch_size]
-
-
-def _texts(texts: str | Sequence[str], what: str) -> list[str]:
-    given = [texts] if isinstance(texts, str) else list(texts)
-    if not given:
-        raise UserError(f"no {what} was given; give at least one")
-    for text in given:
-        if not isinstance(text, str):
-            raise UserError(f"a {what} is {type(text).__name__}; it must be text")
-        if not text.strip():
-            raise UserError(f"the {what} is empty; write what you want, such as 'a red circle'")
-    return given
 
 
 def _check_belongs(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:

@@ -1,7 +1,7 @@
 """How pictures are drawn unless the caller says otherwise: stored in a release, checked here.
 
-Every number that a user may give to `draw` and `edit` passes through `Settings` or `row_seeds`, so
-the limits and their messages have one home.
+Every number that a user may give to `draw` and `edit` passes through `Settings` or `row_seeds`, every
+text through `given_texts`, so the limits and their messages have one home.
 """
 
 import dataclasses
@@ -114,6 +114,19 @@ class Settings:
         if "top_p" in given:
             stored["top_k"] = None
         return from_dict(Settings, {**stored, **given})
+
+
+def given_texts(texts: str | Sequence[str], what: str) -> list[str]:
+    """Return prompts, questions or instructions as a list; refuse none, and empty ones."""
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if not given:
+        raise UserError(f"no {what} was given; give at least one")
+    for text in given:
+        if not isinstance(text, str):
+            raise UserError(f"a {what} is {type(text).__name__}; it must be text")
+        if not text.strip():
+            raise UserError(f"the {what} is empty; write what you want, such as 'a red circle'")
+    return given
 
 
 def row_seeds(seed: int | Sequence[int], prompts: int, num: int) -> list[int]:

@@ -1,0 +1,46 @@
+"""Draw, look, and draw again: of several tries at a picture the one most like its plan.
+
+Between the engine, which writes codes, and `Model`, which can describe them. The judge is the model
+itself, so a try costs a description more than a picture.
+"""
+
+from collections.abc import Callable, Sequence
+from difflib import SequenceMatcher
+
+from jaxtyping import Int
+from torch import Tensor
+
+from ddt_llama.generation.settings import Settings, retry_seed
+
+Write = Callable[[Sequence[int], Sequence[int]], Tensor]
+
+
+def best_tries(
+    write: Write,
+    describe: Callable[[Int[Tensor, "r k"]], list[str]],
+    plans: Sequence[str],
+    seeds: Sequence[int],
+    settings: Settings,
+) -> Int[Tensor, "b k"]:
+    """Return codes for each plan, drawn again while they are not read as it, `tries` times at most.
+
+    `write(rows, seeds)` gives codes of some of the plans, `describe` what they show. A row's tries
+    depend on its own plan and seed only; of equally like ones the first is kept.
+    """
+    kept = write(range(len(plans)), seeds)
+    likest = [likeness(*pair) for pair in zip(describe(kept), plans, strict=True)]
+    for attempt in range(1, settings.tries):
+        rows = [row for row, like in enumerate(likest) if like < 1]
+        if not rows:
+            break
+        tried = write(rows, [retry_seed(seeds[row], attempt) for row in rows])
+        for row, codes, seen in zip(rows, tried, describe(tried), strict=True):
+            like = likeness(seen, plans[row])
+            if like > likest[row]:
+                kept[row], likest[row] = codes, like
+    return kept
+
+
+def likeness(text: str, other: str) -> float:
+    """Return the share of words that two texts have in common and in order: 1 for the same."""
+    return SequenceMatcher(None, text.split(), other.split(), autojunk=False).ratio()
