@@ -1,7 +1,7 @@
 """How pictures are drawn unless the caller says otherwise: stored in a release, checked here.
 
-Every number that a user may give to `draw` and `edit` passes through `Settings` or `row_seeds`, every
-text through `given_texts`, so the limits and their messages have one home.
+Every number that a user may give to `draw` and `edit` passes through `Settings` or `row_seeds`,
+every text through `given_texts`, so the limits and their messages have one home.
 """
 
 import dataclasses
