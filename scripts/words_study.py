@@ -42,12 +42,9 @@ def told(text: str) -> Scene | None:
     None for a text that is no description.
     """
     *parts, ground = text.split(", ")
-    names = [
-        [name for name, _ in BACKGROUNDS],
-        [name for name, _ in SIZES],
-        [name for name, _ in COLOURS],
-    ]
-    backgrounds, sizes, colours = names
+    backgrounds, sizes, colours = (
+        [name for name, _ in named] for named in (BACKGROUNDS, SIZES, COLOURS)
+    )
     found = [OBJECT.fullmatch(part) for part in parts]
     background = re.fullmatch(r"on an? (\w+) background", ground)
     try:

@@ -128,6 +128,8 @@ class ShapesDrafts:
         """Return one draft."""
         if self.kind == "text_only":
             return Draft("text_only", texts=(shapes_text(self.source, index),))
+        if self.kind == "plan":
+            return Draft("plan", texts=tuple(chain(*map(self._plan, (2 * index, 2 * index + 1)))))
         number = index if self.scenes is None else index % self.scenes
         grid = self.grid if self.kind in PLACED else None
         scene, seed = replace(self.source, grid=grid).scene(number), self.source.seed
@@ -146,8 +148,6 @@ class ShapesDrafts:
             if self._told(index):
                 pairs.insert(0, (documents.DESCRIBE, description(scene)))
             return Draft("ask", (picture,), _turns(pairs))
-        if self.kind == "plan":
-            return Draft("plan", texts=tuple(chain(*map(self._plan, (2 * index, 2 * index + 1)))))
         whole = self.kind == "describe" or (self.kind == "draw" and self._told(index))
         return Draft(
             self.kind, (picture,), (description(scene) if whole else caption(scene, seed, index),)
