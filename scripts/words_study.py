@@ -3,15 +3,17 @@
 On tuning prompts, none of which is a prompt of the evaluation: the share of plans that are what the
 prompt asks for, of drawings that are what was planned, and of drawings that obey, for several
 numbers of tries; of the pictures in which the model read what it planned, the share that it read
-rightly. On scenes: descriptions without an error, by the number of objects, and questions answered
-from a right description alone, without the picture. Writes words.json, a flat file of figures.
+rightly. On scenes: descriptions without an error, by the number of objects; questions answered, and
+edits planned, from a right description alone, without the picture. Writes words.json, a flat file
+of figures.
 
-    python scripts/words_study.py nano --out experiments/0013-look
+    python scripts/words_study.py nano --out experiments/0014-in-order
 """
 
 import re
 from collections import defaultdict
 from dataclasses import replace
+from itertools import count, islice
 from pathlib import Path
 from typing import Annotated
 
@@ -21,8 +23,10 @@ from tqdm import tqdm
 from ddt_llama.config import save_json
 from ddt_llama.evaluation.intervals import flat, proportion
 from ddt_llama.generation import Model, load
+from ddt_llama.generation.tries import likeness
 from ddt_llama.language import documents
 from ddt_llama.shapes.captions import description
+from ddt_llama.shapes.edits import EDIT_KINDS, edit
 from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts, question_suite
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Object, Scene, sample_scene
@@ -91,19 +95,19 @@ def drawing(model: Model, prompts: int, tries: tuple[int, ...]) -> Outcomes:
         demands = [demand for _, demand in asked for _ in range(2)]
         right = [d.satisfied(scene) for d, scene in zip(demands, planned, strict=True)]
         outcomes[f"plan.{category}"] += right
-        for count in tries:
-            codes = model.draw_codes(texts, num=2, seed=seeds, tries=count)
+        for most in tries:
+            codes = model.draw_codes(texts, num=2, seed=seeds, tries=most)
             found = read(model.decode(codes, list(range(2 * prompts))))
             obeyed = [d.satisfied(scene) for d, scene in zip(demands, found, strict=True)]
             faithful = [alike(*pair) for pair in zip(found, planned, strict=True)]
-            outcomes[f"obeyed.{category}.{count}"] += obeyed
-            outcomes[f"obeyed.{count}"] += obeyed
-            outcomes[f"faithful.{count}"] += faithful
+            outcomes[f"obeyed.{category}.{most}"] += obeyed
+            outcomes[f"obeyed.{most}"] += obeyed
+            outcomes[f"faithful.{most}"] += faithful
             rows = model.tokenizer.to_language(codes).tolist()
             seen = answers(model, [documents.describe(row, None) for row in rows])
-            accepted = [a == b for a, b in zip(seen, plans, strict=True)]
-            outcomes[f"accepted.{count}"] += accepted
-            outcomes[f"accepted_rightly.{count}"] += [
+            accepted = [likeness(*pair) == 1 for pair in zip(seen, plans, strict=True)]
+            outcomes[f"accepted.{most}"] += accepted
+            outcomes[f"accepted_rightly.{most}"] += [
                 ok for ok, passed in zip(faithful, accepted, strict=True) if passed
             ]
     return outcomes
@@ -112,13 +116,13 @@ def drawing(model: Model, prompts: int, tries: tuple[int, ...]) -> Outcomes:
 def reading(model: Model, scenes: int) -> Outcomes:
     """Describe scenes of one to four objects."""
     outcomes: Outcomes = defaultdict(list)
-    for count in tqdm(range(1, 5), "describe"):
+    for number in tqdm(range(1, 5), "describe"):
         shown = [
-            sample_scene(SEED, i, min_objects=count, max_objects=count, split="heldout")
+            sample_scene(SEED, i, min_objects=number, max_objects=number, split="heldout")
             for i in range(scenes)
         ]
         said = model.describe_many(render(shown, model.tokenizer.image_size))
-        outcomes[f"described.{count}"] += [
+        outcomes[f"described.{number}"] += [
             text == description(scene) for text, scene in zip(said, shown, strict=True)
         ]
     return outcomes
@@ -132,9 +136,30 @@ def asking(model: Model, questions: int) -> Outcomes:
         documents.plan(description(scene), description(scene), [(one.question, None)])
         for scene, one in asked
     ]
-    for (_, one), answer in zip(asked, answers(model, requests), strict=True):
+    found = [documents.conclusion(answer) for answer in answers(model, requests)]
+    for (_, one), answer in zip(asked, found, strict=True):
         outcomes["answered"].append(answer == one.answer)
         outcomes[f"answered.{one.kind}"].append(answer == one.answer)
+    return outcomes
+
+
+def changing(model: Model, edits: int) -> Outcomes:
+    """Plan edits of scenes that are described and not shown."""
+    outcomes: Outcomes = defaultdict(list)
+    for kind in EDIT_KINDS:
+        possible = (edit(sample_scene(SEED, i), SEED, i, kind=kind, max_objects=4) for i in count())
+        made = list(islice((one for one in possible if one is not None), edits))
+        there = [description(one.source) for one in made]
+        changes = [
+            documents.to_change(*pair)
+            for pair in zip(there, [one.instruction for one in made], strict=True)
+        ]
+        wanted = answers(model, [documents.plan(change, None) for change in changes])
+        results = [documents.changed(*pair) for pair in zip(there, wanted, strict=True)]
+        outcomes[f"edit_plan.{kind}"] += [
+            alike(told(result), told(description(one.target)))
+            for result, one in zip(results, made, strict=True)
+        ]
     return outcomes
 
 
@@ -145,11 +170,13 @@ def main(
     prompts: int = 32,
     scenes: int = 128,
     questions: int = 600,
+    edits: int = 64,
 ) -> None:
     """Measure all of it and write words.json; a model without `plan` is made to plan."""
     opened = load(model)
     opened.settings = replace(opened.settings, plan=True)
-    outcomes = drawing(opened, prompts, tries) | reading(opened, scenes) | asking(opened, questions)
+    outcomes = drawing(opened, prompts, tries) | reading(opened, scenes)
+    outcomes |= asking(opened, questions) | changing(opened, edits)
     figures = {name: proportion(verdicts) for name, verdicts in outcomes.items() if verdicts}
     for name, figure in figures.items():
         print(f"{name:24} {figure.value:.3f}  ({figure.low:.3f} to {figure.high:.3f})")

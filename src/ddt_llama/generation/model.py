@@ -180,12 +180,13 @@ class Model:
             pairs = zip(codes, given, strict=True)
             return self._write_texts([documents.ask(row, text, None) for row, text in pairs])
         seen = self._seen(codes)
-        return self._write_texts(
+        answers = self._write_texts(
             [
                 documents.ask(row, documents.DESCRIBE, told, [(text, None)])
                 for row, told, text in zip(codes, seen, given, strict=True)
             ]
         )
+        return [documents.conclusion(answer) for answer in answers]
 
     def describe(self, image: ImageInput) -> str:
         """Say what is in an image."""
@@ -274,7 +275,9 @@ class Model:
         if settings.plan:
             seen = self._seen(codes)
             changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
-            plans = self._plans([change for change in changes for _ in range(num)], seeds)
+            wanted = self._plans([change for change in changes for _ in range(num)], seeds)
+            there = [one for one in seen for _ in range(num)]
+            plans = [documents.changed(*pair) for pair in zip(there, wanted, strict=True)]
             told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
         requests = [documents.edit(*pair, None) for pair in zip(rows, told, strict=True)]
         return self._write_images(requests, seeds, settings, plans), seeds

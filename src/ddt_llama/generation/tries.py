@@ -42,5 +42,9 @@ def best_tries(
 
 
 def likeness(text: str, other: str) -> float:
-    """Return the share of words that two texts have in common and in order: 1 for the same."""
-    return SequenceMatcher(None, text.split(), other.split(), autojunk=False).ratio()
+    """Return the share of words that two lists have in common and in order: 1 for the same list.
+
+    What stands between commas may come in any order.
+    """
+    pair = [" , ".join(sorted(part.strip() for part in one.split(","))) for one in (text, other)]
+    return SequenceMatcher(None, *(one.split() for one in pair), autojunk=False).ratio()

@@ -7,6 +7,7 @@ Source: the sequence layouts of DDT-LLaMA (stages 1 and 2) and the four kinds of
 
 from collections import abc
 from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
@@ -146,6 +147,11 @@ def ask(
     return Document("ask", given, _text(answer), _questions(further))
 
 
+def conclusion(answer: str) -> str:
+    """Return what an answer says behind its thought ("two rings, a star: yes" says "yes")."""
+    return answer.rpartition(": ")[2].strip()
+
+
 def describe(codes: abc.Sequence[int], caption: str | None) -> Document:
     """Stage 2: an image and the request to describe it, answered by its caption."""
     return Document("describe", (Image(tuple(codes)), Text(DESCRIBE)), _text(caption))
@@ -165,8 +171,32 @@ def plan(
 
 
 def to_change(description: str, instruction: str) -> str:
-    """Word the request of a `plan` for an edit: what is there, and what is to be changed."""
+    """Word the request of a `plan` for an edit: what is there, and what is to be changed.
+
+    Its answer says in the words of the description what to do: "add A", "remove B", "change B to
+    C".
+    """
     return f"{description}; {instruction}"
+
+
+def changed(description: str, change: str) -> str:
+    """Return a list of phrases, the last about the background, after the change planned for it.
+
+    What is removed or changed is the first phrase that is told so, or else the likest; a change
+    that is not worded as `to_change` says changes nothing.
+    """
+    parts = description.split(", ")
+    verb, _, rest = change.partition(" ")
+    before, _, after = rest.partition(" to ")
+    words = [SequenceMatcher(None, part.split(), before.split()) for part in parts]
+    likest = max(range(len(parts)), key=lambda place: words[place].ratio())
+    if verb == "add":
+        parts.insert(len(parts) - 1, rest)
+    elif verb == "remove":
+        del parts[likest]
+    elif verb == "change" and after:
+        parts[likest] = after
+    return ", ".join(parts)
 
 
 def with_result(instruction: str, description: str) -> str:

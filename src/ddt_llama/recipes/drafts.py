@@ -21,14 +21,18 @@ from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.language import Document, documents
 from ddt_llama.language.documents import Kind
 from ddt_llama.recipes.data import ENDLESS, SHAPES, DataConfig, shapes_source
-from ddt_llama.shapes.captions import caption, description
-from ddt_llama.shapes.edits import EditKind, edit
-from ddt_llama.shapes.questions import question, relation_in_steps
+from ddt_llama.shapes.captions import (
+    caption_and_plan,
+    description,
+    plan_of_edit,
+    related_pairs,
+)
+from ddt_llama.shapes.edits import edit
+from ddt_llama.shapes.questions import question
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
 Codes = Sequence[int]
-_SLOW_EDITS: tuple[EditKind | None, ...] = ("remove", "move", "add", None, None)
 # Kinds in which every object is the model's to place.
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
 QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
@@ -141,50 +145,46 @@ class ShapesDrafts:
             assert made is not None  # a new background is always possible
             told = made.instruction
             if self._told(index):
-                told = documents.with_result(told, description(made.target))
+                told = documents.with_result(told, plan_of_edit(made)[1])
             return Draft("edit", (picture, Picture(made.target)), (told,))
         if self.kind == "ask":
             pairs = self._questions(scene, index)
             if self._told(index):
                 pairs.insert(0, (documents.DESCRIBE, description(scene)))
             return Draft("ask", (picture,), _turns(pairs))
-        whole = self.kind == "describe" or (self.kind == "draw" and self._told(index))
-        return Draft(
-            self.kind, (picture,), (description(scene) if whole else caption(scene, seed, index),)
-        )
+        if self.kind == "describe":
+            return Draft("describe", (picture,), (description(scene),))
+        text, planned = caption_and_plan(scene, seed, index)
+        told = self.kind == "draw" and self._told(index)
+        return Draft(self.kind, (picture,), (planned if told else text,))
 
     def _questions(self, scene: Scene, index: int) -> list[tuple[str, str]]:
         numbers = range(QUESTIONS * index, QUESTIONS * (index + 1))
         asked = [question(scene, self.source.seed, number) for number in numbers]
-        return [(one.question, one.answer) for one in asked]
+        return [(one.question, one.reasoned if self.in_words else one.answer) for one in asked]
 
     def _plan(self, index: int) -> tuple[str, ...]:
-        """Return a prompt and what is to be drawn, in words, then questions about that.
+        """Return a caption, what is to be drawn, in words, and questions; or an edit in words.
 
-        The prompt is a caption or a description to be changed; of two that follow each other one is
-        a caption. Indices are those of the halves of documents.
+        Of two that follow each other one is an edit. Indices are those of the halves of documents.
         """
-        number = index if self.scenes is None else index % self.scenes
         seed, limit = self.source.seed, self.source.max_objects
-        scene = replace(self.source, grid=self.grid).scene(number)
+        source = replace(self.source, grid=self.grid)
+        two = (source.scene(2 * index), source.scene(2 * index + 1))
+        # There is less to learn about a scene without a clear relation.
+        scene = next((scene for scene in two if related_pairs(scene)), two[0])
+        lessons: list[tuple[str, str]] = []
         if (index + _turn(index // 2, 2)) % 2:
-            prompt, planned = caption(scene, seed, index), scene
+            prompt, answer = caption_and_plan(scene, seed, index, hard=True)
+            asked = (question(scene, seed, index, "relation"), question(scene, seed, index))
+            lessons += [(one.question, one.reasoned) for one in asked]
         else:
-            # Where an object goes the rest moves up in the description: the slowest to learn.
-            kind = _SLOW_EDITS[_turn(index, len(_SLOW_EDITS))]
-            made = edit(scene, seed, index, kind=kind, max_objects=limit, grid=self.grid)
-            made = made or edit(scene, seed, index, max_objects=limit, grid=self.grid)
+            made = edit(scene, seed, index, max_objects=limit, grid=self.grid)
             assert made is not None  # a new background is always possible
             prompt = documents.to_change(description(scene), made.instruction)
-            planned = made.target
+            answer, _ = plan_of_edit(made)
         first = f"{documents.PLAN} {prompt}" if index % 2 else prompt
-        another = question(planned, seed, index)
-        pairs = [
-            (first, description(planned)),
-            *relation_in_steps(planned, seed, index),
-            (another.question, another.answer),
-        ]
-        return _turns(pairs)
+        return _turns([(first, answer), *lessons])
 
     def _told(self, index: int) -> bool:
         """Say whether a draft holds the description of what it draws, edits to or asks about."""

@@ -106,7 +106,7 @@ def nano_instruct() -> LanguageRecipe:
     recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=7500, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.25, edit=0.2, ask=0.2, plan=0.35),
+        mix=Mix(draw=0.25, edit=0.2, ask=0.15, describe=0.05, plan=0.35),
         text_weight=3.0,
         data=replace(recipe.data, grid=8, in_words=True),
     )

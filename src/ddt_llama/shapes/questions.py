@@ -2,16 +2,18 @@
 
 A question is a pure function of (scene, seed, index), has exactly one right answer in the scene,
 and that answer is chosen first and the question to fit it, so that answers are balanced and the
-wording gives nothing away.
+wording gives nothing away. What cannot be read off one object comes with a thought: the facts, in
+the words of the description, from which the answer follows.
 """
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import permutations
 from random import Random
 from typing import Literal, NamedTuple
 
-from ddt_llama.shapes.captions import related_pairs, relation_words
+from ddt_llama.shapes.captions import reading_order, related_pairs, relation_words
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, Object, Scene, generator
 from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, ZONES, Mention, referents, zone
 
@@ -27,12 +29,26 @@ QUESTION_KINDS: tuple[QuestionKind, ...] = (
 _PRIORITY = {"count": 1.0, "colour": 1.0, "existence": 1.0, "relation": 0.5, "comparison": 0.6}
 
 
+# A question, its answer and, where there is one, the thought between the two.
+Asked = tuple[str, str] | tuple[str, str, str]
+
+
 class Question(NamedTuple):
-    """A question, its one right answer in a few lower-case words, and its kind."""
+    """A question, its one right answer in a few lower-case words, its kind, and a thought or none.
+
+    A relation or a number asked alone is learned late, for no fact that it rests on pays alone
+    (experiments/0013).
+    """
 
     question: str
     answer: str
     kind: QuestionKind
+    thought: str = ""
+
+    @property
+    def reasoned(self) -> str:
+        """The answer behind its thought: "the red star at the top, the ring at the left: no"."""
+        return f"{self.thought}: {self.answer}" if self.thought else self.answer
 
 
 def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = None) -> Question:
@@ -47,28 +63,8 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
     for chosen in kinds:
         asked = _ASK[chosen](rng, scene)
         if asked is not None:
-            return Question(*asked, chosen)
+            return Question(*asked[:2], chosen, *asked[2:])
     raise AssertionError("every scene can be asked about existence")
-
-
-def relation_in_steps(scene: Scene, seed: int, index: int) -> list[tuple[str, str]]:
-    """Ask where two objects are and then how they are related; nothing where no pair is clear.
-
-    A lesson: a relation asked alone is learned late, for neither of the two places pays alone
-    (experiments/0013). In two of five lessons it is asked alone all the same.
-    """
-    rng = generator(seed, index, 5)
-    pairs = related_pairs(scene)
-    if not pairs:
-        return []
-    first, relation, second, item, other = rng.choice(pairs)
-    asked = [_ask_relation(rng, first, relation, second)]
-    if rng.random() < 0.6:
-        asked = [
-            (f"where is {phrase.definite}?", f"at the {ZONES[zone(one.x, one.y)]}")
-            for phrase, one in ((first, item), (second, other))
-        ] + asked
-    return asked
 
 
 def _phrases() -> list[Mention]:
@@ -106,7 +102,7 @@ def _absent(rng: Random, scene: Scene) -> Mention | None:
     return _of_form(rng, near if near and rng.random() < 0.6 else missing)
 
 
-def _count(rng: Random, scene: Scene) -> tuple[str, str]:
+def _count(rng: Random, scene: Scene) -> Asked:
     by_number: dict[int, list[Mention]] = defaultdict(list)
     by_number[len(scene.objects)].append(Mention(0))
     for phrase in _PHRASES:
@@ -123,8 +119,9 @@ def _count(rng: Random, scene: Scene) -> tuple[str, str]:
     else:
         phrase = _of_form(rng, by_number[number])
     phrase = phrase or Mention(0)
-    answer = NUMBERS[len(phrase.found(scene.objects))]
-    return f"how many {phrase.bare} are there?", answer
+    places = [ZONES[zone(item.x, item.y)] for item in phrase.found(reading_order(scene))]
+    thought = ", ".join(places) or "none"
+    return f"how many {phrase.bare} are there?", NUMBERS[len(places)], thought
 
 
 def _colour(rng: Random, scene: Scene) -> tuple[str, str]:
@@ -150,32 +147,32 @@ def _existence(rng: Random, scene: Scene) -> tuple[str, str]:
     return f"is there {Mention(1, phrase.shape, phrase.colour).text}?", answer
 
 
-def _relation(rng: Random, scene: Scene) -> tuple[str, str] | None:
+def _relation(rng: Random, scene: Scene) -> Asked | None:
     pairs = related_pairs(scene)
     if not pairs:
         return None
-    first, relation, second, _, _ = rng.choice(pairs)
-    return _ask_relation(rng, first, relation, second)
-
-
-def _ask_relation(rng: Random, first: Mention, relation: int, second: Mention) -> tuple[str, str]:
+    first, relation, second, item, other = rng.choice(pairs)
+    thought = ", ".join(
+        f"{phrase.definite} at the {ZONES[zone(one.x, one.y)]}"
+        for phrase, one in ((first, item), (second, other))
+    )
     if rng.random() < 0.3:
         low, high = sorted((relation, OPPOSITE[relation]))
         choice = f"{RELATIONS[low]} or {RELATIONS[high]}"
-        return f"is {first.definite} {choice} {second.definite}?", RELATIONS[relation]
+        asked = f"is {first.definite} {choice} {second.definite}?"
+        return asked, RELATIONS[relation], thought
     answer = rng.choice(("yes", "no"))
-    asked = relation if answer == "yes" else OPPOSITE[relation]
-    words = relation_words(rng, asked)
-    return f"is {first.definite} {words} {second.definite}?", answer
+    words = relation_words(rng, relation if answer == "yes" else OPPOSITE[relation])
+    return f"is {first.definite} {words} {second.definite}?", answer, thought
 
 
-def _comparison(rng: Random, scene: Scene) -> tuple[str, str] | None:
+def _comparison(rng: Random, scene: Scene) -> Asked | None:
     if rng.random() < 0.5:
         return _compare_sizes(rng, scene) or _compare_counts(rng, scene)
     return _compare_counts(rng, scene) or _compare_sizes(rng, scene)
 
 
-def _compare_sizes(rng: Random, scene: Scene) -> tuple[str, str] | None:
+def _compare_sizes(rng: Random, scene: Scene) -> Asked | None:
     pairs = [(a, b) for a, b in permutations(scene.objects, 2) if a.size != b.size]
     rng.shuffle(pairs)
     for item, other in pairs:
@@ -186,11 +183,15 @@ def _compare_sizes(rng: Random, scene: Scene) -> tuple[str, str] | None:
         if first and second:
             word, larger = rng.choice((("larger", 1), ("smaller", 0)))
             answer = "yes" if item.size == larger else "no"
-            return f"is {first[0].definite} {word} than {second[0].definite}?", answer
+            thought = ", ".join(
+                replace(phrase, size=one.size).definite
+                for phrase, one in ((first[0], item), (second[0], other))
+            )
+            return f"is {first[0].definite} {word} than {second[0].definite}?", answer, thought
     return None
 
 
-def _compare_counts(rng: Random, scene: Scene) -> tuple[str, str] | None:
+def _compare_counts(rng: Random, scene: Scene) -> Asked | None:
     shapes = [Mention(0, shape) for shape in sorted({item.shape for item in scene.objects})]
     colours = [
         Mention(0, None, colour) for colour in sorted({item.colour for item in scene.objects})
@@ -199,18 +200,17 @@ def _compare_counts(rng: Random, scene: Scene) -> tuple[str, str] | None:
     more = [(a, b) for a, b in pairs if _number(a, scene) > _number(b, scene)]
     if not more:
         return None
-    if rng.random() < 0.5:
-        first, second = rng.choice(more)
-        return f"are there more {first.bare} than {second.bare}?", "yes"
-    second, first = rng.choice(more)
-    return f"are there more {first.bare} than {second.bare}?", "no"
+    answer = "yes" if rng.random() < 0.5 else "no"
+    first, second = rng.choice(more)[:: 1 if answer == "yes" else -1]
+    thought = ", ".join(replace(one, count=_number(one, scene)).text for one in (first, second))
+    return f"are there more {first.bare} than {second.bare}?", answer, thought
 
 
 def _number(phrase: Mention, scene: Scene) -> int:
     return len(phrase.found(scene.objects))
 
 
-_ASK: dict[QuestionKind, Callable[[Random, Scene], tuple[str, str] | None]] = {
+_ASK: dict[QuestionKind, Callable[[Random, Scene], Asked | None]] = {
     "count": _count,
     "colour": _colour,
     "existence": _existence,

@@ -17,6 +17,7 @@ from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.settings import retry_seed
+from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import (
@@ -182,7 +183,8 @@ def test_words_come_first_where_the_release_says_so(
 
     def write(prompts: Any, *, sampling: Any, seeds: Any) -> list[list[int]]:
         asked.extend(prompts)
-        return [text.encode(f"answer {len(asked)} {seed}") for seed in seeds]
+        verb = "change answer 1 0 to" if "redder" in text.decode(prompts[0]) else "answer"
+        return [text.encode(f"{verb} {len(asked)} {seed}") for seed in seeds]
 
     def codes(prompts: Any, **_: Any) -> Tensor:
         drawn.extend(prompts)
@@ -202,7 +204,7 @@ def test_words_come_first_where_the_release_says_so(
     model.edit_codes(image(9), "redder", seed=7)
     change = plan(documents.to_change("answer 1 0", "redder"), None)
     assert asked == [ids(describe(row, None)), ids(change)]
-    assert drawn == [ids(edit(row, documents.with_result("redder", "answer 2 7"), None))]
+    assert drawn == [ids(edit(row, documents.with_result("redder", "2 7"), None))]
     asked.clear()
     assert model.ask(image(9), "how many?") == "answer 2 0"
     turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
@@ -218,6 +220,14 @@ def test_words_come_first_where_the_release_says_so(
     monkeypatch.setattr(model, "stage", "pretrain")
     with pytest.raises(UserError, match="cannot plan"):
         model.draw_codes("a ring")
+
+
+def test_lists_are_alike_in_any_order() -> None:
+    planned = "a star at the top, a ring at the left, on a white background"
+    assert likeness("a ring at the left, a star at the top, on a white background", planned) == 1
+    turned = likeness("a star at the left, a ring at the top, on a white background", planned)
+    other = likeness("two squares", planned)
+    assert 1 > turned > other
 
 
 def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(

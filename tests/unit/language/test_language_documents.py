@@ -224,3 +224,19 @@ def test_collate_to_a_fixed_length():
         collate(sequences, VOCABULARY.pad, length=7)
     with pytest.raises(UserError, match="batch of 0 documents"):
         collate([], VOCABULARY.pad)
+
+
+@pytest.mark.parametrize(
+    ("change", "result"),
+    [
+        ("add a cat at the left", "a dog, a hat at the right, a cat at the left, on grass"),
+        ("remove a dog", "a hat at the right, on grass"),
+        ("change a hat at the right to a cap at the top", "a dog, a cap at the top, on grass"),
+        ("change on grass to on sand", "a dog, a hat at the right, on sand"),
+        ("remove a hat at the top", "a dog, on grass"),  # the likest
+        ("change a hat", "a dog, a hat at the right, on grass"),  # no change at all
+        ("what?", "a dog, a hat at the right, on grass"),
+    ],
+)
+def test_a_change_in_words_is_applied_to_a_description(change: str, result: str) -> None:
+    assert documents.changed("a dog, a hat at the right, on grass", change) == result

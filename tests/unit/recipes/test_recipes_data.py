@@ -17,10 +17,14 @@ from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import Draft, Picture, ShapesDrafts, mixture, texts
 from ddt_llama.recipes.language import CHUNK, Coder, document_stream
-from ddt_llama.shapes.captions import caption, description
+from ddt_llama.shapes.captions import (
+    caption_and_plan,
+    description,
+    related_pairs,
+)
+from ddt_llama.shapes.edits import edit
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene
-from ddt_llama.shapes.words import NUMBERS
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
@@ -214,6 +218,9 @@ def test_in_words_most_documents_hold_a_description() -> None:
     for kind in ("draw", "edit", "ask"):
         plain = [texts_of(kind, index, False) for index in range(40)]
         told = [texts_of(kind, index, True) for index in range(40)]
+        if kind == "ask":  # all of them answer behind a thought, where there is one
+            assert sum(": " in answer for texts in told for answer in texts[1::2]) > 40
+            told = [tuple(map(documents.conclusion, texts)) for texts in told]
         changed = [a != b for a, b in zip(plain, told, strict=True)]
         assert 24 <= sum(changed) <= 36
         for before, after, differs in zip(plain, told, changed, strict=True):
@@ -226,36 +233,37 @@ def test_in_words_most_documents_hold_a_description() -> None:
                 assert after[0].startswith(f"{before[0]}; ")
 
 
-def test_plans_tell_a_scene_that_fits_what_was_asked_for() -> None:
+def test_plans_tell_what_was_asked_for_and_edits_what_changes() -> None:
     drafts = ShapesDrafts("plan", ShapesSource(), grid=8, in_words=True)
-    changes, counted, placed = [0, 0], 0, 0
+    changes, related, reasoned = [0, 0], 0, 0
     for index in range(60):
         draft = drafts[index]
         assert not draft.pictures
         texts = list(draft.texts)
         second = next(place for place, text in enumerate(texts) if text.startswith(PLAN))
         for half, part in enumerate((texts[:second], texts[second:])):
-            asked, planned, *further = part
-            scene = ShapesSource(grid=8).scene(2 * index + half)
-            if planned == description(scene):
-                assert asked.removeprefix(f"{PLAN} ") == caption(scene, 0, 2 * index + half)
-            else:
+            asked, answer, *further = part
+            asked, number = asked.removeprefix(f"{PLAN} "), 2 * index + half
+            scenes = [ShapesSource(grid=8).scene(2 * number + one) for one in (0, 1)]
+            # Of two scenes one about which there is something to learn.
+            scene = next((one for one in scenes if related_pairs(one)), scenes[0])
+            if answer.split()[0] in ("add", "remove", "change"):
                 changes[half] += 1
-                assert asked.removeprefix(f"{PLAN} ").startswith(f"{description(scene)}; ")
-            answers = dict(zip(further[::2], further[1::2], strict=True))
-            assert answers
-            # What is asked is what was planned, not what the plan started from.
-            if "how many shapes are there?" in answers:
-                number = NUMBERS.index(answers["how many shapes are there?"])
-                assert number == planned.count(" at the ")
-                counted += 1
-            for question, answer in answers.items():
-                if question.startswith("where is the "):
-                    assert f" {answer}," in planned
-                    placed += 1
-    assert all(15 < count < 45 for count in changes)
-    assert counted > 5
-    assert placed > 50
+                made = edit(scene, 0, number, max_objects=4, grid=8)
+                assert made is not None
+                assert asked == documents.to_change(description(scene), made.instruction)
+                result = documents.changed(description(scene), answer)
+                assert sorted(result.split(", ")) == sorted(description(made.target).split(", "))
+                assert not further
+                continue
+            assert (asked, answer) == caption_and_plan(scene, 0, number, hard=True)
+            related += bool(related_pairs(scene))
+            assert further
+            reasoned += sum(": " in one for one in further[1::2])
+    assert sum(changes) == 60  # one of two that follow each other
+    assert 15 < changes[0] < 45
+    assert related > 30  # of one scene in three there is a clear relation, of one in two of these
+    assert reasoned > 40
 
 
 def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:

@@ -6,9 +6,11 @@ from collections import Counter
 import jaxtyping
 import pytest
 
-from ddt_llama.shapes.describe import Edit, caption, edit, question
+from ddt_llama.language import documents
+from ddt_llama.shapes.captions import caption_and_plan, plan_of_edit
+from ddt_llama.shapes.describe import Edit, caption, description, edit, question
 from ddt_llama.shapes.edits import EDIT_KINDS
-from ddt_llama.shapes.questions import QUESTION_KINDS, relation_in_steps
+from ddt_llama.shapes.questions import QUESTION_KINDS
 from ddt_llama.shapes.scene import (
     BACKGROUNDS,
     COLOURS,
@@ -64,6 +66,12 @@ def fitting(scene: Scene, fact: Fact) -> list[Object]:
         and colour in (None, COLOUR[o.colour])
         and noun in ("shape", SHAPES[o.shape])
     ]
+
+
+def speaks_of(fact: Fact, other: Fact) -> bool:
+    """Say whether a noun phrase leaves out nothing but words of the other."""
+    _, size, colour, noun = fact
+    return size in (None, other[1]) and colour in (None, other[2]) and noun in ("shape", other[3])
 
 
 def stands(relation: str, a: Object, b: Object) -> bool:
@@ -143,6 +151,38 @@ def test_texts_depend_on_scene_seed_and_index_alone():
         assert edit(scene, 1, i) == edit(scene, 1, i)
 
 
+def test_plans_tell_all_objects_in_the_order_of_the_caption():
+    in_order = several = 0
+    for i, scene in enumerate(SCENES):
+        text, planned = caption_and_plan(scene, 21, i)
+        assert text == caption(scene, 21, i)
+        assert sorted(planned.split(", ")) == sorted(description(scene).split(", "))
+        assert planned.split(", ")[-1] == description(scene).split(", ")[-1]
+        complete = facts(planned)
+        told = [fact for fact in facts(text) if fact[0] is not None]
+        places = [
+            next(n for n, one in enumerate(complete) if speaks_of(fact, one)) for fact in told
+        ]
+        several += len(told) > 1
+        in_order += len(told) > 1 and places == sorted(places)
+    assert several > 200
+    assert in_order > 0.95 * several
+
+
+def test_an_edit_in_words_changes_the_description_as_the_edit_changes_the_scene():
+    kinds = Counter()
+    for i, scene in enumerate(SCENES):
+        made = edit(scene, 21, i)
+        assert made is not None
+        change, target = plan_of_edit(made)
+        assert sorted(target.split(", ")) == sorted(description(made.target).split(", "))
+        result = documents.changed(description(scene), change)
+        assert sorted(result.split(", ")) == sorted(target.split(", "))
+        assert result.split(", ")[-1] == target.split(", ")[-1]
+        kinds[change.split()[0]] += 1
+    assert min(kinds[verb] for verb in ("add", "remove", "change")) > 50
+
+
 def test_no_training_text_names_a_heldout_combination():
     for i in range(20_000):
         scene = sample_scene(5, i)
@@ -194,21 +234,37 @@ def test_questions_have_the_answer_that_looking_gives():
         assert answered(scene, asked.question) == asked.answer, asked
 
 
-def test_a_relation_in_steps_asks_for_both_places_first():
-    lessons = [(scene, relation_in_steps(scene, 21, i)) for i, scene in enumerate(SCENES)]
-    lengths = Counter(len(lesson) for _, lesson in lessons)
-    assert set(lengths) == {0, 1, 3}
-    assert 0.5 < lengths[3] / (lengths[1] + lengths[3]) < 0.7
-    for scene, lesson in lessons:
-        if not lesson:
-            assert question(scene, 0, 0, "relation").kind != "relation"
-            continue
-        *places, (asked, answer) = lesson
-        assert answered(scene, asked) == answer
-        for (where, place), fact in zip(places, facts(asked), strict=False):
-            assert facts(where) == [fact]
-            (item,) = fitting(scene, fact)
-            assert in_zone(item, place.removeprefix("at the "))
+def test_thoughts_are_true_and_lead_to_the_answer():
+    seen: Counter[str] = Counter()
+    for i, scene in enumerate(SCENES):
+        for number in range(4):
+            asked = question(scene, 21, 4 * i + number)
+            assert asked.reasoned.endswith(asked.answer)
+            if not asked.thought:
+                assert asked.kind in ("colour", "existence")
+                assert asked.reasoned == asked.answer
+                continue
+            assert documents.conclusion(asked.reasoned) == asked.answer
+            seen[asked.kind] += 1
+            parts = asked.thought.split(", ")
+            if asked.kind == "count":
+                there = fitting(scene, facts(asked.question)[0])
+                parts = [] if parts == ["none"] else parts
+                assert len(parts) == len(there) == NUMBERS.index(asked.answer)
+                assert all(any(in_zone(item, part) for item in there) for part in parts)
+                continue
+            for part, fact in zip(parts, facts(asked.question), strict=True):
+                told = facts(part)[0]
+                if "than" in asked.question and told[0] is not None:
+                    assert told[0] == len(fitting(scene, fact))
+                    assert told[1:] == fact[1:]
+                    continue
+                (item,) = fitting(scene, fact)
+                assert told[2:] == fact[2:]
+                assert fitting(scene, told) == [item]
+                if asked.kind == "relation":
+                    assert in_zone(item, part.partition(" at the ")[2])
+    assert min(seen[kind] for kind in ("count", "relation", "comparison")) > 100
 
 
 def test_answers_are_balanced():
