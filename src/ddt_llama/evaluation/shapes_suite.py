@@ -163,6 +163,7 @@ class ShapesSuite:
             "shapes.plan": setting(used.plan),
             "shapes.look": setting(used.look),
             "shapes.tries": setting(used.tries),
+            "shapes.views": setting(used.views),
         }
 
     def drawing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:

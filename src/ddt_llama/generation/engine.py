@@ -104,12 +104,18 @@ class Engine:
         sampling: Sampling = GREEDY,
         seeds: Sequence[int] | None = None,
         max_tokens: int = 96,
+        together: int = 1,
     ) -> list[list[int]]:
-        """Return the text ids after each prompt, up to the end mark or `max_tokens`."""
+        """Return the text ids after each prompt, up to the end mark or `max_tokens`.
+
+        Each `together` prompts in turn get one answer, written by the mean of their
+        log-probabilities: a product of experts, such as views of one picture. `seeds` holds one
+        seed an answer.
+        """
         room = self.decoder.max_positions - max(map(len, prompts), default=0)
-        seeds = [0] * len(prompts) if seeds is None else seeds
+        seeds = [0] * (len(prompts) // together) if seeds is None else seeds
         with torch.inference_mode():
-            ids = self._text(prompts, sampling, seeds, max(1, min(max_tokens, room)))
+            ids = self._text(prompts, sampling, seeds, max(1, min(max_tokens, room)), together)
         eos = self.vocabulary.eos
         return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
 
@@ -143,6 +149,7 @@ class Engine:
         sampling: Sampling,
         seeds: Sequence[int],
         max_tokens: int,
+        together: int,
     ) -> Tensor:
         vocabulary, device = self.vocabulary, self.decoder.device
         head = slice(0, vocabulary.code_offset)
@@ -152,16 +159,19 @@ class Engine:
         chance = uniforms(seeds, max_tokens, device)
         logits, cache = self._prefill(prompts, max_tokens, head)
         written: list[Tensor] = []
-        ended = torch.zeros(len(prompts), dtype=torch.bool, device=device)
+        ended = torch.zeros(len(seeds), dtype=torch.bool, device=device)
         for step in range(max_tokens):
             logits = logits.masked_fill(impossible, -torch.inf)
+            if together > 1:
+                logits = logits.log_softmax(-1).unflatten(0, (-1, together)).mean(1)
             written.append(choose(logits, sampling, chance[step]))
             ended |= written[-1] == vocabulary.eos
             # Asking costs a wait on an accelerator; a few steps too many cost less.
             asked = device.type == "cpu" or step % 8 == 7
             if step + 1 == max_tokens or (asked and bool(ended.all())):
                 break
-            logits = self.decoder.step(written[-1], cache, head)
+            ids = written[-1].repeat_interleave(together)
+            logits = self.decoder.step(ids, cache, head)
         return torch.stack(written, dim=1)
 
     def _prefill(

@@ -4,7 +4,7 @@ The face of a trained model in Python, behind every command and every score. Put
 tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
 
@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
-from ddt_llama.generation.pictures import ImageInput, read_images
-from ddt_llama.generation.sampling import GREEDY, Sampling, TopP
+from ddt_llama.generation.pictures import ImageInput, read_images, views
+from ddt_llama.generation.sampling import Sampling, TopP
 from ddt_llama.generation.settings import Options, Settings, given_texts, row_seeds
 from ddt_llama.generation.tries import best_tries
+from ddt_llama.generation.writer import Writer, split
 from ddt_llama.language import documents
-from ddt_llama.language.documents import Document, without_text
+from ddt_llama.language.documents import Document
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.tokenizer.base import Tokenizer
@@ -81,7 +82,7 @@ class Model:
         Raises UserError for a model without one.
         """
         if self._language is None:
-            self._language_parts()
+            self._writer()
             raise UserError(f"model {self.name} was made from an engine alone; give its module")
         if not isinstance(self._language, nn.Module):
             self._language = self._language()
@@ -135,7 +136,7 @@ class Model:
     def _plans(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         self._need_instruct("plan")
         requests = [documents.plan(prompt, None) for prompt in prompts]
-        return self._write_texts(requests, PLANNING, seeds)
+        return self._writer().texts(requests, PLANNING, seeds)
 
     def edit(
         self,
@@ -175,15 +176,15 @@ class Model:
     ) -> list[str]:
         """Answer each question about its image; one image or one question serves for all."""
         self._need_instruct("ask")
-        codes, given = self._paired(images, given_texts(questions, "question"))
-        if not self.settings.look:
-            pairs = zip(codes, given, strict=True)
-            return self._write_texts([documents.ask(row, text, None) for row, text in pairs])
-        seen = self._seen(codes)
-        answers = self._write_texts(
+        look, writer = self.settings.look, self._writer()
+        shown, given = self._paired(images, given_texts(questions, "question"), look)
+        if not look:
+            pairs = zip(shown, given, strict=True)
+            return writer.texts([documents.ask(rows[0], text, None) for rows, text in pairs])
+        answers = writer.texts(
             [
-                documents.ask(row, documents.DESCRIBE, told, [(text, None)])
-                for row, told, text in zip(codes, seen, given, strict=True)
+                documents.ask(rows[0], documents.DESCRIBE, told, [(text, None)])
+                for rows, told, text in zip(shown, writer.described(shown), given, strict=True)
             ]
         )
         return [documents.conclusion(answer) for answer in answers]
@@ -196,7 +197,7 @@ class Model:
         """Say what is in each image."""
         pretrained = self.stage == "pretrain"
         constructor = documents.image_to_text if pretrained else documents.describe
-        return self._write_texts([constructor(row, None) for row in self._language_codes(images)])
+        return self._writer().described(self._shown(images, look=True), constructor)
 
     def reconstruct(
         self,
@@ -214,7 +215,9 @@ class Model:
     def encode(self, images: ImageInput | Sequence[ImageInput]) -> Int[Tensor, "b k"]:
         """Return the codes (index 0 finest) of images: paths, bytes, PIL images or tensors."""
         pixels = read_images(images, self.tokenizer.image_size)
-        parts = [self.tokenizer.encode(part.to(self.device)) for part in self._split(pixels)]
+        parts = [
+            self.tokenizer.encode(part.to(self.device)) for part in split(pixels, self.batch_size)
+        ]
         return torch.cat(parts)
 
     def decode(
@@ -226,10 +229,10 @@ class Model:
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1] of codes, the noise of row i started by `seeds[i]`."""
         steps = self.settings.steps if steps is None else steps
-        codes = codes.to(self.device)
+        codes, size = codes.to(self.device), self.batch_size
         images = [
             self.tokenizer.decode(part, steps=steps, visible=visible, seed=list(own))
-            for part, own in zip(self._split(codes), self._split(seeds), strict=True)
+            for part, own in zip(*(split(rows, size) for rows in (codes, seeds)), strict=True)
         ]
         return torch.cat(images).float().cpu()
 
@@ -267,13 +270,14 @@ class Model:
     ) -> tuple[Tensor, list[int]]:
         self._need_instruct("edit")
         settings = self.settings.for_edits().changed(options)
-        codes, given = self._paired(images, given_texts(instructions, "instruction"))
+        texts = given_texts(instructions, "instruction")
+        shown, given = self._paired(images, texts, settings.plan)
         seeds = row_seeds(seed, len(given), num)
-        rows = [row for row in codes for _ in range(num)]
+        rows = [codes[0] for codes in shown for _ in range(num)]
         told = [text for text in given for _ in range(num)]
         plans = None
         if settings.plan:
-            seen = self._seen(codes)
+            seen = self._writer().described(shown)
             changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
             wanted = self._plans([change for change in changes for _ in range(num)], seeds)
             there = [one for one in seen for _ in range(num)]
@@ -290,96 +294,53 @@ class Model:
         plans: Sequence[str] | None = None,
     ) -> Tensor:
         """Write a picture for each request; look at it, and try again, where there are plans."""
-        if plans is None or settings.tries == 1:
-            return self.tokenizer.from_language(self._write_codes(requests, seeds, settings))
+        writer = self._writer()
 
         def write(rows: Sequence[int], own: Sequence[int]) -> Tensor:
-            return self._write_codes([requests[row] for row in rows], own, settings)
+            return writer.codes([requests[row] for row in rows], own, settings)
 
-        best = best_tries(write, lambda codes: self._seen(codes.tolist()), plans, seeds, settings)
-        return self.tokenizer.from_language(best)
+        def describe(codes: Tensor) -> list[str]:
+            return writer.described([[row] for row in codes.tolist()])
 
-    def _seen(self, rows: Sequence[list[int]]) -> list[str]:
-        """Describe pictures (codes in language order); one that comes again is described once."""
-        different = {tuple(row): row for row in rows}
-        requests = [documents.describe(row, None) for row in different.values()]
-        told = dict(zip(different, self._write_texts(requests), strict=True))
-        return [told[tuple(row)] for row in rows]
-
-    def _write_codes(
-        self, requests: Sequence[Document], seeds: Sequence[int], settings: Settings
-    ) -> Tensor:
-        engine, _, _ = self._language_parts()
-        prompts = [self._ids(request) for request in requests]
-        twins = [self._ids(without_text(request)) for request in requests]
-        parts = [
-            engine.codes(
-                rows,
-                unconditional=empty,
-                guidance_scale=settings.guidance_scale,
-                sampling=settings.sampling(),
-                seeds=own,
-            )
-            for rows, empty, own in zip(
-                self._split(prompts), self._split(twins), self._split(seeds), strict=True
-            )
-        ]
-        return torch.cat(parts)
-
-    def _write_texts(
-        self,
-        requests: Sequence[Document],
-        sampling: Sampling = GREEDY,
-        seeds: Sequence[int] | None = None,
-    ) -> list[str]:
-        engine, _, text = self._language_parts()
-        prompts = [self._ids(request) for request in requests]
-        answers = [
-            answer
-            for rows, own in zip(
-                self._split(prompts), self._split(seeds or [0] * len(prompts)), strict=True
-            )
-            for answer in engine.text(rows, sampling=sampling, seeds=own)
-        ]
-        return [text.decode(answer).strip() for answer in answers]
-
-    def _ids(self, request: Document) -> list[int]:
-        _, vocabulary, text = self._language_parts()
-        return documents.render(request, vocabulary, text).ids
+        if plans is None or settings.tries == 1:
+            return self.tokenizer.from_language(write(range(len(requests)), seeds))
+        return self.tokenizer.from_language(best_tries(write, describe, plans, seeds, settings))
 
     def _paired(
-        self, images: ImageInput | Sequence[ImageInput], texts: list[str]
-    ) -> tuple[list[list[int]], list[str]]:
-        codes = self._language_codes(images)
-        count = max(len(codes), len(texts))
-        if {len(codes), len(texts)} - {1, count}:
+        self, images: ImageInput | Sequence[ImageInput], texts: list[str], look: bool
+    ) -> tuple[list[list[list[int]]], list[str]]:
+        shown = self._shown(images, look)
+        count = max(len(shown), len(texts))
+        if {len(shown), len(texts)} - {1, count}:
             raise UserError(
-                f"{len(codes)} images for {len(texts)} texts; give as many of each, or one of one"
+                f"{len(shown)} images for {len(texts)} texts; give as many of each, or one of one"
             )
-        return (codes * count)[:count], (texts * count)[:count]
+        return (shown * count)[:count], (texts * count)[:count]
 
-    def _language_codes(self, images: ImageInput | Sequence[ImageInput]) -> list[list[int]]:
-        self._language_parts()  # complain before the images are read
-        return self.tokenizer.to_language(self.encode(images)).tolist()
+    def _shown(
+        self, images: ImageInput | Sequence[ImageInput], look: bool
+    ) -> list[list[list[int]]]:
+        """Return the codes of each image, in language order, and of its views for a look at it."""
+        self._writer()  # complain before the images are read
+        count = self.settings.views if look else 1
+        codes = self.encode(views(read_images(images, self.tokenizer.image_size), count))
+        rows = self.tokenizer.to_language(codes).tolist()
+        return [rows[i : i + count] for i in range(0, len(rows), count)]
 
-    def _language_parts(self) -> tuple[Engine, Vocabulary, TextTokenizer]:
+    def _writer(self) -> Writer:
         if self.engine is None or self.vocabulary is None or self.text is None:
             raise UserError(
                 f"model {self.name} is an image tokenizer without a language model: it can "
                 "reconstruct only; give a model with a language folder, such as nano"
             )
-        return self.engine, self.vocabulary, self.text
+        return Writer(self.engine, self.vocabulary, self.text, self.batch_size)
 
     def _need_instruct(self, what: str) -> None:
-        self._language_parts()
+        self._writer()
         if self.stage != "instruct":
             raise UserError(
                 f"model {self.name} cannot {what}: it is pretrained only; train it on instructions"
             )
-
-    def _split(self, rows: Any) -> Iterator[Any]:
-        for start in range(0, len(rows), self.batch_size):
-            yield rows[start : start + self.batch_size]
 
 
 def _check_belongs(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import PIL.Image
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -13,6 +14,8 @@ from ddt_llama.config import UserError
 from ddt_llama.data.images import open_image
 
 ImageInput = str | Path | bytes | PIL.Image.Image | Tensor
+# Right and down, in pixels, of the views of a picture; the first is the picture itself.
+SHIFTS = ((0, 0), (1, 0), (0, 1), (-1, 0), (0, -1), (1, 1), (-1, -1), (1, -1), (-1, 1))
 
 
 def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[Tensor, "b 3 h w"]:
@@ -28,6 +31,20 @@ def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[T
     if not images:
         raise UserError("no image was given; give at least one")
     return torch.stack([_read(image, size) for image in images])
+
+
+def views(images: Float[Tensor, "b 3 h w"], count: int) -> Float[Tensor, "b_count 3 h w"]:
+    """Return `count` views of each image in turn, shifted by a pixel, the edges repeated.
+
+    To a reader they are one picture, to the tokenizer others: their codes fail independently.
+    """
+    height, width = images.shape[2:]
+    wider = F.pad(images, (1, 1, 1, 1), mode="replicate")
+    shifted = [
+        wider[:, :, 1 - down : 1 - down + height, 1 - right : 1 - right + width]
+        for right, down in SHIFTS[:count]
+    ]
+    return torch.stack(shifted, dim=1).flatten(0, 1)
 
 
 def _read(image: ImageInput, size: int) -> Tensor:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ddt_llama.config import UserError, from_dict
+from ddt_llama.generation.pictures import SHIFTS
 from ddt_llama.generation.sampling import Sampling, TopK, TopP
 
 MAX_IMAGES = 10_000
@@ -41,6 +42,7 @@ class Settings:
     edit_temperature: of edits, None as of drawings. An edit is mostly a copy and wants less chance.
     plan, edit_plan: the model first writes a description of the picture that is asked for, and
     draws from that. look: it describes a picture before it answers. All need a model trained to.
+    views: a picture is described by so many views of it together, each shifted by a pixel.
     tries: where a picture was planned, the model describes what it drew, and draws again while that
     is not what it planned, so often at most; the likest is kept.
     """
@@ -55,6 +57,7 @@ class Settings:
     plan: bool = False
     edit_plan: bool = False
     look: bool = False
+    views: int = 1
     tries: int = 1
 
     def __post_init__(self) -> None:
@@ -74,6 +77,10 @@ class Settings:
             raise UserError(
                 f"tries is {self.tries}; it must be a whole number from 1 to {MAX_TRIES} "
                 "(1 draws once, without a look at it)"
+            )
+        if not 1 <= self.views <= len(SHIFTS):
+            raise UserError(
+                f"views is {self.views}; it must be a whole number from 1 to {len(SHIFTS)}"
             )
         if self.top_k is not None and self.top_p is not None:
             raise UserError(

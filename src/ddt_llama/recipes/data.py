@@ -40,7 +40,8 @@ class DataConfig:
     that edits add or move) stands in the middle of cells of a grid x grid canvas; what it is given
     to edit or to read, and what tokenizers train on, stands anywhere. `in_words`: three of four
     documents of the shapes world that draw, edit or ask hold the complete description of what is
-    drawn or asked about, so that a model may plan and look in words first (documents "plan").
+    drawn or asked about, so that a model may plan and look in words first (documents "plan"), and
+    an answer that rests on several facts tells them before it.
     `held_out` is the share of data without splits that training leaves for the samples shown along
     the way.
     """

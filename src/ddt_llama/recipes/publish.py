@@ -21,7 +21,7 @@ from ddt_llama.tokenizer import Tokenizer
 
 SCENES = 128
 # How guidance and temperature are tuned of a model that was taught to plan.
-WORDS_FIRST: Any = {"plan": True, "edit_plan": True, "look": True, "tries": 8}
+WORDS_FIRST: Any = {"plan": True, "edit_plan": True, "look": True, "views": 5, "tries": 8}
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
 
 

@@ -113,6 +113,30 @@ def test_answers_are_greedy_unless_told_otherwise(engine: Engine) -> None:
     assert engine.text(rows, max_tokens=9) == engine.text(rows, seeds=[7, 8, 9], max_tokens=9)
 
 
+def test_prompts_answered_together_are_written_by_the_mean_of_their_log_probabilities(
+    engine: Engine,
+) -> None:
+    rows, steps = prompts(6), 12
+    answers = engine.text(rows, together=3, max_tokens=steps)
+    assert len(answers) == 2
+    ids = torch.arange(VOCABULARY.code_offset)
+    impossible = (ids >= VOCABULARY.text_size) & (ids != VOCABULARY.eos)
+    start = torch.zeros(1, dtype=torch.int64)
+    for group, answer in zip((rows[:3], rows[3:]), answers, strict=True):
+        written: list[int] = []
+        while len(written) < steps and VOCABULARY.eos not in written:
+            logs = []
+            for row in group:  # the plain way: every prompt read anew for every token
+                whole = torch.tensor([[*row, *written]])
+                head = slice(0, VOCABULARY.code_offset)
+                logits, _ = engine.decoder.prefill(whole, start, start, whole.shape[1], head)
+                logs.append(logits[0].masked_fill(impossible, -torch.inf).log_softmax(0))
+            written.append(int(torch.stack(logs).mean(0).argmax()))
+        assert [one for one in written if one != VOCABULARY.eos] == answer
+    same = engine.text([row for row in rows[:2] for _ in range(4)], together=4, max_tokens=steps)
+    assert same == engine.text(rows[:2], max_tokens=steps)
+
+
 def test_codes_are_plain_tensors_that_training_may_read(engine: Engine) -> None:
     assert not draw(engine, prompts(1), [1]).is_inference()
 

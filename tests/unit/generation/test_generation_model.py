@@ -16,6 +16,7 @@ from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
+from ddt_llama.generation.pictures import SHIFTS, views
 from ddt_llama.generation.settings import retry_seed
 from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
@@ -181,7 +182,8 @@ def test_words_come_first_where_the_release_says_so(
     asked: list[list[int]] = []
     drawn: list[list[int]] = []
 
-    def write(prompts: Any, *, sampling: Any, seeds: Any) -> list[list[int]]:
+    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
+        assert len(prompts) == together * len(seeds)
         asked.extend(prompts)
         verb = "change answer 1 0 to" if "redder" in text.decode(prompts[0]) else "answer"
         return [text.encode(f"{verb} {len(asked)} {seed}") for seed in seeds]
@@ -213,6 +215,14 @@ def test_words_come_first_where_the_release_says_so(
     assert len(model.ask_many(image(9), ["how many?", "which?"])) == 2
     assert asked[0] == ids(describe(row, None))  # looked at once for both
     assert len(asked) == 3
+    asked.clear()
+    model.settings = replace(model.settings, views=3)  # three views of a picture, one answer
+    assert model.describe(image(9)) == "answer 3 0"
+    assert asked == [ids(describe(row, None))] * 3
+    asked.clear()
+    model.ask(image(9), "how many?")
+    model.edit_codes(image(9), "redder", seed=7)
+    assert [asked.count(ids(describe(row, None))), len(asked)] == [6, 8]
     asked.clear()
     assert model.plan(["a ring", "a star"], seed=3) == ["answer 2 3", "answer 2 3"]
     model.draw_codes("a ring", plan=False)
@@ -248,7 +258,9 @@ def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
     }
     read = {code % 64: words for code, words in shown.values()}
 
-    def write(prompts: Any, *, sampling: Any, seeds: Any) -> list[list[int]]:
+    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
+        assert together == 1  # a try is read by its own codes
+
         def answer(ids: list[int], seed: int) -> str:
             codes = [i - VOCABULARY.code_offset for i in ids if i >= VOCABULARY.code_offset]
             return read[codes[0]] if codes else plans[seed]
@@ -375,6 +387,20 @@ def test_empty_long_and_foreign_prompts(model: Model) -> None:
     with pytest.raises(UserError, match=r"tokens long; this model reads at most 252"):
         model.draw("word " * 10_000)
     assert len(model.draw(["دائرة حمراء", "a 🔴 on blue", "红色的圆"])) == 3
+
+
+def test_views_are_shifted_by_a_pixel_and_repeat_the_edge() -> None:
+    pictures = torch.rand(2, 3, 6, 5)
+    shown = views(pictures, len(SHIFTS)).unflatten(0, (2, len(SHIFTS)))
+    assert torch.equal(shown[:, 0], pictures)
+    for place, (right, down) in enumerate(SHIFTS):
+        moved = pictures.roll((down, right), (2, 3))
+        inside = (slice(None), slice(None), slice(1, -1), slice(1, -1))
+        assert torch.equal(shown[:, place][inside], moved[inside])
+    assert torch.equal(shown[:, SHIFTS.index((1, 0))][..., 0], pictures[..., 0])
+    for count in (0, len(SHIFTS) + 1):
+        with pytest.raises(UserError, match=f"views is {count}"):
+            Settings(views=count)
 
 
 def test_wrong_image_tensors_are_refused(model: Model) -> None:
