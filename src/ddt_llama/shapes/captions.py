@@ -27,7 +27,7 @@ Told = tuple[str, list[Mention]]  # a caption, and its phrases in their order
 
 def caption(scene: Scene, seed: int, index: int) -> str:
     """Describe the scene in one phrase, worded as (seed, index) decides."""
-    return _told(scene, seed, index, hard=False)[0]
+    return _worded(scene, seed, index, hard=False)[0]
 
 
 def caption_and_plan(scene: Scene, seed: int, index: int, *, hard: bool = False) -> tuple[str, str]:
@@ -35,7 +35,7 @@ def caption_and_plan(scene: Scene, seed: int, index: int, *, hard: bool = False)
 
     `hard`: three of four captions tell a relation or leave a colour out, which is learned last.
     """
-    text, phrases = _told(scene, seed, index, hard=hard)
+    text, phrases = _worded(scene, seed, index, hard=hard)
     order = [item for phrase in phrases for item in phrase.found(reading_order(scene))]
     return text, description(scene, [*order, *reading_order(scene)])
 
@@ -81,7 +81,7 @@ def reading_order(scene: Scene) -> list[Object]:
     return sorted(scene.objects, key=lambda item: (zone(item.x, item.y), item.x, item.y))
 
 
-def _told(scene: Scene, seed: int, index: int, *, hard: bool) -> Told:
+def _worded(scene: Scene, seed: int, index: int, *, hard: bool) -> Told:
     rng = generator(seed, index, 1)
     weights = _HARD if hard and rng.random() < 0.75 else _WEIGHTS
     (style,) = rng.choices(_STYLES, weights)
