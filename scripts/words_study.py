@@ -24,6 +24,7 @@ from ddt_llama.config import save_json
 from ddt_llama.evaluation.intervals import flat, proportion
 from ddt_llama.generation import Model, load
 from ddt_llama.generation.tries import likeness
+from ddt_llama.generation.writer import Writer
 from ddt_llama.language import documents
 from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.edits import EDIT_KINDS, edit
@@ -79,9 +80,7 @@ def answers(model: Model, requests: list[documents.Document]) -> list[str]:
     assert model.engine is not None
     assert model.vocabulary is not None
     assert model.text is not None
-    prompts = [documents.render(one, model.vocabulary, model.text).ids for one in requests]
-    parts = [prompts[start : start + BATCH] for start in range(0, len(prompts), BATCH)]
-    return [model.text.decode(ids).strip() for part in parts for ids in model.engine.text(part)]
+    return Writer(model.engine, model.vocabulary, model.text, BATCH).texts(requests)
 
 
 def drawing(model: Model, prompts: int, tries: tuple[int, ...]) -> Outcomes:

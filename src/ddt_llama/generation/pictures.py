@@ -36,7 +36,7 @@ def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[T
 def views(images: Float[Tensor, "b 3 h w"], count: int) -> Float[Tensor, "b_count 3 h w"]:
     """Return `count` views of each image in turn, shifted by a pixel, the edges repeated.
 
-    To a reader they are one picture, to the tokenizer others: their codes fail independently.
+    To a reader they are one picture, to the tokenizer others: their codes fail in different places.
     """
     height, width = images.shape[2:]
     wider = F.pad(images, (1, 1, 1, 1), mode="replicate")

@@ -199,8 +199,8 @@ def _single(scene: Scene, rng: Random) -> list[tuple[Mention, Object]]:
 
 def _places(rng: Random, scene: Scene) -> Told:
     told = _single(scene, rng)
-    texts = [f"{phrase.text} at the {ZONES[zone(item.x, item.y)]}" for phrase, item in told]
-    return picture(rng, join(texts), _ground(rng, scene)), [phrase for phrase, _ in told]
+    content = join([_place(item) for _, item in told])
+    return picture(rng, content, _ground(rng, scene)), [phrase for phrase, _ in told]
 
 
 def _attributes(rng: Random, scene: Scene) -> Told:

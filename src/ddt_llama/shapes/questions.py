@@ -36,7 +36,7 @@ Asked = tuple[str, str] | tuple[str, str, str]
 class Question(NamedTuple):
     """A question, its one right answer in a few lower-case words, its kind, and a thought or none.
 
-    A relation or a number asked alone is learned late, for no fact that it rests on pays alone
+    A relation asked alone is learned late, for neither of the places that it rests on pays alone
     (experiments/0013).
     """
 
