@@ -1,6 +1,6 @@
 """Draw, look, and draw again: of several tries at a picture the one most like its plan.
 
-Between the engine, which writes codes, and `Model`, which can describe them. The judge is the model
+Between `writer`, which writes and describes, and `Model`, which plans. The judge is the model
 itself, so a try costs a description more than a picture.
 """
 
