@@ -84,8 +84,12 @@ class Engine:
         guidance_scale: float = 1.0,
         sampling: Sampling = FULL,
         seeds: Sequence[int],
+        sources: Sequence[Sequence[int]] | None = None,
     ) -> Int[Tensor, "b k"]:
         """Return `num_tokens` codes (0 .. codebook_size-1, in language order) after each prompt.
+
+        `sources` are the codes that each prompt edits: then the mark `same` may be drawn, too, and
+        stands for the code of the source at its place.
 
         `unconditional` are the prompts' twins without text for classifier-free guidance; without
         them, or at scale 1, each image costs one row instead of two. `seeds` holds one seed a
@@ -94,7 +98,12 @@ class Engine:
         if guidance_scale == 1.0:
             unconditional = None
         with torch.inference_mode():
-            codes = self._codes(prompts, unconditional, guidance_scale, sampling, seeds)
+            codes = self._codes(
+                prompts, unconditional, guidance_scale, sampling, seeds, same=sources is not None
+            )
+            if sources is not None:
+                there = torch.tensor(sources, device=codes.device)
+                codes = torch.where(codes < 0, there, codes)
         return codes.clone()  # a plain tensor, so that a training step may take it as input
 
     def text(
@@ -126,9 +135,12 @@ class Engine:
         guidance_scale: float,
         sampling: Sampling,
         seeds: Sequence[int],
+        *,
+        same: bool,
     ) -> Tensor:
+        """Draw codes and, where `same` is possible, -1 for it."""
         vocabulary, steps, device = self.vocabulary, self.vocabulary.num_tokens, self.decoder.device
-        head = slice(vocabulary.code_offset, vocabulary.size)
+        head = slice(vocabulary.same if same else vocabulary.code_offset, vocabulary.size)
         logits, cache = self._prefill([*prompts, *(unconditional or ())], steps, head)
         codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=device)
         chance = uniforms(seeds, steps, device)
@@ -136,9 +148,9 @@ class Engine:
             if unconditional is not None:
                 conditional, empty = logits.chunk(2)
                 logits = guide(conditional, empty, guidance_scale)
-            codes[:, step] = choose(logits, sampling, chance[step])
+            ids = choose(logits, sampling, chance[step]) + head.start
+            codes[:, step] = ids - vocabulary.code_offset
             if step + 1 < steps:
-                ids = codes[:, step] + vocabulary.code_offset
                 ids = ids if unconditional is None else ids.repeat(2)
                 logits = self.decoder.step(ids, cache, head)
         return codes

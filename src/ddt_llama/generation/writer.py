@@ -42,6 +42,7 @@ class Writer:
         """Answer each request with the codes of a picture, in language order."""
         prompts = [self._ids(request) for request in requests]
         twins = [self._ids(without_text(request)) for request in requests]
+        sources = [documents.source(request) for request in requests]
         parts = [
             self.engine.codes(
                 rows,
@@ -49,9 +50,11 @@ class Writer:
                 guidance_scale=settings.guidance_scale,
                 sampling=settings.sampling(),
                 seeds=own,
+                sources=None if None in there else there,
             )
-            for rows, empty, own in zip(
-                *(split(each, self.batch_size) for each in (prompts, twins, seeds)), strict=True
+            for rows, empty, own, there in zip(
+                *(split(each, self.batch_size) for each in (prompts, twins, seeds, sources)),
+                strict=True,
             )
         ]
         return torch.cat(parts)

@@ -204,6 +204,13 @@ def with_result(instruction: str, description: str) -> str:
     return f"{instruction}; {description}"
 
 
+def source(document: Document) -> tuple[int, ...] | None:
+    """Return the codes that an edit starts from; None for documents of other kinds."""
+    if document.kind != "edit":
+        return None
+    return next(part.codes for part in document.given if isinstance(part, Image))
+
+
 def without_text(document: Document) -> Document:
     """Drop the texts that are given and keep the images: the unconditional twin for guidance.
 
@@ -224,8 +231,9 @@ def render(
 ) -> Sequence:
     """Lay a document out as ids, and mark the targets of the loss.
 
-    Marks: B bos, E eos, [ begin_image, ] end_image; # the codes of an image. Each text is encoded
-    on its own. `^` stands under what is supervised, `|` shows where the prompt (answer None) ends.
+    Marks: B bos, E eos, [ begin_image, ] end_image; # the codes of an image, = the codes of an
+    edited image, each that the source has at the same place replaced by the mark `same`. So what an
+    edit leaves alone need not be learned by heart. Each text is encoded on its own. `^` stands under what is supervised, `|` shows where the prompt (answer None) ends.
 
         text_to_image   B caption [|# ] E                   stage 1: all but B
                           ^       ^ ^ ^ ^
@@ -237,7 +245,7 @@ def render(
                           ^    ^
         draw            B USER: prompt ASSISTANT: [|# ] E   stage 2: the answer only
                                                   ^ ^ ^ ^
-        edit            B USER: instruction [ # ] ASSISTANT: [|# ] E
+        edit            B USER: instruction [ # ] ASSISTANT: [|= ] E
                                                              ^ ^ ^ ^
         ask, describe   B USER: [ # ] question ASSISTANT:|answer E
                                                           ^      ^
@@ -318,13 +326,21 @@ def _part_ids(
 ) -> list[int]:
     if isinstance(part, Text):
         return text.encode(part.text)[:max_text]
-    if len(part.codes) != vocabulary.num_tokens:
+    return _image_ids(part.codes, vocabulary)
+
+
+def _image_ids(
+    codes: abc.Sequence[int], vocabulary: Vocabulary, source: abc.Sequence[int] | None = None
+) -> list[int]:
+    if len(codes) != vocabulary.num_tokens:
         raise UserError(
-            f"image of {len(part.codes)} codes: allowed are exactly {vocabulary.num_tokens}; "
+            f"image of {len(codes)} codes: allowed are exactly {vocabulary.num_tokens}; "
             "encode it with the tokenizer this language model was trained with"
         )
-    codes = vocabulary.to_ids(torch.tensor(part.codes)).tolist()
-    return [vocabulary.begin_image, *codes, vocabulary.end_image]
+    ids = vocabulary.to_ids(torch.tensor(codes))
+    if source is not None:
+        ids = ids.masked_fill(torch.tensor(codes) == torch.tensor(source), vocabulary.same)
+    return [vocabulary.begin_image, *ids.tolist(), vocabulary.end_image]
 
 
 def _answer_ids(
@@ -334,9 +350,11 @@ def _answer_ids(
     text: TextTokenizer,
     max_text: int | None,
 ) -> list[int]:
-    if answer is not None:
-        return [*_part_ids(answer, vocabulary, text, max_text), vocabulary.eos]
-    return [vocabulary.begin_image] if document.writes_image else []
+    if answer is None:
+        return [vocabulary.begin_image] if document.writes_image else []
+    if isinstance(answer, Image):
+        return [*_image_ids(answer.codes, vocabulary, source(document)), vocabulary.eos]
+    return [*_part_ids(answer, vocabulary, text, max_text), vocabulary.eos]
 
 
 def _check_length(document: Document, length: int, vocabulary: Vocabulary, limit: int) -> None:

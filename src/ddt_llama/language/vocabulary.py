@@ -15,14 +15,14 @@ from torch import Tensor
 from ddt_llama.config import UserError, from_dict, load_json, save_json, to_dict
 
 VOCABULARY_FILE = "vocabulary.json"
-MARKS = ("bos", "eos", "pad", "begin_image", "end_image")
+MARKS = ("bos", "eos", "pad", "begin_image", "end_image", "same")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """The ids of a language model over text and images.
 
-    ids 0 .. text_size-1 are text, the next five are the marks, the last `codebook_size` are codes.
+    ids 0 .. text_size-1 are text, the next six are the marks, the last `codebook_size` are codes.
     Every image is exactly `num_tokens` codes long. `text_size` counts the text *rows of the
     model*: where a checkpoint pads its embedding beyond the size of its text tokenizer, the padded
     rows count as text, so that growing never renumbers a row.
@@ -69,8 +69,13 @@ class Vocabulary:
         return self.text_size + 4
 
     @property
+    def same(self) -> int:
+        """Stands in an edited image for a code of the source: the one at its own place."""
+        return self.text_size + 5
+
+    @property
     def code_offset(self) -> int:
-        """The id of code 0."""
+        """The id of code 0; `same` comes right before it."""
         return self.text_size + len(MARKS)
 
     def to_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
@@ -86,6 +91,10 @@ class Vocabulary:
     def is_code(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Say which ids are codes."""
         return (ids >= self.code_offset) & (ids < self.size)
+
+    def in_image(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
+        """Say which ids stand for a token of an image: codes and `same`."""
+        return self.is_code(ids) | (ids == self.same)
 
     def is_text(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Say which ids are text."""

@@ -188,7 +188,7 @@ class ShapesDrafts:
 
     def _told(self, index: int) -> bool:
         """Say whether a draft holds the description of what it draws, edits to or asks about."""
-        return self.in_words and _turn(index, 4) > 0
+        return self.in_words and _turn(index, 8) > 0
 
 
 def shapes_text(source: ShapesSource, index: int) -> str:

@@ -70,7 +70,8 @@ def edit(
 
     The target has at most `max_objects` objects and holds a combination kept out of training
     exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
-    With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas.
+    With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas, and
+    a resized one goes to the nearest crossing of a grid twice as fine.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
@@ -184,12 +185,15 @@ def _move(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     return Edit(scene, instruction, _with(scene, item, after), "move", item, after)
 
 
-def _resize(rng: Random, scene: Scene, _grid: int | None) -> Edit | None:
+def _resize(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None:
         return None
     item, phrase = chosen
     after = replace(item, size=1 - item.size)
+    if grid is not None:
+        half = 2 * grid
+        after = replace(after, x=round(item.x * half) / half, y=round(item.y * half) / half)
     if not fits(after, _others(scene, item)):
         return None
     words = (SIZES[after.size][0], ("smaller", "larger")[after.size])

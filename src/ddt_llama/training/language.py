@@ -52,7 +52,7 @@ class NextToken:
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
         hidden = supervised_hidden(model, ids, supervised)
-        code = self.vocabulary.is_code(wanted)
+        code = self.vocabulary.in_image(wanted)
         weights = code + self.text_weight * ~code
         # Every process averages gradients with the others: its share of all ids is what counts.
         total = distributed.all_reduce_sum(weights.sum()) / distributed.world_size()

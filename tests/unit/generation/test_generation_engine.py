@@ -9,7 +9,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.engine import Engine, decoder_of
-from ddt_llama.generation.sampling import Sampling, TopK
+from ddt_llama.generation.sampling import Sampling, TopK, choose, guide, uniforms
 from ddt_llama.language.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=300, codebook_size=256, num_tokens=16)
@@ -17,9 +17,13 @@ VOCABULARY = Vocabulary(text_size=300, codebook_size=256, num_tokens=16)
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
+    return untrained(VOCABULARY)
+
+
+def untrained(vocabulary: Vocabulary) -> Engine:
     torch.manual_seed(3)
     config = LlamaConfig(
-        vocab_size=VOCABULARY.size,
+        vocab_size=vocabulary.size,
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=3,
@@ -31,7 +35,7 @@ def engine() -> Engine:
     with torch.no_grad():
         for weight in model.parameters():
             weight.copy_(torch.randn_like(weight) * 0.2 if weight.ndim > 1 else 1.0)
-    return Engine(decoder_of(model), VOCABULARY)
+    return Engine(decoder_of(model), vocabulary)
 
 
 def prompts(count: int) -> list[list[int]]:
@@ -135,6 +139,30 @@ def test_prompts_answered_together_are_written_by_the_mean_of_their_log_probabil
         assert [one for one in written if one != VOCABULARY.eos] == answer
     same = engine.text([row for row in rows[:2] for _ in range(4)], together=4, max_tokens=steps)
     assert same == engine.text(rows[:2], max_tokens=steps)
+
+
+def test_an_edit_takes_codes_of_its_source_where_it_writes_same() -> None:
+    vocabulary = Vocabulary(text_size=300, codebook_size=4, num_tokens=16)
+    engine, rows, seeds = untrained(vocabulary), prompts(4), [5, 6, 7, 8]
+    sources = torch.randint(0, 4, (4, 16), generator=torch.Generator().manual_seed(1))
+    codes = draw(engine, rows, seeds, sources=sources.tolist())
+    start, head = torch.zeros(1, dtype=torch.int64), slice(vocabulary.same, vocabulary.size)
+    marks = []
+    for row, prompt in enumerate(rows):  # the plain way: everything read anew for every token
+        written: list[int] = []
+        chance = uniforms([seeds[row]], 16)
+        for step in range(16):
+            wholes = [torch.tensor([[*begin, *written]]) for begin in (prompt, EMPTY)]
+            told, empty = (
+                engine.decoder.prefill(whole, start, start, whole.shape[1], head)[0]
+                for whole in wholes
+            )
+            drawn = choose(guide(told, empty, 3.0), Sampling(), chance[step])
+            written.append(int(drawn) + vocabulary.same)
+        marks.append(torch.tensor(written) == vocabulary.same)
+        own = torch.tensor(written) - vocabulary.code_offset
+        assert torch.equal(codes[row], torch.where(marks[-1], sources[row], own))
+    assert 0 < int(torch.stack(marks).sum()) < 64
 
 
 def test_codes_are_plain_tensors_that_training_may_read(engine: Engine) -> None:

@@ -53,7 +53,7 @@ def test_flops_of_a_token_are_those_that_torch_counts(family):
 
 
 def test_paper_is_llama_3_8b():
-    published = Vocabulary(128_256 - 6, codebook_size=1, num_tokens=1)
+    published = Vocabulary(128_256 - 7, codebook_size=1, num_tokens=1)
     assert backbone.count_parameters(backbone.paper(), published) == 8_030_261_248
     ours = Vocabulary(128_256, codebook_size=65_536, num_tokens=480)
     model = backbone.build(backbone.paper(), ours, device="meta")

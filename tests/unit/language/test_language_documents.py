@@ -38,12 +38,13 @@ PAIRS = {
 
 
 def spell(sequence):
-    """Write a rendered document as text: marks B E [ ], codes as #n, `^` behind a target."""
+    """Write a rendered document as text: marks B E [ ] =, codes as #n, `^` behind a target."""
     marks = {
         VOCABULARY.bos: "B",
         VOCABULARY.eos: "E",
         VOCABULARY.begin_image: "[",
         VOCABULARY.end_image: "]",
+        VOCABULARY.same: "=",
     }
     words = []
     for index, target in zip(sequence.ids, sequence.supervised, strict=True):
@@ -78,6 +79,10 @@ def rendered(document, **options):
         (
             documents.edit(A, "red", B),
             "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^ #9^ #2^ #6^ #0^ ]^ E^",
+        ),
+        (
+            documents.edit(A, "red", (3, 2, 4, 0)),
+            "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^ =^ #2^ =^ #0^ ]^ E^",
         ),
         (documents.edit(A, "red", None), "B _USER : _red [ #3 #1 #4 #15 ] _ASSISTANT : [^"),
         (
@@ -119,6 +124,11 @@ def test_prompt_and_answer_are_the_whole(kind, first, second, some, other):
     assert full.supervised[:count] == head.supervised
     if prompt.writes_image:
         codes = VOCABULARY.to_ids(torch.tensor(whole.answer.codes)).tolist()
+        if kind == "edit":
+            there = documents.source(whole)
+            assert there == first
+            pairs = zip(codes, whole.answer.codes, there, strict=True)
+            codes = [VOCABULARY.same if new == old else code for code, new, old in pairs]
         answer = [*codes, VOCABULARY.end_image, VOCABULARY.eos]
     else:
         answer = [*TEXT.encode(whole.answer.text), VOCABULARY.eos]

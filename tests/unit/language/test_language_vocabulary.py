@@ -22,6 +22,8 @@ def test_ids_are_tiled_by_text_marks_and_codes(text_size, codebook_size, num_tok
     assert (kinds == 1).all()
     assert vocabulary.is_text(ids).sum() == text_size
     assert vocabulary.is_code(ids).sum() == codebook_size
+    in_image = vocabulary.is_code(ids) | (ids == vocabulary.same)
+    assert torch.equal(vocabulary.in_image(ids), in_image)
     assert len(set(marks)) == len(MARKS)
     assert vocabulary.size == text_size + len(MARKS) + codebook_size
 
@@ -44,8 +46,8 @@ def test_a_code_outside_the_codebook_is_named(code):
 
 def test_an_id_that_is_no_code_is_named():
     vocabulary = Vocabulary(10, 16, 4)
-    for wrong in (vocabulary.end_image, vocabulary.size):
-        with pytest.raises(UserError, match=f"given {wrong}, allowed are 15 to 30"):
+    for wrong in (vocabulary.same, vocabulary.size):
+        with pytest.raises(UserError, match=f"given {wrong}, allowed are 16 to 31"):
             vocabulary.to_codes(torch.tensor([20, wrong]))
 
 
@@ -62,10 +64,10 @@ def test_no_codes_are_no_ids():
 
 def test_names_for_people():
     vocabulary = Vocabulary(10, 16, 4)
-    names = [vocabulary.name(index) for index in (0, 9, 10, 14, 15, 30)]
-    assert names == ["text 0", "text 9", "bos", "end_image", "code 0", "code 15"]
-    with pytest.raises(UserError, match="given 31"):
-        vocabulary.name(31)
+    names = [vocabulary.name(index) for index in (0, 9, 10, 15, 16, 31)]
+    assert names == ["text 0", "text 9", "bos", "same", "code 0", "code 15"]
+    with pytest.raises(UserError, match="given 32"):
+        vocabulary.name(32)
 
 
 @pytest.mark.parametrize("field", ["text_size", "codebook_size", "num_tokens"])
