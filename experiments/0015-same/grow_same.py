@@ -3,7 +3,6 @@
     python experiments/0015-same/grow_same.py FROM TO
 """
 
-import json
 import shutil
 import sys
 from pathlib import Path
@@ -34,4 +33,4 @@ model.load_state_dict(weights)
 shutil.copytree(source, target)
 shutil.rmtree(target / "language")
 backbone.save(target / "language", model, vocabulary, TextTokenizer.load(source / "language"))
-print(f"{target}: {vocabulary.size} rows of {json.loads((target / 'config.json').read_text())['name']}")
+print(f"{target}: {vocabulary.size} rows")

@@ -231,9 +231,10 @@ def render(
 ) -> Sequence:
     """Lay a document out as ids, and mark the targets of the loss.
 
-    Marks: B bos, E eos, [ begin_image, ] end_image; # the codes of an image, = the codes of an
-    edited image, each that the source has at the same place replaced by the mark `same`. So what an
-    edit leaves alone need not be learned by heart. Each text is encoded on its own. `^` stands under what is supervised, `|` shows where the prompt (answer None) ends.
+    Marks: B bos, E eos, [ begin_image, ] end_image; # the codes of an image; = those of an edited
+    image, where the mark `same` stands for each code that the source has at the same place, so that
+    what an edit leaves alone need not be learned by heart. Each text is encoded on its own. `^`
+    stands under what is supervised, `|` shows where the prompt (answer None) ends.
 
         text_to_image   B caption [|# ] E                   stage 1: all but B
                           ^       ^ ^ ^ ^
