@@ -1,6 +1,6 @@
 """Give a language model from before the mark `same` a row for it, in front of those of the codes.
 
-    python experiments/0015-same/grow_same.py FROM TO
+python experiments/0015-same/grow_same.py FROM TO
 """
 
 import shutil
