@@ -1,8 +1,8 @@
 """Edits of scenes: an instruction, the scene it starts from and a scene that obeys it.
 
 An edit is a pure function of (scene, seed, index). Its instruction names one object without
-ambiguity, and its target is a valid scene in which nothing else has changed. Other answers to the
-same instruction are judged in `judge`.
+ambiguity, and its target is a valid scene in which nothing else has changed (but see `grid` of
+`edit`). Other answers to the same instruction are judged in `judge`.
 """
 
 from collections.abc import Callable
@@ -71,7 +71,7 @@ def edit(
     The target has at most `max_objects` objects and holds a combination kept out of training
     exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
     With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas, and
-    a resized one goes to the nearest crossing of a grid twice as fine.
+    a resized one goes to the nearest crossing of a grid twice as fine, if that is in its zone.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
@@ -194,7 +194,8 @@ def _resize(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     if grid is not None:
         half = 2 * grid
         after = replace(after, x=round(item.x * half) / half, y=round(item.y * half) / half)
-    if not fits(after, _others(scene, item)):
+    same_zone = zone(after.x, after.y) == zone(item.x, item.y)
+    if not same_zone or not fits(after, _others(scene, item)):
         return None
     words = (SIZES[after.size][0], ("smaller", "larger")[after.size])
     instruction = f"make {phrase.definite} {rng.choice(words)}"

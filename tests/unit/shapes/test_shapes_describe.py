@@ -10,6 +10,7 @@ from ddt_llama.language import documents
 from ddt_llama.shapes.captions import caption_and_plan, plan_of_edit
 from ddt_llama.shapes.describe import Edit, caption, description, edit, question
 from ddt_llama.shapes.edits import EDIT_KINDS
+from ddt_llama.shapes.judge import change_done, rest_untouched
 from ddt_llama.shapes.questions import QUESTION_KINDS
 from ddt_llama.shapes.scene import (
     BACKGROUNDS,
@@ -21,6 +22,7 @@ from ddt_llama.shapes.scene import (
     is_valid,
     sample_scene,
 )
+from ddt_llama.shapes.words import zone
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six"]
 COLOUR = [name for name, _ in COLOURS]
@@ -294,7 +296,7 @@ def spoken_of(made: Edit) -> list[Object]:
     return fitting(made.source, fact)
 
 
-def check_edit(made: Edit) -> None:
+def check_edit(made: Edit, moves_resized: bool = False) -> None:
     gone = [o for o in made.source.objects if o not in made.target.objects]
     new = [o for o in made.target.objects if o not in made.source.objects]
     same_ground = made.source.background == made.target.background
@@ -322,7 +324,8 @@ def check_edit(made: Edit) -> None:
         assert changed == {"colour"}
         assert text.endswith(f" {COLOUR[b.colour]}")
     elif made.kind == "resize":
-        assert changed == {"size"}
+        assert "size" in changed
+        assert changed <= {"size", *(("x", "y") if moves_resized else ())}
         assert text.split()[-1] in (SIZE[b.size], ["smaller", "larger"][b.size])
     else:
         assert changed <= {"x", "y"}
@@ -344,10 +347,20 @@ def test_on_a_grid_edits_put_objects_into_the_middle_of_cells():
     for i, scene in enumerate(SCENES):
         made = edit(scene, 21, i, grid=8)
         assert made is not None
-        check_edit(made)
+        check_edit(made, moves_resized=True)
         if made.kind in ("add", "move"):
             assert made.after is not None
             assert (made.after.x * 8 % 1, made.after.y * 8 % 1) == (0.5, 0.5)
+        elif made.kind == "resize":
+            assert made.before is not None
+            assert made.after is not None
+            assert (made.after.x * 16 % 1, made.after.y * 16 % 1) == (0, 0)
+            assert (
+                max(abs(made.after.x - made.before.x), abs(made.after.y - made.before.y)) <= 1 / 32
+            )
+            assert zone(made.after.x, made.after.y) == zone(made.before.x, made.before.y)
+            assert change_done(made, made.target)
+            assert rest_untouched(made, made.target)
         elif made.after is not None:
             free += (made.after.x * 8 % 1, made.after.y * 8 % 1) != (0.5, 0.5)
     assert free > 100
