@@ -29,7 +29,7 @@ from ddt_llama.tokenizer.base import Tokenizer
 
 Stage = Literal["pretrain", "instruct"]
 FORMAT = "ddt-llama"  # of release folders
-VERSION = 1
+VERSION = 2  # 1: language models without the mark `same`
 PLANNING = Sampling(TopP(0.9))  # of plans: layouts differ from seed to seed, oddities are left out
 # How tokenizer and language model are stored in so many bits.
 _STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {

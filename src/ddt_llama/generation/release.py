@@ -121,10 +121,12 @@ def _description(folder: Path) -> dict[str, Any]:
             f'{folder}: not a release of ddt-llama (config.json lacks "format": "{FORMAT}"); '
             "give the folder that training or Model.save wrote"
         )
-    if described.get("version") != VERSION:
+    version = described.get("version")
+    if version != VERSION:
+        older = isinstance(version, int) and version < VERSION
+        remedy = "train or fetch it again" if older else "update ddt-llama"
         raise UserError(
-            f"{folder}: release version {described.get('version')!r}, this program reads "
-            f"{VERSION}; update ddt-llama"
+            f"{folder}: release version {version!r}, this program reads {VERSION}; {remedy}"
         )
     if described.get("stage", "instruct") not in STAGES:
         raise UserError(f"{folder}: stage {described['stage']!r}; allowed are {', '.join(STAGES)}")

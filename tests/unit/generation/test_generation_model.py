@@ -492,10 +492,11 @@ def test_broken_releases_are_named(tmp_path: Path, text: TextTokenizer) -> None:
 def test_the_description_of_a_release_is_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"config\.json: no such file"):
         load(tmp_path)
-    good = {"format": "ddt-llama", "version": 1, "name": "x"}
+    good = {"format": "ddt-llama", "version": 2, "name": "x"}
     for wrong, told in (
         ({"format": "other"}, "not a release of ddt-llama"),
-        ({"version": 2}, "release version 2"),
+        ({"version": 1}, "release version 1, this program reads 2; train or fetch it again"),
+        ({"version": 3}, "release version 3, this program reads 2; update ddt-llama"),
         ({"stage": "third"}, "stage 'third'"),
         ({"generation": {"steps": 0}}, "steps is 0"),
         ({"generation": {"stepz": 3}}, "stepz"),
