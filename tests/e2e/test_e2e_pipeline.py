@@ -132,6 +132,7 @@ def test_speed_is_measured_inside_and_outside_a_process(pipeline: Pipeline, tmp_
     figures = json.loads(file.read_text())
     assert figures["draw.ratio.1"] > 0
     assert figures["draw.process_seconds"] > figures["draw.image_seconds.1"]
+    assert figures["render.images_per_second"] > 100
 
 
 def test_evaluate_on_pictures(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """How fast drawing is: the decode engine against the plain loop, side by side in one run.
 
+Beside it the time of the whole command `ddt draw`, and the pace of the renderer of scenes.
+
 The plain loop is what one writes first: for every token a full forward of the prompt with all codes
 so far, and another of its twin without text, through transformers and without a cache. Both draw
 with the same numbers, so the codes themselves are compared too.
@@ -25,6 +27,8 @@ from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
 from ddt_llama.language import documents
 from ddt_llama.language.vocabulary import Vocabulary
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import sample_scene
 
 PROMPTS = (
     "a large red circle on a white background",
@@ -37,6 +41,7 @@ PROMPTS = (
     "a small white triangle on a dark background",
 )
 SCALE = 3.0
+RENDERED = 1024
 ROUNDS = 6  # the least for which lowest to highest covers a median with 95 % (1 - 2 / 2^6)
 
 
@@ -74,6 +79,17 @@ def bench_process(model: Model, rounds: int = ROUNDS) -> Figure:
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
         return _median([_seconds(whole, model.device) for _ in range(rounds)])
+
+
+def bench_render(model: Model, rounds: int = ROUNDS) -> Figure:
+    """Count the scenes of four objects that are drawn in a second, at the size of the model."""
+    scenes = [sample_scene(0, index, min_objects=4) for index in range(RENDERED)]
+
+    def whole() -> None:
+        render(scenes, model.tokenizer.image_size, model.device)
+
+    whole()
+    return _median([RENDERED / _seconds(whole, model.device) for _ in range(rounds)])
 
 
 def plain_codes(

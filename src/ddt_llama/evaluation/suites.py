@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from ddt_llama.config import UserError, override
 from ddt_llama.data.sources import ImageSource, Sample
-from ddt_llama.evaluation.bench import ROUNDS, bench_draw, bench_process
+from ddt_llama.evaluation.bench import ROUNDS, bench_draw, bench_process, bench_render
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.pictures import Pictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
@@ -22,9 +22,16 @@ class SpeedSuite:
     rounds: int = ROUNDS
 
     def run(self, model: Model) -> dict[str, Figure]:
-        """Measure a model; keys are `draw.*`, of the whole command `draw.process_seconds`."""
+        """Measure a model.
+
+        Keys: `draw.*`, of the whole command `draw.process_seconds`, and of the renderer of scenes
+        `render.images_per_second`.
+        """
         figures = bench_draw(model, batches=self.batches, rounds=self.rounds)
-        return figures | {"draw.process_seconds": bench_process(model, self.rounds)}
+        return figures | {
+            "draw.process_seconds": bench_process(model, self.rounds),
+            "render.images_per_second": bench_render(model, self.rounds),
+        }
 
 
 Suite = ReconstructionSuite | ShapesSuite | SpeedSuite
