@@ -131,6 +131,12 @@ TYPED = {
         "evaluate {model} --suite reconstruction --data {pictures} --split test",
         "not divided into splits",
     ),
+    "no steps of training": ("train nano_tokenizer --steps 0 --out {out}", "steps: given 0"),
+    "a suite in no steps": ("evaluate {model} --suite shapes --steps 0", "steps is 0"),
+    "a suite against guidance": (
+        "evaluate {model} --suite shapes --guidance-scale -1",
+        "guidance_scale is -1.0",
+    ),
     "minutes in words": ("train nano_tokenizer --minutes ten", "--minutes"),
 }
 

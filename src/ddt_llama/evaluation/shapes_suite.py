@@ -124,6 +124,7 @@ class ShapesSuite:
             if getattr(self, name) < low:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}")
         check_seed(self.seed)
+        Settings().changed(self.options)  # refuses what no model draws with
 
     @property
     def options(self) -> Options:
@@ -288,9 +289,10 @@ def tune_drawing(
 ) -> tuple[Settings, Tuned]:
     """Return the model's settings with the guidance scale and temperature that draw best.
 
-    Best by `shapes.overall` on the tuning prompts, none of which is a prompt of the evaluation. Of
-    equals the smallest scale wins, then the highest temperature. Also returns the figure of every
-    pair. Raises UserError where there is nothing to choose from.
+    Best by `shapes.overall` on the tuning prompts, none of which is a prompt of the evaluation:
+    the scale at the middle temperature first, then the temperature at that scale. Of equals the
+    smallest scale wins, and the highest temperature. Also returns the figure of every pair that
+    was tried. Raises UserError where there is nothing to choose from.
     """
     scale, temperature, figures = _best(
         scales,
@@ -321,12 +323,19 @@ def _best(
     temperatures: Sequence[float],
     measure: Callable[[dict[str, float]], Figure],
 ) -> tuple[float, float, Tuned]:
-    pairs = [(scale, temperature) for scale in scales for temperature in temperatures]
-    if not pairs:
+    if not scales or not temperatures:
         raise UserError("no guidance scale or no temperature to choose from; give at least one")
-    figures = {pair: measure({"guidance_scale": pair[0], "temperature": pair[1]}) for pair in pairs}
-    scale, temperature = min(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
-    return scale, temperature, figures
+    figures: Tuned = {}
+
+    def best(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
+        for pair in pairs:
+            if pair not in figures:
+                figures[pair] = measure({"guidance_scale": pair[0], "temperature": pair[1]})
+        return min(pairs, key=lambda pair: (-figures[pair].value, pair[0], -pair[1]))
+
+    middle = sorted(temperatures)[len(temperatures) // 2]
+    scale, _ = best([(scale, middle) for scale in scales])
+    return *best([(scale, temperature) for temperature in temperatures]), figures
 
 
 def _blind(asked: Sequence[tuple[Scene, Question]]) -> float:

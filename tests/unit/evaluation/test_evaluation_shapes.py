@@ -386,7 +386,7 @@ def test_drawing_is_tuned_on_other_prompts_and_ties_go_to_the_plainest() -> None
     model = Wavering(use="tuning")
     best, figures = tune_drawing(model, (4.0, 1.0, 2.0), (0.5, 1.0, 0.9), SUITE)
     assert best == replace(model.settings, guidance_scale=2.0, temperature=0.9)
-    assert len(figures) == 9
+    assert list(figures) == [(4.0, 0.9), (1.0, 0.9), (2.0, 0.9), (2.0, 0.5), (2.0, 1.0)]
     for (scale, temperature), figure in figures.items():
         assert figure.value == float(scale >= 2 and temperature <= 0.9)
     assert not set(model.known) & set(Perfect().known)
@@ -409,7 +409,7 @@ def test_editing_is_tuned_apart_on_other_edits() -> None:
     best, figures = tune_editing(model, (3.0, 1.0), (1.0, 0.4), SUITE)
     assert best == replace(model.settings, edit_guidance_scale=1.0, edit_temperature=0.4)
     assert best.for_edits() == replace(model.settings, guidance_scale=1.0, temperature=0.4)
-    assert [figure.value for figure in figures.values()] == [0, 1, 0, 1]
+    assert [figure.value for figure in figures.values()] == [0, 0, 1]
     assert not set(model.edits) & set(Perfect().edits)
 
 
