@@ -81,7 +81,7 @@ fi
 stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$RUNS/tokenizer"
 stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 
-# Guidance tuned on prompts of its own, weights in few bits: the folder that `ddt_llama.load` opens.
+# Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.
 ddt publish "$RUNS/instruct" "$RUNS/$SIZE" --bits 8
 ddt draw "$RUNS/$SIZE" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
 echo "the model: $RUNS/$SIZE; measure it: ddt evaluate $RUNS/$SIZE --suite shapes --json shapes.json"
