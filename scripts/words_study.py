@@ -4,10 +4,10 @@ On tuning prompts, none of which is a prompt of the evaluation: the share of pla
 prompt asks for, of drawings that are what was planned, and of drawings that obey, for several
 numbers of tries; of the pictures in which the model read what it planned, the share that it read
 rightly. On scenes: descriptions without an error, by the number of objects; questions answered, and
-edits planned, from a right description alone, without the picture. Writes words.json, a flat file
-of figures.
+edits planned, from a right description alone, without the picture; edits drawn in one try where the
+right result is told. Writes words.json, a flat file of figures.
 
-    python scripts/words_study.py nano --out experiments/0014-in-order
+    python scripts/words_study.py nano --out experiments/0015-same
 """
 
 import re
@@ -26,8 +26,9 @@ from ddt_llama.generation import Model, load
 from ddt_llama.generation.tries import likeness
 from ddt_llama.generation.writer import Writer
 from ddt_llama.language import documents
-from ddt_llama.shapes.captions import description
+from ddt_llama.shapes.captions import description, plan_of_edit
 from ddt_llama.shapes.edits import EDIT_KINDS, edit
+from ddt_llama.shapes.judge import change_done, rest_untouched
 from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts, question_suite
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, SIZES, Object, Scene, sample_scene
@@ -143,7 +144,7 @@ def asking(model: Model, questions: int) -> Outcomes:
 
 
 def changing(model: Model, edits: int) -> Outcomes:
-    """Plan edits of scenes that are described and not shown."""
+    """Plan edits of scenes that are described and not shown; draw them from the right plan."""
     outcomes: Outcomes = defaultdict(list)
     for kind in EDIT_KINDS:
         possible = (edit(sample_scene(SEED, i), SEED, i, kind=kind, max_objects=4) for i in count())
@@ -159,6 +160,13 @@ def changing(model: Model, edits: int) -> Outcomes:
             alike(told(result), told(description(one.target)))
             for result, one in zip(results, made, strict=True)
         ]
+        asked = [documents.with_result(one.instruction, plan_of_edit(one)[1]) for one in made]
+        sources = render([one.source for one in made], model.tokenizer.image_size)
+        codes = model.edit_codes(sources, asked, seed=list(range(edits)), plan=False)
+        found = read(model.decode(codes, list(range(edits))))
+        drawn = [change_done(*p) and rest_untouched(*p) for p in zip(made, found, strict=True)]
+        outcomes[f"edit_drawn.{kind}"] += drawn
+        outcomes["edit_drawn"] += drawn
     return outcomes
 
 
