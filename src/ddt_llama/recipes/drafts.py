@@ -27,7 +27,7 @@ from ddt_llama.shapes.captions import (
     plan_of_edit,
     related_pairs,
 )
-from ddt_llama.shapes.edits import edit
+from ddt_llama.shapes.edits import EditKind, edit
 from ddt_llama.shapes.questions import question
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
@@ -35,6 +35,8 @@ from ddt_llama.shapes.world import ShapesSource, Task
 Codes = Sequence[int]
 # Kinds in which every object is the model's to place.
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
+# Edits that redraw objects where they stand are learned last: three of five are of these.
+HARD_EDITS: tuple[EditKind, ...] = ("recolour", "resize", "background")
 QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
 
 
@@ -141,8 +143,12 @@ class ShapesDrafts:
         if self.kind == "image_only":
             return Draft("image_only", (picture,))
         if self.kind == "edit":
-            made = edit(scene, seed, index, max_objects=self.source.max_objects, grid=self.grid)
-            assert made is not None  # a new background is always possible
+            limit, turn = self.source.max_objects, _turn(index, 5)
+            kinds = (*HARD_EDITS[turn : turn + 1], None)  # None: any; a new background always is
+            tried = (
+                edit(scene, seed, index, kind=k, max_objects=limit, grid=self.grid) for k in kinds
+            )
+            made = next(one for one in tried if one is not None)
             told = made.instruction
             if self._told(index):
                 told = documents.with_result(told, plan_of_edit(made)[1])

@@ -71,7 +71,7 @@ def edit(
     The target has at most `max_objects` objects and holds a combination kept out of training
     exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
     With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas, and
-    a resized one goes to the nearest crossing of a grid twice as fine, if that is in its zone.
+    one that is repainted or resized goes to the nearest crossing of a grid twice as fine.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
@@ -109,13 +109,24 @@ def _others(scene: Scene, item: Object) -> list[Object]:
     return [other for other in scene.objects if other is not item]
 
 
-def _recolour(rng: Random, scene: Scene, _grid: int | None) -> Edit | None:
+def _in_place(scene: Scene, item: Object, after: Object, grid: int | None) -> Object | None:
+    """Put what an object becomes where it stood, or near there on a finer grid; None: no room."""
+    if grid is not None:
+        half = 2 * grid
+        after = replace(after, x=round(item.x * half) / half, y=round(item.y * half) / half)
+    stays = zone(after.x, after.y) == zone(item.x, item.y)
+    return after if stays and fits(after, _others(scene, item)) else None
+
+
+def _recolour(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     chosen = _chosen(rng, scene)
     if chosen is None:
         return None
     item, phrase = chosen
     colour = rng.choice([c for c in range(len(COLOURS)) if c != item.colour])
-    after = replace(item, colour=colour)
+    after = _in_place(scene, item, replace(item, colour=colour), grid)
+    if after is None:
+        return None
     name = COLOURS[colour][0]
     wording = rng.choice(("make {} {}", "paint {} {}", "change the colour of {} to {}"))
     instruction = wording.format(phrase.definite, name)
@@ -190,12 +201,8 @@ def _resize(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     if chosen is None:
         return None
     item, phrase = chosen
-    after = replace(item, size=1 - item.size)
-    if grid is not None:
-        half = 2 * grid
-        after = replace(after, x=round(item.x * half) / half, y=round(item.y * half) / half)
-    same_zone = zone(after.x, after.y) == zone(item.x, item.y)
-    if not same_zone or not fits(after, _others(scene, item)):
+    after = _in_place(scene, item, replace(item, size=1 - item.size), grid)
+    if after is None:
         return None
     words = (SIZES[after.size][0], ("smaller", "larger")[after.size])
     instruction = f"make {phrase.definite} {rng.choice(words)}"

@@ -377,3 +377,13 @@ def test_the_text_tokenizer_sees_every_kind_of_text(folder: Path) -> None:
     assert any(text.endswith(" yes") for text in found)  # a question with its answer
     assert any(text.startswith("make the ") for text in found)  # an instruction
     assert found == texts(config, 32, limit=200)
+
+
+def test_three_of_five_edits_redraw_something_where_it_stands() -> None:
+    drafts = ShapesDrafts("edit", ShapesSource())
+    told = [drafts[index].texts[0] for index in range(300)]
+    hard = ("make ", "paint ", "change ")  # recolour, resize and background begin so
+    share = sum(text.startswith(hard) for text in told) / 300
+    easy = ("remove", "delete", "take away", "add", "put", "move")
+    assert all(text.startswith((*hard, *easy)) for text in told)
+    assert 0.7 < share < 0.9  # those, and the half of the others that happen to be of these kinds
