@@ -99,14 +99,14 @@ def nano_pretrain() -> LanguageRecipe:
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano.
 
-    So short a training needs easy lessons (experiments/0012, 0013): what is drawn stands on a grid,
-    answers weigh more than codes, the model plans and looks in words before it draws, and what can
-    be learned from words alone is learned from them.
+    So short a training needs easy lessons (experiments/0012 to 0015): what is drawn stands on a
+    grid, answers weigh more than codes, the model plans and looks in words before it draws, what
+    can be learned from words alone is learned from them, and of edits what is learned last.
     """
-    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=7500, lr=2e-3)
+    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.25, edit=0.2, ask=0.15, describe=0.05, plan=0.35),
+        mix=Mix(draw=0.17, edit=0.3, ask=0.07, describe=0.18, plan=0.28),
         text_weight=3.0,
         data=replace(recipe.data, grid=8, in_words=True),
     )
