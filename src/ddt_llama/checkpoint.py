@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddt_llama.config import UserError, load_json, save_json
+from ddt_llama.config import UserError, let_others_read, load_json, save_json
 
 COMPLETE = "COMPLETE"
 SHORT_ROW = 64  # numbers: below that a scale a row gains little, and codes need their precision
@@ -125,6 +125,7 @@ def save_tensors(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(_storable(tensors, dtype), partial, metadata={"format": "pt"})
+        let_others_read(partial)
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         with contextlib.suppress(OSError):

@@ -170,7 +170,7 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp's 0600 would hide the file from others
+        let_others_read(temporary)
         os.replace(temporary, path)
     except OSError as error:
         if temporary is not None:
@@ -178,6 +178,11 @@ def replace_file(path: str | os.PathLike[str], content: bytes) -> None:
                 os.unlink(temporary)
         reason = f"cannot be written ({error.strerror})"
         raise UserError(f"{path}: {reason}; choose another place") from None
+
+
+def let_others_read(path: str | os.PathLike[str]) -> None:
+    """Give a file that was made for its owner alone the rights of any new file."""
+    os.chmod(path, 0o666 & ~_umask())
 
 
 @cache

@@ -184,3 +184,9 @@ def test_loading_names_the_first_differences_and_changes_nothing():
     assert torch.equal(net.weight, before)
     load_into(net, {"weight": torch.ones(2, 3), "bias": torch.ones(2)}, "x")
     assert torch.equal(net.weight, torch.ones(2, 3))
+
+
+def test_others_may_read_weights_as_any_new_file(tmp_path):
+    save_tensors(tmp_path / "w.safetensors", {"w": torch.ones(2)})
+    (tmp_path / "plain").write_text("")
+    assert (tmp_path / "w.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode

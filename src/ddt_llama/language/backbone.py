@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from ddt_llama.checkpoint import load_tensors, save_tensors
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, let_others_read
 from ddt_llama.language.pretrained import open_model, quiet, read_config
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import VOCABULARY_FILE, Vocabulary
@@ -269,6 +269,7 @@ def save(
                 if stale.name not in names:
                     stale.unlink()
             for path in written:
+                let_others_read(path)
                 os.replace(path, folder / path.name)
     except OSError as error:
         raise UserError(
