@@ -146,6 +146,8 @@ def test_lean_weights_do_not_follow_the_module_and_half_precision_stays_close() 
     ids, rows = torch.tensor([PROMPTS[2]]), torch.zeros(1, dtype=torch.int64)
     expected = full_logits(model, PROMPTS[2])
     with torch.inference_mode():
-        logits, _ = decoder.prefill(ids, torch.zeros_like(rows), rows, 16, slice(0, VOCABULARY.size))
+        logits, _ = decoder.prefill(
+            ids, torch.zeros_like(rows), rows, 16, slice(0, VOCABULARY.size)
+        )
     assert logits.dtype == torch.float32
     assert (logits[0] - expected).abs().max() < 0.03 * expected.abs().max()

@@ -36,13 +36,14 @@ class DataConfig:
     `paths`: "shapes", or folders of images, WebDataset shards, Parquet files, data sets on disk;
     `weights` of the mixture, one a path (none: all alike). `scenes` bounds the shapes world to so
     many different pictures, whose codes a language run then computes once only (texts stay
-    endless). `grid`: what a language model is to place itself (objects of scenes to draw, and those
-    that edits add or move) stands in the middle of cells of a grid x grid canvas, what edits repaint
-    or resize on a crossing of a grid twice as fine; what it is given to edit or to read, and what
-    tokenizers train on, stands anywhere. `in_words`: seven of eight
-    documents of the shapes world that draw, edit or ask hold the complete description of what is
-    drawn or asked about, so that a model may plan and look in words first (documents "plan"), and
-    an answer that rests on several facts tells them before it.
+    endless).
+    `grid`: what a language model is to place itself (objects of scenes to draw, and those that
+    edits add or move) stands in the middle of cells of a grid x grid canvas, what edits repaint or
+    resize on a crossing of a grid twice as fine; what it is given to edit or to read, and what
+    tokenizers train on, stands anywhere.
+    `in_words`: seven of eight documents of the shapes world that draw, edit or ask hold the
+    complete description of what is drawn or asked about, so that a model may plan and look in
+    words first (documents "plan"), and an answer that rests on several facts tells them before it.
     `held_out` is the share of data without splits that training leaves for the samples shown along
     the way.
     """
