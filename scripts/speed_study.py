@@ -63,6 +63,7 @@ def language_pairs(rows: int) -> dict[str, Pair]:
     made = [documents.text_to_image(source[i].text, row) for i, row in enumerate(codes.tolist())]
     batch = collate([render(one, vocabulary, text) for one in made], vocabulary.pad)
     objective = NextToken(vocabulary)
+    objective.parts_to_compile(model)[1].compile()  # the softmax of the head
     wanted = batch.labels[batch.labels != documents.IGNORED]
     hidden = torch.randn(len(wanted), recipe.backbone.dim, requires_grad=True)
 
@@ -120,6 +121,22 @@ def decoder_pair(images: int) -> Pair:
     return Pair(plain, fast)
 
 
+@torch.no_grad()
+def search_pair(images: int) -> Pair:
+    """Return the search for codes, all vectors at once and a few at a time."""
+    recipe = recipe_named("nano_tokenizer")
+    assert isinstance(recipe, TokenizerRecipe)
+    torch.manual_seed(0)
+    quantizer = TimestepTokenizer(recipe.tokenizer).quantizer
+    quantizer.weigh(torch.rand(len(quantizer.codebook)))
+    unit = F.normalize(torch.randn(images, recipe.tokenizer.num_tokens, 8), dim=-1)
+    cost = quantizer.config.rate / 2 * quantizer.lengths
+    return Pair(
+        lambda: (unit @ quantizer.codebook.t() - cost).argmax(-1),
+        lambda: quantizer.cheapest(unit),
+    )
+
+
 def renderer_pair(count: int) -> Pair:
     """Return scenes rendered one at a time and together."""
     scenes = [ShapesSource().scene(index) for index in range(count)]
@@ -139,7 +156,11 @@ def timed(call: Callable[[], Tensor]) -> float:
 def main(out: Path, rounds: int = 9, rows: int = 32) -> None:
     """Measure every pair with `rows` documents, pictures or scenes."""
     pairs = language_pairs(rows)
-    pairs |= {"decoder.token_stream": decoder_pair(rows), "shapes.render": renderer_pair(rows)}
+    pairs |= {
+        "decoder.token_stream": decoder_pair(rows),
+        "quantizer.search": search_pair(rows),
+        "shapes.render": renderer_pair(rows),
+    }
     figures: dict[str, float] = {"rows": rows, "threads": torch.get_num_threads()}
     for name, pair in pairs.items():
         torch.testing.assert_close(pair.fast(), pair.plain(), rtol=pair.tolerance, atol=1e-3)

@@ -20,6 +20,10 @@ from ddt_llama import distributed
 # One code is replaced for so many features of a batch, at most.
 REPLACED_PER_FEATURES = 8
 
+# Whose cosines exist at once. On a CPU those of 64 stay in the cache, and `max` finds the place of
+# the largest faster than `argmax`: together five times faster than all at once.
+VECTORS_AT_ONCE = {"cpu": 64}
+
 
 @dataclass(frozen=True)
 class QuantizerConfig:
@@ -72,9 +76,7 @@ class Quantizer(nn.Module):
 
     def nearest(self, unit: Float[Tensor, "*b e"]) -> Int[Tensor, "*b"]:
         """Return the index of the code with the largest cosine."""
-        # In bf16 near cosines tie and share a code: that alone can collapse the codebook.
-        with torch.autocast(unit.device.type, enabled=False):
-            return (unit @ self.codebook.t()).argmax(dim=-1)
+        return self._best(unit)
 
     def cheapest(self, unit: Float[Tensor, "*b e"]) -> Int[Tensor, "*b"]:
         """Return the code with the least squared distance + `rate` x length.
@@ -82,8 +84,20 @@ class Quantizer(nn.Module):
         Entropy-constrained vector quantization (Chou, Lookabaugh and Gray 1989), at encoding only:
         training assigns the nearest code, or rare ones would soon die out.
         """
+        return self._best(unit, self.config.rate / 2 * self.lengths)
+
+    def _best(
+        self, unit: Float[Tensor, "*b e"], cost: Float[Tensor, " v"] | None = None
+    ) -> Int[Tensor, "*b"]:
+        """Return the index of the code with the largest cosine less `cost`."""
+        rows, table = unit.reshape(-1, unit.shape[-1]), self.codebook.t()
+        best = []
+        # In bf16 near cosines tie and share a code: that alone can collapse the codebook.
         with torch.autocast(unit.device.type, enabled=False):
-            return (unit @ self.codebook.t() - self.config.rate / 2 * self.lengths).argmax(dim=-1)
+            for part in rows.split(VECTORS_AT_ONCE.get(unit.device.type, 16_384)):
+                gain = part @ table if cost is None else torch.addmm(cost, part, table, beta=-1)
+                best.append(gain.max(dim=-1).indices)
+        return torch.cat(best).view(unit.shape[:-1])
 
     def weigh(self, counts: Float[Tensor, " v"]) -> None:
         """Take the lengths of codes from how often each was used.
