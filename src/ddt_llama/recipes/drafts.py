@@ -28,7 +28,7 @@ from ddt_llama.shapes.captions import (
     related_pairs,
 )
 from ddt_llama.shapes.edits import EditKind, edit
-from ddt_llama.shapes.questions import question
+from ddt_llama.shapes.questions import QuestionKind, question
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource, Task
 
@@ -37,7 +37,10 @@ Codes = Sequence[int]
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
 # Edits that redraw objects where they stand are learned last: three of five are of these.
 HARD_EDITS: tuple[EditKind, ...] = ("recolour", "resize", "background")
-QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
+# At most, about one picture. Most of what questions teach is learned from words alone, in plans,
+# whose pictures nobody has to encode or read.
+QUESTIONS = 3
+WORDY_QUESTIONS = 5
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,10 @@ class ShapesDrafts:
         lessons: list[tuple[str, str]] = []
         if (index + _turn(index // 2, 2)) % 2:
             prompt, answer = caption_and_plan(scene, seed, index, hard=True)
-            asked = (question(scene, seed, index, "relation"), question(scene, seed, index))
+            # Relations are learned last; what is asked otherwise teaches which object is meant.
+            numbers = range(WORDY_QUESTIONS * index, WORDY_QUESTIONS * (index + 1))
+            kinds: list[QuestionKind | None] = ["relation", *[None] * (WORDY_QUESTIONS - 1)]
+            asked = [question(scene, seed, n, kind) for n, kind in zip(numbers, kinds, strict=True)]
             lessons += [(one.question, one.reasoned) for one in asked]
         else:
             made = edit(scene, seed, index, max_objects=limit, grid=self.grid)

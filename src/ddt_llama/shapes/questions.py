@@ -119,9 +119,14 @@ def _count(rng: Random, scene: Scene) -> Asked:
     else:
         phrase = _of_form(rng, by_number[number])
     phrase = phrase or Mention(0)
-    places = [ZONES[zone(item.x, item.y)] for item in phrase.found(reading_order(scene))]
-    thought = ", ".join(places) or "none"
-    return f"how many {phrase.bare} are there?", NUMBERS[len(places)], thought
+    number = len(phrase.found(scene.objects))
+    return f"how many {phrase.bare} are there?", NUMBERS[number], _places(scene, phrase)
+
+
+def _places(scene: Scene, phrase: Mention) -> str:
+    """Tell where what the phrase means stands: "top left, right", or "none"."""
+    found = phrase.found(reading_order(scene))
+    return ", ".join(ZONES[zone(item.x, item.y)] for item in found) or "none"
 
 
 def _colour(rng: Random, scene: Scene) -> tuple[str, str]:
@@ -137,14 +142,15 @@ def _colour(rng: Random, scene: Scene) -> tuple[str, str]:
     return f"what colour is {phrase.definite}?", COLOURS[item.colour][0]
 
 
-def _existence(rng: Random, scene: Scene) -> tuple[str, str]:
+def _existence(rng: Random, scene: Scene) -> Asked:
     if rng.random() < 0.5:
         phrase = _of_form(rng, [phrase for phrase in _PHRASES if phrase.found(scene.objects)])
     else:
         phrase = _absent(rng, scene)
     phrase = phrase or Mention()
     answer = "yes" if phrase.found(scene.objects) else "no"
-    return f"is there {Mention(1, phrase.shape, phrase.colour).text}?", answer
+    asked = f"is there {Mention(1, phrase.shape, phrase.colour).text}?"
+    return asked, answer, _places(scene, phrase)
 
 
 def _relation(rng: Random, scene: Scene) -> Asked | None:
