@@ -39,7 +39,7 @@ class DataConfig:
     endless).
     `grid`: what a language model is to place itself (objects of scenes to draw, and those that
     edits add or move) stands in the middle of cells of a grid x grid canvas, what edits repaint or
-    resize on a crossing of a grid twice as fine; what it is given to edit or to read, and what
+    resize there or on a border, whichever is near; what it is given to edit or to read, and what
     tokenizers train on, stands anywhere.
     `in_words`: seven of eight documents of the shapes world that draw, edit or ask hold the
     complete description of what is drawn or asked about, so that a model may plan and look in

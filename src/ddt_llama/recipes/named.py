@@ -86,7 +86,7 @@ def nano_pretrain() -> LanguageRecipe:
         backbone=backbone.nano(),
         mix=PRETRAIN,
         train=TrainConfig(
-            steps=3000,
+            steps=1500,
             batch=32,
             sample_every=1000,
             prefetch=1,
@@ -106,7 +106,7 @@ def nano_instruct() -> LanguageRecipe:
     recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.17, edit=0.3, ask=0.07, describe=0.18, plan=0.28),
+        mix=Mix(draw=0.15, edit=0.3, ask=0.08, describe=0.2, plan=0.27),
         text_weight=3.0,
         data=replace(recipe.data, grid=8, in_words=True),
     )

@@ -7,7 +7,7 @@ ambiguity, and its target is a valid scene in which nothing else has changed (bu
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import hypot
+from math import floor, hypot
 from random import Random
 from typing import Literal
 
@@ -31,6 +31,8 @@ EditKind = Literal["recolour", "remove", "add", "move", "resize", "background"]
 EDIT_KINDS: tuple[EditKind, ...] = ("recolour", "remove", "add", "move", "resize", "background")
 # New places keep this far from the border of their zone, so that it can be told from the picture.
 ZONE_BORDER = 0.03
+# A shift that nobody minds (see `judge.PLACE_TOLERANCE`); in widths of the canvas.
+NEAR = 2.5 / 64
 # A shorter move might not be seen as one.
 _SHORTEST_MOVE = 9 / 64
 # Smaller is chosen more: a background can always be changed, one object of one not removed.
@@ -71,7 +73,8 @@ def edit(
     The target has at most `max_objects` objects and holds a combination kept out of training
     exactly where `heldout` says so. Without `kind` and `heldout`, every training scene has an edit.
     With `grid`, objects are added in and moved to the middle of cells of a grid x grid canvas, and
-    one that is repainted or resized goes to the nearest crossing of a grid twice as fine.
+    one that is repainted or resized goes to the nearest middle or, where that is more than
+    `NEAR` away, to the nearest border of a cell, across and down alike.
     """
     rng = generator(seed, index, 3)
     order = sorted(EDIT_KINDS, key=lambda kind: rng.random() * _PRIORITY[kind])
@@ -110,12 +113,16 @@ def _others(scene: Scene, item: Object) -> list[Object]:
 
 
 def _in_place(scene: Scene, item: Object, after: Object, grid: int | None) -> Object | None:
-    """Put what an object becomes where it stood, or near there on a finer grid; None: no room."""
+    """Put what an object becomes where it stood, or near there on the grid; None: no room."""
     if grid is not None:
-        half = 2 * grid
-        after = replace(after, x=round(item.x * half) / half, y=round(item.y * half) / half)
+        after = replace(after, x=_snapped(item.x, grid), y=_snapped(item.y, grid))
     stays = zone(after.x, after.y) == zone(item.x, item.y)
     return after if stays and fits(after, _others(scene, item)) else None
+
+
+def _snapped(place: float, grid: int) -> float:
+    middle = (floor(place * grid) + 0.5) / grid
+    return middle if abs(place - middle) <= NEAR else round(place * grid) / grid
 
 
 def _recolour(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
