@@ -37,10 +37,11 @@ Codes = Sequence[int]
 PLACED: tuple[Kind, ...] = ("text_to_image", "image_only", "draw", "plan")
 # Edits that redraw objects where they stand are learned last: three of five are of these.
 HARD_EDITS: tuple[EditKind, ...] = ("recolour", "resize", "background")
-# At most, about one picture. Most of what questions teach is learned from words alone, in plans,
-# whose pictures nobody has to encode or read.
-QUESTIONS = 3
-WORDY_QUESTIONS = 5
+QUESTIONS = 8  # at most, about one picture: what comes before them is the dear part
+# With `in_words` most of what questions teach is learned from plans, whose pictures nobody has to
+# encode or read.
+QUESTIONS_BESIDE_PLANS = 3
+QUESTIONS_OF_A_PLAN = 5
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,8 @@ class ShapesDrafts:
         return Draft(self.kind, (picture,), (planned if told else text,))
 
     def _questions(self, scene: Scene, index: int) -> list[tuple[str, str]]:
-        numbers = range(QUESTIONS * index, QUESTIONS * (index + 1))
+        count = QUESTIONS_BESIDE_PLANS if self.in_words else QUESTIONS
+        numbers = range(QUESTIONS * index, QUESTIONS * index + count)
         asked = [question(scene, self.source.seed, number) for number in numbers]
         return [(one.question, one.reasoned if self.in_words else one.answer) for one in asked]
 
@@ -186,9 +188,9 @@ class ShapesDrafts:
         if (index + _turn(index // 2, 2)) % 2:
             prompt, answer = caption_and_plan(scene, seed, index, hard=True)
             # Relations are learned last; what is asked otherwise teaches which object is meant.
-            numbers = range(WORDY_QUESTIONS * index, WORDY_QUESTIONS * (index + 1))
-            kinds: list[QuestionKind | None] = ["relation", *[None] * (WORDY_QUESTIONS - 1)]
-            asked = [question(scene, seed, n, kind) for n, kind in zip(numbers, kinds, strict=True)]
+            count = QUESTIONS_OF_A_PLAN
+            kinds: list[QuestionKind | None] = ["relation", *[None] * (count - 1)]
+            asked = [question(scene, seed, count * index + n, one) for n, one in enumerate(kinds)]
             lessons += [(one.question, one.reasoned) for one in asked]
         else:
             made = edit(scene, seed, index, max_objects=limit, grid=self.grid)

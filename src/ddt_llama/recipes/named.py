@@ -99,14 +99,14 @@ def nano_pretrain() -> LanguageRecipe:
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano.
 
-    So short a training needs easy lessons (experiments/0012 to 0015): what is drawn stands on a
+    So short a training needs easy lessons (experiments/0012 to 0017): what is drawn stands on a
     grid, answers weigh more than codes, the model plans and looks in words before it draws, what
     can be learned from words alone is learned from them, and of edits what is learned last.
     """
     recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2e-3)
     return replace(
         recipe,
-        mix=Mix(draw=0.15, edit=0.3, ask=0.08, describe=0.2, plan=0.27),
+        mix=Mix(draw=0.28, edit=0.3, ask=0.06, describe=0.14, plan=0.22),
         text_weight=3.0,
         data=replace(recipe.data, grid=8, in_words=True),
     )

@@ -16,7 +16,8 @@ from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, PLAN, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
 from ddt_llama.recipes.drafts import (
-    WORDY_QUESTIONS,
+    QUESTIONS_BESIDE_PLANS,
+    QUESTIONS_OF_A_PLAN,
     Draft,
     Picture,
     ShapesDrafts,
@@ -261,6 +262,9 @@ def test_in_words_most_documents_hold_a_description() -> None:
         if kind == "ask":  # all of them answer behind a thought, where there is one
             assert sum(": " in answer for texts in told for answer in texts[1::2]) > 40
             told = [tuple(map(documents.conclusion, texts)) for texts in told]
+            assert max(map(len, told)) == 2 + 2 * QUESTIONS_BESIDE_PLANS
+            lengths = [len(texts) - 2 * (texts[0] == DESCRIBE) for texts in told]
+            plain = [texts[:length] for texts, length in zip(plain, lengths, strict=True)]
         changed = [a != b for a, b in zip(plain, told, strict=True)]
         assert 30 <= sum(changed) <= 39
         for before, after, differs in zip(plain, told, changed, strict=True):
@@ -299,7 +303,7 @@ def test_plans_tell_what_was_asked_for_and_edits_what_changes() -> None:
             assert (asked, answer) == caption_and_plan(scene, 0, number, hard=True)
             related += bool(related_pairs(scene))
             assert further
-            assert len(further) <= 2 * WORDY_QUESTIONS
+            assert len(further) <= 2 * QUESTIONS_OF_A_PLAN
             reasoned += sum(": " in one for one in further[1::2])
     assert sum(changes) == 60  # one of two that follow each other
     assert 15 < changes[0] < 45
