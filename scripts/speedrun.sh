@@ -77,10 +77,18 @@ if [ "$SIZE" = nano ]; then
     stage tokenizer tokenizer "$see" "${TOKENIZER:-}" --steps 3300 --start "$RUNS/coarse" \
         --objective.round-from 0 --objective.round-until 1 \
         --train.optim.decay-share 0.5 --train.optim.warmup 50
+    # The decoder alone, mostly from pure noise (experiments/0017).
+    stage decoder tokenizer "$see" "${TOKENIZER:-}" --steps 2300 --start "$RUNS/tokenizer" \
+        --keep-codes true --objective.round-from 0 --objective.round-until 1 \
+        --objective.density.share 0.8 --objective.own 0.5 --objective.hide-fine 0 \
+        --objective.drop-tokens 0.02 --train.seed 1 --data.seed 1 \
+        --train.optim.decay-share 0.7 --train.optim.warmup 50
+    tokenizer=$RUNS/decoder
 else
     stage tokenizer tokenizer "$see" "${TOKENIZER:-}"
+    tokenizer=$RUNS/tokenizer
 fi
-stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$RUNS/tokenizer"
+stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
 stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.
