@@ -129,7 +129,8 @@ def search_pair(images: int) -> Pair:
     torch.manual_seed(0)
     quantizer = TimestepTokenizer(recipe.tokenizer).quantizer
     quantizer.weigh(torch.rand(len(quantizer.codebook)))
-    unit = F.normalize(torch.randn(images, recipe.tokenizer.num_tokens, 8), dim=-1)
+    shape = images, recipe.tokenizer.num_tokens, quantizer.config.code_dim
+    unit = F.normalize(torch.randn(shape), dim=-1)
     cost = quantizer.config.rate / 2 * quantizer.lengths
     return Pair(
         lambda: (unit @ quantizer.codebook.t() - cost).argmax(-1),

@@ -21,7 +21,8 @@ from ddt_llama import distributed
 REPLACED_PER_FEATURES = 8
 
 # Whose cosines exist at once. On a CPU those of 64 stay in the cache, and `max` finds the place of
-# the largest faster than `argmax`: together five times faster than all at once.
+# the largest faster than `argmax`: together four times faster than all at once
+# (experiments/0017).
 VECTORS_AT_ONCE = {"cpu": 64}
 
 
