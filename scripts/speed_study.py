@@ -19,6 +19,7 @@ import tyro
 from torch import Tensor
 
 from ddt_llama.config import save_json
+from ddt_llama.generation.kernels import Product, RmsNorm
 from ddt_llama.language import TextTokenizer, Vocabulary, backbone, collate, documents, render
 from ddt_llama.recipes import recipe_named
 from ddt_llama.recipes.language import LanguageRecipe
@@ -29,6 +30,8 @@ from ddt_llama.tokenizer import TimestepTokenizer
 from ddt_llama.training.language import NextToken, head_loss
 
 STEPS = 8  # of decoding
+TOKENS = 64  # that the engine decodes for one image: so often are its products and norms made
+GUIDED = 16  # rows of eight images with guidance
 
 
 class Pair(NamedTuple):
@@ -138,6 +141,33 @@ def search_pair(images: int) -> Pair:
     )
 
 
+@torch.no_grad()
+def engine_pairs() -> dict[str, Pair]:
+    """Return what eight images cost in products and norms of the decode step, torch's and ours."""
+    shape, eps = backbone.nano(), 1e-5
+    torch.manual_seed(0)
+    x, scale = torch.randn(GUIDED, 1, shape.dim), torch.rand(shape.dim)
+    weight = torch.randn(2 * shape.mlp_dim, shape.dim)
+    product, norm = Product(weight, None), RmsNorm(scale, eps)
+    repeats = range(TOKENS * shape.depth)
+
+    @torch.inference_mode()
+    def often(call: Callable[[], Tensor]) -> Tensor:
+        for _ in repeats:
+            made = call()
+        return made
+
+    return {
+        "engine.product": Pair(
+            lambda: often(lambda: F.linear(x, weight)), lambda: often(lambda: product(x))
+        ),
+        "engine.norm": Pair(
+            lambda: often(lambda: F.rms_norm(x, (shape.dim,), scale, eps)),
+            lambda: often(lambda: norm(x)),
+        ),
+    }
+
+
 def renderer_pair(count: int) -> Pair:
     """Return scenes rendered one at a time and together."""
     scenes = [ShapesSource().scene(index) for index in range(count)]
@@ -157,6 +187,7 @@ def timed(call: Callable[[], Tensor]) -> float:
 def main(out: Path, rounds: int = 9, rows: int = 32) -> None:
     """Measure every pair with `rows` documents, pictures or scenes."""
     pairs = language_pairs(rows)
+    pairs |= engine_pairs()
     pairs |= {
         "decoder.token_stream": decoder_pair(rows),
         "quantizer.search": search_pair(rows),

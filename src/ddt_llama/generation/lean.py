@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from ddt_llama.generation.product import Product
+from ddt_llama.generation.kernels import Product, RmsNorm
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -40,12 +40,12 @@ class LeanCache:
 class _Layer:
     """Weights of one block; a fused projection is one matrix product instead of two or three."""
 
-    attention_norm: Tensor
+    attention_norm: RmsNorm
     qkv: Product
-    query_norm: Tensor | None
-    key_norm: Tensor | None
+    query_norm: RmsNorm | None
+    key_norm: RmsNorm | None
     out: Product
-    mlp_norm: Tensor
+    mlp_norm: RmsNorm
     gate_up: Product
     down: Product
 
@@ -80,16 +80,17 @@ class LeanDecoder:
         self.num_kv_heads: int = config.get("num_key_value_heads") or self.num_heads
         dim: int = config["hidden_size"]
         self.head_dim: int = config.get("head_dim") or dim // self.num_heads
-        self.eps: float = config["rms_norm_eps"]
+        eps: float = config["rms_norm_eps"]
         self.max_positions: int = config["max_position_embeddings"]
         self.embedding = weights["model.embed_tokens.weight"].detach()
         self.head = weights.get("lm_head.weight", self.embedding).detach()
         if config.get("tie_word_embeddings", False):
             self.head = self.embedding
         self._heads: dict[tuple[int, int], Product] = {}
-        self.final_norm = weights["model.norm.weight"].detach()
+        self.final_norm = RmsNorm(weights["model.norm.weight"].detach(), eps)
         self.layers = [
-            _fuse(weights, f"model.layers.{index}.") for index in range(config["num_hidden_layers"])
+            _fuse(weights, f"model.layers.{index}.", eps)
+            for index in range(config["num_hidden_layers"])
         ]
         powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self._frequencies = (1.0 / (_rope(config)["rope_theta"] ** powers)).to(self.device)
@@ -144,16 +145,14 @@ class LeanDecoder:
         positions = positions.clamp_(min=0)
         rotation = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
         x = F.embedding(ids, self.embedding)
-        width = (x.shape[-1],)
         for index, layer in enumerate(self.layers):
             keys, values = cache.slots[index].unbind(0)
-            normed = F.rms_norm(x, width, layer.attention_norm, self.eps)
+            normed = layer.attention_norm(x)
             x = x + self._attend(layer, normed, rotation, keys, values, start, mask)
-            normed = F.rms_norm(x, width, layer.mlp_norm, self.eps)
-            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
         cache.used = stop
-        return F.rms_norm(x, width, self.final_norm, self.eps)
+        return self.final_norm(x)
 
     def _attend(
         self,
@@ -172,9 +171,7 @@ class LeanDecoder:
         qk, v = heads[:, :, :turned], heads[:, :, turned:]
         if layer.query_norm is not None and layer.key_norm is not None:
             q, k = qk[:, :, : self.num_heads], qk[:, :, self.num_heads :]
-            q = F.rms_norm(q, (self.head_dim,), layer.query_norm, self.eps)
-            k = F.rms_norm(k, (self.head_dim,), layer.key_norm, self.eps)
-            qk = torch.cat((q, k), dim=2)
+            qk = torch.cat((layer.query_norm(q), layer.key_norm(k)), dim=2)
         cos, sin = rotation
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         keys[:, :, start:stop] = qk[:, :, self.num_heads :].transpose(1, 2)
@@ -214,7 +211,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _fuse(weights: Mapping[str, Tensor], prefix: str) -> _Layer:
+def _fuse(weights: Mapping[str, Tensor], prefix: str, eps: float) -> _Layer:
     """Concatenate the projections of one layer that read the same input."""
 
     def find(name: str) -> Tensor | None:
@@ -227,13 +224,17 @@ def _fuse(weights: Mapping[str, Tensor], prefix: str) -> _Layer:
         weight = torch.cat(parts) if len(parts) > 1 else parts[0]
         return Product(weight, torch.cat(biases) if biases else None)
 
+    def norm(name: str) -> RmsNorm | None:
+        scale = find(f"{name}.weight")
+        return None if scale is None else RmsNorm(scale, eps)
+
     return _Layer(
-        attention_norm=weights[f"{prefix}input_layernorm.weight"].detach(),
+        attention_norm=RmsNorm(weights[f"{prefix}input_layernorm.weight"].detach(), eps),
         qkv=product("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        query_norm=find("self_attn.q_norm.weight"),
-        key_norm=find("self_attn.k_norm.weight"),
+        query_norm=norm("self_attn.q_norm"),
+        key_norm=norm("self_attn.k_norm"),
         out=product("self_attn.o_proj"),
-        mlp_norm=weights[f"{prefix}post_attention_layernorm.weight"].detach(),
+        mlp_norm=RmsNorm(weights[f"{prefix}post_attention_layernorm.weight"].detach(), eps),
         gate_up=product("mlp.gate_proj", "mlp.up_proj"),
         down=product("mlp.down_proj"),
     )
