@@ -170,7 +170,7 @@ def test_training_on_a_folder_of_pictures(tmp_path: Path) -> None:
 def test_a_published_model_is_small_and_tuned(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(publish, "best_steps", lambda _: 5)
+    monkeypatch.setattr(publish, "best_steps", lambda *_: 5)
     tuned = Settings(guidance_scale=2.5, temperature=0.7, steps=5)
 
     def tune_editing(model: Model) -> tuple[Settings, Tuned]:

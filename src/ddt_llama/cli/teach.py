@@ -94,8 +94,9 @@ def publish(
 ) -> None:
     """Make of a training the folder that others load: settings tuned, weights in few bits.
 
-    A model of the shapes world is tuned: decoding steps, guidance, temperature and whether words
-    come first are chosen on scenes, prompts and edits that no evaluation uses (minutes).
+    Decoding steps are chosen on pictures that training left alone. Of a model of the shapes world
+    guidance, temperature and whether words come first are chosen, too, on prompts and edits that
+    no evaluation uses (minutes).
 
     Example: ddt publish runs/nano_instruct models/mine --bits 8
 

@@ -1,7 +1,8 @@
 """Make of a trained run the release that people load: settings tuned, weights in 16 or 8 bits.
 
-Whether words come first, guidance and temperature are chosen on prompts, edits and questions, and
-the number of decoding steps on scenes, that no evaluation uses.
+The number of decoding steps is chosen on pictures that training left alone. Of a model of the
+shapes world guidance, temperature and whether words come first are chosen, too, on prompts, edits
+and questions that no evaluation uses.
 """
 
 from collections.abc import Sequence
@@ -9,17 +10,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ddt_llama.config import UserError, load_json
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.config import UserError, from_dict, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
 from ddt_llama.generation.release import load
-from ddt_llama.recipes.data import SHAPES
+from ddt_llama.recipes.data import SHAPES, DataConfig
 from ddt_llama.recipes.run import RELEASE
 from ddt_llama.tokenizer import Tokenizer
 
-SCENES = 128
+PICTURES = 128
 # How guidance and temperature are tuned of a model that was taught to plan.
 WORDS_FIRST: Any = {"plan": True, "edit_plan": True, "look": True, "views": 5, "tries": 8}
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
@@ -28,20 +33,19 @@ TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks 
 def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Path:
     """Write the release of `run` to `folder` under `name`, in 16 or 8 bits; return the folder.
 
-    Where the run knows the shapes world, the number of steps is tuned, and guidance and temperature
-    of drawings and of edits where it can do them. Raises UserError where the run has no release or
-    the folder is another thing.
+    The number of decoding steps is tuned, and where the run knows the shapes world guidance and
+    temperature of drawings and of edits where it can do them. Raises UserError where the run has no
+    release or the folder is another thing.
     """
     if folder.exists() and not (folder / "config.json").is_file():
         raise UserError(f"{folder}: exists and is no release; choose another folder")
     model = load(run / RELEASE)
     model.name = name
-    data = load_json(run / "config.json").get("data", {})
-    shapes = SHAPES in data.get("paths", [])
-    if shapes:
-        model.settings = replace(model.settings, steps=best_steps(model.tokenizer))
-    if model.vocabulary is not None and shapes:
-        if model.stage == "instruct" and data.get("in_words"):
+    data = from_dict(DataConfig, load_json(run / "config.json").get("data", {}))
+    steps = best_steps(model.tokenizer, tuning_pictures(data, model.tokenizer.image_size))
+    model.settings = replace(model.settings, steps=steps)
+    if model.vocabulary is not None and SHAPES in data.paths:
+        if model.stage == "instruct" and data.in_words:
             model.settings = replace(model.settings, **WORDS_FIRST)
         tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
         for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
@@ -61,14 +65,25 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     return folder
 
 
-def best_steps(tokenizer: Tokenizer, choices: Sequence[int] = (1, 2, 4, 8, 16)) -> int:
+def tuning_pictures(data: DataConfig, size: int) -> Float[Tensor, "b 3 h w"]:
+    """Return pictures of the first data set that training left alone, where it left any."""
+    if SHAPES in data.paths:
+        return ScenePictures(PICTURES, size, split="train", seed=TUNING_SEED).images(0, PICTURES)
+    source = data.open_images(data.paths[0], size, data.unseen_split(data.paths[0]))
+    count = min(PICTURES, len(source))
+    spread = [index * len(source) // count for index in range(count)]
+    return torch.stack([sample.image for sample in source.batch(spread)])
+
+
+def best_steps(
+    tokenizer: Tokenizer,
+    images: Float[Tensor, "b 3 h w"],
+    choices: Sequence[int] = (1, 2, 4, 8, 16),
+) -> int:
     """Return the number of decoding steps with the best PSNR; of equals the fewest."""
-    images = ScenePictures(SCENES, tokenizer.image_size, split="train", seed=TUNING_SEED).images(
-        0, SCENES
-    )
     codes = tokenizer.encode(images.to(device_of(tokenizer)))
     decoded = {steps: tokenizer.decode(codes, steps=steps).float().cpu() for steps in choices}
     quality = {steps: float(psnr(made, images).mean()) for steps, made in decoded.items()}
     for steps, value in quality.items():
-        print(f"{steps} decoding steps: {value:.2f} dB on the tuning scenes")
+        print(f"{steps} decoding steps: {value:.2f} dB on {len(images)} pictures for tuning")
     return max(sorted(quality), key=lambda steps: quality[steps])

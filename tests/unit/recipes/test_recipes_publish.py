@@ -1,8 +1,12 @@
 """Publishing: the settings of a release are chosen by measurement."""
 
+from pathlib import Path
+
+import PIL.Image
 import torch
 
-from ddt_llama.recipes.publish import best_steps
+from ddt_llama.recipes.data import DataConfig
+from ddt_llama.recipes.publish import best_steps, tuning_pictures
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
@@ -24,16 +28,28 @@ class Noisy(TimestepTokenizer):
         return self.seen + self.errors[steps]
 
 
+IMAGES = torch.zeros(2, 3, 16, 16)
+
+
 def test_the_number_of_steps_with_the_best_psnr_is_chosen():
-    assert best_steps(Noisy({1: 0.3, 2: 0.1, 4: 0.2}), choices=(1, 2, 4)) == 2
+    assert best_steps(Noisy({1: 0.3, 2: 0.1, 4: 0.2}), IMAGES, choices=(1, 2, 4)) == 2
 
 
 def test_of_equal_numbers_of_steps_the_fewest_are_chosen():
-    assert best_steps(Noisy({4: 0.1, 2: 0.1, 8: 0.1}), choices=(4, 8, 2)) == 2
+    assert best_steps(Noisy({4: 0.1, 2: 0.1, 8: 0.1}), IMAGES, choices=(4, 8, 2)) == 2
 
 
 def test_tuning_scenes_are_none_of_training():
-    noisy = Noisy({1: 0.1})
-    best_steps(noisy, choices=(1,))
     trained = render([ShapesSource(seed=0)[i].scene for i in range(128)], 16)
-    assert not any(torch.equal(a, b) for a, b in zip(noisy.seen, trained, strict=True))
+    chosen = tuning_pictures(DataConfig(), 16)
+    assert not any(torch.equal(a, b) for a, b in zip(chosen, trained, strict=True))
+
+
+def test_own_pictures_are_tuned_on_those_that_training_left_alone(tmp_path: Path) -> None:
+    for number in range(40):
+        PIL.Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
+    data = DataConfig(paths=(str(tmp_path),), held_out=0.2)
+    trained = data.open_images(str(tmp_path), 16)
+    chosen = {image[0, 0, 0].item() for image in tuning_pictures(data, 16)}
+    assert chosen
+    assert chosen.isdisjoint(trained[i].image[0, 0, 0].item() for i in range(len(trained)))
