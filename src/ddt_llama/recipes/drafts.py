@@ -41,7 +41,7 @@ QUESTIONS = 8  # at most, about one picture: what comes before them is the dear 
 # With `in_words` most of what questions teach is learned from plans, whose pictures nobody has to
 # encode or read.
 QUESTIONS_BESIDE_PLANS = 3
-QUESTIONS_OF_A_PLAN = 5
+QUESTIONS_OF_A_PLAN = 8
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,11 @@ class ShapesDrafts:
         lessons: list[tuple[str, str]] = []
         if (index + _turn(index // 2, 2)) % 2:
             prompt, answer = caption_and_plan(scene, seed, index, hard=True)
-            # Relations are learned last; what is asked otherwise teaches which object is meant.
+            # Relations are learned last; what stands where is what drawing has to know; what is
+            # asked otherwise teaches which object is meant.
             count = QUESTIONS_OF_A_PLAN
-            kinds: list[QuestionKind | None] = ["relation", *[None] * (count - 1)]
+            kinds: list[QuestionKind | None] = ["place", "relation", "place"]
+            kinds += [None] * (count - len(kinds))
             asked = [question(scene, seed, count * index + n, one) for n, one in enumerate(kinds)]
             lessons += [(one.question, one.reasoned) for one in asked]
         else:

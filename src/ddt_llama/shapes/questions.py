@@ -17,7 +17,8 @@ from ddt_llama.shapes.captions import reading_order, related_pairs, relation_wor
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, Object, Scene, generator
 from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, ZONES, Mention, referents, zone
 
-QuestionKind = Literal["count", "colour", "existence", "relation", "comparison"]
+QuestionKind = Literal["count", "colour", "existence", "relation", "comparison", "place"]
+# What an evaluation asks. A place is asked in lessons only.
 QUESTION_KINDS: tuple[QuestionKind, ...] = (
     "count",
     "colour",
@@ -55,7 +56,7 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
     """Ask something about the scene; what is asked is decided by (seed, index).
 
     A kind the scene has no question for (a relation with one object) gives way to another; `kind`
-    is the one to try first.
+    is the one to try first. "place", what stands in some zone, is asked only where it is named.
     """
     rng = generator(seed, index, 2)
     order = sorted(QUESTION_KINDS, key=lambda one: rng.random() * _PRIORITY[one])
@@ -212,6 +213,18 @@ def _compare_counts(rng: Random, scene: Scene) -> Asked | None:
     return f"are there more {first.bare} than {second.bare}?", answer, thought
 
 
+def _place(rng: Random, scene: Scene) -> tuple[str, str]:
+    """Ask what stands in a zone that holds one object, now and then in an empty one."""
+    standing: dict[int, list[Object]] = defaultdict(list)
+    for item in scene.objects:
+        standing[zone(item.x, item.y)].append(item)
+    single = [place for place, items in standing.items() if len(items) == 1]
+    empty = [place for place in range(len(ZONES)) if place not in standing]
+    place = rng.choice(empty if not single or rng.random() < 0.1 else single)
+    told = [Mention(1, item.shape, item.colour, item.size).text for item in standing.get(place, ())]
+    return f"what is at the {ZONES[place]}?", told[0] if told else "none"
+
+
 def _number(phrase: Mention, scene: Scene) -> int:
     return len(phrase.found(scene.objects))
 
@@ -222,4 +235,5 @@ _ASK: dict[QuestionKind, Callable[[Random, Scene], Asked | None]] = {
     "existence": _existence,
     "relation": _relation,
     "comparison": _comparison,
+    "place": _place,
 }

@@ -271,6 +271,24 @@ def test_thoughts_are_true_and_lead_to_the_answer():
     assert min(seen[kind] for kind in set(QUESTION_KINDS) - {"colour"}) > 100
 
 
+def test_what_stands_at_a_place_is_asked_where_it_is_clear():
+    empty = 0
+    for i in range(300):
+        scene = sample_scene(9, i)
+        asked = question(scene, 9, i, "place")
+        place = asked.question.removeprefix("what is at the ").removesuffix("?")
+        there = [item for item in scene.objects if in_zone(item, place)]
+        if asked.answer == "none":
+            empty += 1
+            assert not there
+            continue
+        (item,) = there
+        told = facts(asked.answer)[0]
+        assert fitting(scene, told).count(item) == 1
+        assert None not in told[1:]
+    assert 10 < empty < 60
+
+
 def test_answers_are_balanced():
     tally: dict[str, Counter[str]] = {kind: Counter() for kind in QUESTION_KINDS}
     for i in range(6000):
