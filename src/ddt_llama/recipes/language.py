@@ -47,6 +47,7 @@ class LanguageRecipe:
     Where there is no `start`, text is encoded by the Hugging Face text tokenizer in the folder
     `text`, or by one of `text_vocab` ids trained on `text_samples` texts of each data set.
     `code_start`: rows of codes of a new model start from the tokenizer's codebook, or at random.
+    `look_back`: heads of a new model start by looking a few tokens back.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
     something to contrast with. `text_weight`: what an id of text counts in the loss where a code
     counts 1. `max_text` ids of each text are kept; batches are padded to a
@@ -59,6 +60,7 @@ class LanguageRecipe:
     start: str | None = None
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     code_start: Literal["codebook", "random"] = "codebook"
+    look_back: bool = False
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
     text_weight: float = 1.0

@@ -243,12 +243,15 @@ def _language_model(
 ) -> Any:
     from ddt_llama.language import backbone
     from ddt_llama.language.codes import place_codes
+    from ddt_llama.language.heads import look_back
 
     seed = recipe.train.seed
     if start is None:
         model = backbone.build(recipe.backbone, vocabulary, seed=seed)
         if recipe.code_start == "codebook":
             place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
+        if recipe.look_back:
+            look_back(model, seed)
         return model
     if not (start / "vocabulary.json").is_file():
         return backbone.grow(start, vocabulary, seed=seed)
