@@ -86,7 +86,8 @@ def main(
         figures[f"{name}.median_rank"] = float(np.median(places)) + 1
         for most in (1, 10):
             figures |= flat({f"{name}.within_{most}": proportion((places < most).tolist())})
-        print(name, {key: round(value, 3) for key, value in figures.items() if key.startswith(f"{name}.")})
+        own = {key: round(value, 3) for key, value in figures.items() if key.startswith(f"{name}.")}
+        print(own)
         step = max(1, wanted // shown)
         few = list(range(0, wanted, step))[:shown]
         made = to_pil(drawn(painter, [captions[i] for i in few], NUM, **options))
