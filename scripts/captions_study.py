@@ -26,6 +26,7 @@ from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.data.sources import open_source
 from ddt_llama.evaluation.intervals import flat, proportion
 from ddt_llama.generation import Model, load
+from ddt_llama.generation.settings import Options
 from ddt_llama.reports.pictures import sheet
 
 NUM = 3  # drawings of each caption shown
@@ -37,13 +38,13 @@ def shrunk(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
     return F.adaptive_avg_pool2d(images, SMALL).flatten(1)
 
 
-def drawn(model: Model, captions: Sequence[str], num: int, **options: float) -> Tensor:
+def drawn(model: Model, captions: Sequence[str], num: int, options: Options) -> Tensor:
     """Draw each caption `num` times: pixels in [-1, 1], caption by caption."""
     parts = []
     for start in tqdm(range(0, len(captions), 32), "draw", unit_scale=32):
         part = captions[start : start + 32]
         first = list(range(num * start, num * (start + len(part)), num))
-        codes = model.draw_codes(part, num=num, seed=first, **options)  # type: ignore[arg-type]
+        codes = model.draw_codes(part, num=num, seed=first, **options)
         parts.append(model.decode(codes, list(range(len(codes)))).float().cpu())
     return torch.cat(parts)
 
@@ -66,11 +67,11 @@ def main(
 ) -> None:
     """Draw the captions of `split` (the first `count`) and of as many pictures seen in training."""
     painter = load(model)
-    chosen = {"guidance_scale": guidance_scale, "temperature": temperature}
-    options = {name: value for name, value in chosen.items() if value is not None}
+    options = Options(guidance_scale=guidance_scale, temperature=temperature)
+    settings = painter.settings.changed(options)
     figures: dict[str, float] = {
-        "guidance_scale": options.get("guidance_scale", painter.settings.guidance_scale),
-        "temperature": options.get("temperature", painter.settings.temperature),
+        "guidance_scale": settings.guidance_scale,
+        "temperature": settings.temperature,
     }
     size = painter.tokenizer.image_size
     unseen = open_source(data, image_size=size, split=split, kind="image")
@@ -81,7 +82,7 @@ def main(
         samples = source.batch([index * len(source) // wanted for index in range(wanted)])
         images = torch.stack([sample.image for sample in samples])
         captions = [sample.caption or "" for sample in samples]
-        places = ranks(drawn(painter, captions, 1, **options), images)
+        places = ranks(drawn(painter, captions, 1, options), images)
         figures[f"{name}.pictures"] = wanted
         figures[f"{name}.median_rank"] = float(np.median(places)) + 1
         for most in (1, 10):
@@ -90,7 +91,7 @@ def main(
         print(own)
         step = max(1, wanted // shown)
         few = list(range(0, wanted, step))[:shown]
-        made = to_pil(drawn(painter, [captions[i] for i in few], NUM, **options))
+        made = to_pil(drawn(painter, [captions[i] for i in few], NUM, options))
         rows = [to_pil(images[few]), *(made[row::NUM] for row in range(NUM))]
         save_png(sheet([one for row in rows for one in row], len(few)), out / f"{name}.png")
         (out / f"{name}.txt").write_text("".join(f"{captions[i]}\n" for i in few))

@@ -5,7 +5,7 @@ are torch's own.
 
 A product is made with the same weight thousands of times, so the weight is laid out once. Which
 layout is fastest depends on the processor (experiments/0018): on an Intel with AMX the transposed
-weight, which MKL multiplies with 2 to 16 rows up to 6 times as fast as oneDNN's packed one; on an
+weight, which MKL multiplies with 2 to 16 rows up to 4.7 times as fast as oneDNN's packed one; on an
 AMD the packed one, 1.5 to 4 times as fast as `F.linear` at 4 to 320 rows.
 """
 

@@ -14,7 +14,7 @@ def test_a_product_is_a_linear_layer_in_every_layout(
     layout: Layout, biased: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if layout == "packed" and not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
-        pytest.skip("this build of torch has no oneDNN")
+        pytest.skip("this build of torch has no oneDNN, so it never packs")
     monkeypatch.setattr(kernels, "layout_for", lambda weight: layout)
     torch.manual_seed(0)
     weight, bias = torch.randn(24, 16), torch.randn(24) if biased else None
