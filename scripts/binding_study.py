@@ -2,16 +2,17 @@
 
 Trains small models from nothing on words alone: the description of a scene, then questions about
 it, for which one phrase of the description has to be found. Every few steps: the share of answers
-to unseen scenes that are right word by word, by kind of question ("place" is the plainest: what is
-at the top left?). One run a start: heads at random, or looking back. Writes metrics.json and
-binding.png.
+to unseen scenes that are right word by word, by kind of question ("place": what is at the top
+left? "where": where is the red ring?). One run a start of the heads (at random, or looking back)
+and rotary base. Writes metrics.json and binding.png.
 
-    python scripts/binding_study.py --out experiments/0019-look-back
+    python scripts/binding_study.py --out experiments/0020-words-first
 """
 
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ from ddt_llama.shapes.questions import QuestionKind, question
 from ddt_llama.shapes.scene import sample_scene
 from ddt_llama.training.optim import Optimizer
 
-ASKED: tuple[QuestionKind, ...] = ("place", "relation", "place", "existence", "place", "colour")
+ASKED: tuple[QuestionKind, ...] = ("list", "where", "relation", "place", "existence", "colour")
+BASES = (10_000.0, 100.0)
 TESTED = 0x7E57_0000  # scenes from this number on are not trained on
 TESTS = 96
 
@@ -84,16 +86,19 @@ class School:
         return {kind: sum(each) / len(each) for kind, each in shares.items()}
 
 
-def train(school: School, *, back: bool, steps: int, every: int) -> list[dict[str, float]]:
+def train(
+    school: School, *, back: bool, base: float, steps: int, every: int
+) -> list[dict[str, float]]:
     """Train one model and return what was right along the way."""
-    model: Any = backbone.build(backbone.nano(), school.vocabulary)
+    shape = replace(backbone.nano(), rope_theta=base)
+    model: Any = backbone.build(shape, school.vocabulary)
     if back:
         look_back(model)
     model.set_attn_implementation("eager")
-    optimizer = Optimizer(model, replace(LANGUAGE_MUON, lr=2e-3, warmup=50, floor=1.0), steps)
+    optimizer = Optimizer(model, replace(LANGUAGE_MUON, warmup=50, floor=1.0), steps)
     curve: list[dict[str, float]] = []
     began = time.perf_counter()
-    for step in tqdm(range(steps), "look back" if back else "random"):
+    for step in tqdm(range(steps), named(back, base)):
         batch = school.batch([lesson(32 * step + row)[0] for row in range(32)])
         optimizer.zero_grad()
         with torch.autocast("cpu", torch.bfloat16):
@@ -109,19 +114,24 @@ def train(school: School, *, back: bool, steps: int, every: int) -> list[dict[st
     return curve
 
 
-def main(out: Path, steps: int = 400, every: int = 50) -> None:
-    """Train both starts on the same lessons."""
+def named(back: bool, base: float) -> str:
+    """Name a run."""
+    return f"{'looking back' if back else 'random'}, base {base:,.0f}"
+
+
+def main(out: Path, steps: int = 300, every: int = 25) -> None:
+    """Train each start with each rotary base on the same lessons."""
     import matplotlib.pyplot as plt
 
     school = School()
-    curves = {
-        name: train(school, back=back, steps=steps, every=every)
-        for name, back in (("looking back", True), ("random", False))
-    }
     out.mkdir(parents=True, exist_ok=True)
-    save_json(out / "metrics.json", curves)
+    curves = {}
+    for back, base in product((True, False), BASES):
+        curve = train(school, back=back, base=base, steps=steps, every=every)
+        curves[named(back, base)] = curve
+        save_json(out / "metrics.json", curves)
     figure, axes = plt.subplots(1, 3, figsize=(9, 2.6), sharey=True, layout="constrained")
-    for axis, kind in zip(axes, ("place", "existence", "relation"), strict=True):
+    for axis, kind in zip(axes, ("place", "where", "relation"), strict=True):
         for name, curve in curves.items():
             axis.plot([row["step"] for row in curve], [row[kind] for row in curve], label=name)
         axis.set(title=kind, xlabel="steps of 32 documents", ylim=(0, 1))

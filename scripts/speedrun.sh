@@ -88,7 +88,14 @@ else
     stage tokenizer tokenizer "$see" "${TOKENIZER:-}"
     tokenizer=$RUNS/tokenizer
 fi
-stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
+# Which of several phrases is meant is learned in minutes, from words alone (experiments/0020).
+if [ "$SIZE" = nano ] && [ "$learn" = shapes ]; then
+    stage words pretrain shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --steps 400 --mix.plan 1 \
+        --mix.text-to-image 0 --mix.image-to-text 0 --mix.image-only 0 --mix.text-only 0
+    stage pretrain pretrain shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --start "$RUNS/words"
+else
+    stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
+fi
 stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.

@@ -38,7 +38,7 @@ from ddt_llama.shapes.words import ZONES, zone
 SEED = 0x70E5_5EED_0000  # of scenes on which nothing is trained
 BATCH = 32
 MIDDLES = (0.2, 0.5, 0.8)  # of the columns and rows of ZONES
-OBJECT = re.compile(r"an? (\w+) (\w+) (\w+) at the ([a-z ]+)")
+OBJECT = re.compile(r"(\w+) (\w+) (\w+) ([a-z ]+)")
 Outcomes = dict[str, list[bool]]
 
 
@@ -52,7 +52,7 @@ def told(text: str) -> Scene | None:
         [name for name, _ in named] for named in (BACKGROUNDS, SIZES, COLOURS)
     )
     found = [OBJECT.fullmatch(part) for part in parts]
-    background = re.fullmatch(r"on an? (\w+) background", ground)
+    background = re.fullmatch(r"(\w+) background", ground)
     try:
         objects = []
         for one in found:

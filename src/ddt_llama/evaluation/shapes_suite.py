@@ -25,7 +25,7 @@ from ddt_llama.evaluation.intervals import (
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches, check_seed
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.settings import Options, Settings
-from ddt_llama.shapes.captions import description
+from ddt_llama.shapes.captions import description, in_few_words
 from ddt_llama.shapes.judge import change_done, rest_untouched, untouched_error
 from ddt_llama.shapes.prompts import (
     CATEGORIES,
@@ -143,7 +143,8 @@ class ShapesSuite:
         `shapes.edit.both.KIND`, `shapes.edit.untouched_error` (mean absolute difference, of the
         full range, where nothing should change), `shapes.questions`, `shapes.questions.KIND`,
         `shapes.questions.blind` (what the commonest answer to each kind would score, unseen) and
-        `shapes.descriptions` (share of the scenes asked about that are described without an error).
+        `shapes.descriptions` (share of the scenes asked about that are described without an
+        error, articles and prepositions aside).
         Shares have Wilson's intervals, those of drawings clustered by demand; `overall` is their
         square-and-add, the error a mean with Student's t.
         """
@@ -240,7 +241,7 @@ class ShapesSuite:
             answers = model.ask_many(images, [question.question for _, question in part])
             told = model.describe_many(images)
             outcomes["shapes.descriptions"] += [
-                text.strip() == description(scene)
+                in_few_words(text) == description(scene)
                 for text, (scene, _) in zip(told, part, strict=True)
             ]
             for (_, question), answer in zip(part, answers, strict=True):

@@ -1,10 +1,11 @@
 """Where the attention heads of a new language model start: looking a few tokens back.
 
-To answer for one of several phrases, a model must first gather each phrase ("a small red circle at
-the left") where it ends, and then find the one that is asked for. Neither half pays without the
-other, so both are learned late: for long it answers with the words of any phrase. Heads that look
-back from the start give it the first half. Measured in experiments/0019; mimicking what trained
-models end with, as in Trockman and Kolter (arXiv 2305.09828).
+To answer for one of several phrases, a model must first gather each phrase ("small red circle top
+left") where it ends, and then find the one that is asked for. Neither half pays without the other,
+so both are learned late: for long it answers with the words of any phrase. Heads that look back
+from the start give it the first half; the second needs rotary waves long enough to find words at
+any distance (experiments/0020). The idea of starting from what trained models end with is that of
+Trockman and Kolter (arXiv 2305.09828).
 """
 
 import math

@@ -162,10 +162,10 @@ class ShapesDrafts:
             if self._told(index):
                 pairs.insert(0, (documents.DESCRIBE, description(scene)))
             return Draft("ask", (picture,), _turns(pairs))
-        if self.kind == "describe":
-            return Draft("describe", (picture,), (description(scene),))
+        told = self._told(index)
+        if self.kind == "describe" or (self.kind == "image_to_text" and told):
+            return Draft(self.kind, (picture,), (description(scene),))
         text, planned = caption_and_plan(scene, seed, index)
-        told = self.kind == "draw" and self._told(index)
         return Draft(self.kind, (picture,), (planned if told else text,))
 
     def _questions(self, scene: Scene, index: int) -> list[tuple[str, str]]:
@@ -187,10 +187,12 @@ class ShapesDrafts:
         lessons: list[tuple[str, str]] = []
         if (index + _turn(index // 2, 2)) % 2:
             prompt, answer = caption_and_plan(scene, seed, index, hard=True)
+            if _turn(index, 2):  # to repeat what is told is learned first
+                prompt = answer
             # Relations are learned last; what stands where is what drawing has to know; what is
             # asked otherwise teaches which object is meant.
             count = QUESTIONS_OF_A_PLAN
-            kinds: list[QuestionKind | None] = ["place", "relation", "place"]
+            kinds: list[QuestionKind | None] = ["list", "where", "relation", "place"]
             kinds += [None] * (count - len(kinds))
             asked = [question(scene, seed, count * index + n, one) for n, one in enumerate(kinds)]
             lessons += [(one.question, one.reasoned) for one in asked]

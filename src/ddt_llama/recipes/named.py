@@ -78,38 +78,40 @@ def nano_tokenizer() -> TokenizerRecipe:
 
 
 def nano_pretrain() -> LanguageRecipe:
-    """About 8 M parameters, half of them rows of codes: captions and codes of nano."""
+    """About 8 M parameters, half of them rows of codes: captions and codes of nano.
+
+    Which of several phrases is meant is learned in words, before codes and beside them, by heads
+    that look back; captions of shapes are mostly complete descriptions (experiments/0020).
+    """
     return LanguageRecipe(
         "nano_pretrain",
         "pretrain",
         tokenizer=f"{RUNS}/nano_tokenizer",
         backbone=backbone.nano(),
-        mix=PRETRAIN,
+        look_back=True,
+        mix=Mix(text_to_image=0.45, image_to_text=0.2, image_only=0.03, text_only=0.02, plan=0.3),
+        text_weight=3.0,
         train=TrainConfig(
-            steps=1500,
+            steps=1000,
             batch=32,
+            ema=0.99,
             sample_every=1000,
             prefetch=1,
-            optim=replace(LANGUAGE_MUON, floor=0.5),
+            optim=replace(LANGUAGE_MUON, warmup=50, floor=1.0),
         ),
-        data=DataConfig(scenes=200_000),
+        data=DataConfig(scenes=200_000, grid=8, in_words=True),
     )
 
 
 def nano_instruct() -> LanguageRecipe:
     """Stage 2 of nano.
 
-    So short a training needs easy lessons (experiments/0012 to 0017): what is drawn stands on a
+    So short a training needs easy lessons (experiments/0012 to 0020): what is drawn stands on a
     grid, answers weigh more than codes, the model plans and looks in words before it draws, what
     can be learned from words alone is learned from them, and of edits what is learned last.
     """
-    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2e-3)
-    return replace(
-        recipe,
-        mix=Mix(draw=0.28, edit=0.3, ask=0.06, describe=0.14, plan=0.22),
-        text_weight=3.0,
-        data=replace(recipe.data, grid=8, in_words=True),
-    )
+    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2.5e-3)
+    return replace(recipe, mix=Mix(draw=0.28, edit=0.3, ask=0.06, describe=0.14, plan=0.22))
 
 
 def small_tokenizer() -> TokenizerRecipe:

@@ -22,6 +22,7 @@ from ddt_llama.shapes.words import (
     zone,
 )
 
+_LITTLE_WORDS = ("a", "an", "at", "on", "the")
 Told = tuple[str, list[Mention]]  # a caption, and its phrases in their order
 
 
@@ -48,8 +49,8 @@ def plan_of_edit(made: Edit) -> tuple[str, str]:
     kept = [made.after if item is made.before else item for item in reading_order(made.source)]
     kept += [made.after] if made.before is None else []
     target = description(made.target, [item for item in kept if item is not None])
-    before = made.before and _place(made.before)
-    after = made.after and _place(made.after)
+    before = made.before and told(made.before)
+    after = made.after and told(made.after)
     if made.kind == "background":
         before, after = (_ground_told(scene) for scene in (made.source, made.target))
     if before and after:
@@ -58,22 +59,30 @@ def plan_of_edit(made: Edit) -> tuple[str, str]:
 
 
 def description(scene: Scene, order: Sequence[Object] | None = None) -> str:
-    """Tell every object with size, colour, shape and place, and the background.
+    """Tell every object with size, colour, shape and place, and the background, in few words.
 
+    "small red circle top left, large blue star right, black background": what belongs together
+    stands within four tokens, which is as far as `language.heads` look back (experiments/0020).
     In reading order, which gives each scene one description, so that a model that writes it must
     have seen everything; or in an order in which objects may come again.
     """
     objects = dict.fromkeys(order or reading_order(scene))
-    return ", ".join([*map(_place, objects), _ground_told(scene)])
+    return ", ".join([*map(told, objects), _ground_told(scene)])
 
 
-def _place(item: Object) -> str:
-    phrase = Mention(1, item.shape, item.colour, item.size).text
-    return f"{phrase} at the {ZONES[zone(item.x, item.y)]}"
+def in_few_words(text: str) -> str:
+    """Leave out articles and prepositions, in which descriptions that say the same may differ."""
+    return " ".join(word for word in text.split() if word not in _LITTLE_WORDS)
+
+
+def told(item: Object) -> str:
+    """Tell one object: "small red circle top left"."""
+    phrase = Mention(1, item.shape, item.colour, item.size).bare
+    return f"{phrase} {ZONES[zone(item.x, item.y)]}"
 
 
 def _ground_told(scene: Scene) -> str:
-    return f"on a {BACKGROUNDS[scene.background][0]} background"
+    return f"{BACKGROUNDS[scene.background][0]} background"
 
 
 def reading_order(scene: Scene) -> list[Object]:
@@ -199,7 +208,7 @@ def _single(scene: Scene, rng: Random) -> list[tuple[Mention, Object]]:
 
 def _places(rng: Random, scene: Scene) -> Told:
     told = _single(scene, rng)
-    content = join([_place(item) for _, item in told])
+    content = join([f"{phrase.text} at the {ZONES[zone(i.x, i.y)]}" for phrase, i in told])
     return picture(rng, content, _ground(rng, scene)), [phrase for phrase, _ in told]
 
 

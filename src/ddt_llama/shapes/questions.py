@@ -11,21 +11,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from itertools import permutations
 from random import Random
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
-from ddt_llama.shapes.captions import reading_order, related_pairs, relation_words
+from ddt_llama.shapes.captions import reading_order, related_pairs, relation_words, told
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES, Object, Scene, generator
 from ddt_llama.shapes.words import NUMBERS, OPPOSITE, RELATIONS, ZONES, Mention, referents, zone
 
-QuestionKind = Literal["count", "colour", "existence", "relation", "comparison", "place"]
-# What an evaluation asks. A place is asked in lessons only.
-QUESTION_KINDS: tuple[QuestionKind, ...] = (
-    "count",
-    "colour",
-    "existence",
-    "relation",
-    "comparison",
-)
+Evaluated = Literal["count", "colour", "existence", "relation", "comparison"]
+Lesson = Literal["place", "where", "list"]  # what stands where: asked in training only
+QuestionKind = Evaluated | Lesson
+QUESTION_KINDS: tuple[Evaluated, ...] = get_args(Evaluated)
 # Smaller is asked more: few scenes have a relation or a comparison to ask about.
 _PRIORITY = {"count": 1.0, "colour": 1.0, "existence": 1.0, "relation": 0.5, "comparison": 0.6}
 
@@ -48,7 +43,7 @@ class Question(NamedTuple):
 
     @property
     def reasoned(self) -> str:
-        """The answer behind its thought: "the red star at the top, the ring at the left: no"."""
+        """The answer behind its thought: "red star top, ring left: no"."""
         return f"{self.thought}: {self.answer}" if self.thought else self.answer
 
 
@@ -56,7 +51,8 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
     """Ask something about the scene; what is asked is decided by (seed, index).
 
     A kind the scene has no question for (a relation with one object) gives way to another; `kind`
-    is the one to try first. "place", what stands in some zone, is asked only where it is named.
+    is the one to try first. "place", what stands in some zone, "where", in what zone something
+    stands, and "list", several of both, are asked only where they are named.
     """
     rng = generator(seed, index, 2)
     order = sorted(QUESTION_KINDS, key=lambda one: rng.random() * _PRIORITY[one])
@@ -160,7 +156,7 @@ def _relation(rng: Random, scene: Scene) -> Asked | None:
         return None
     first, relation, second, item, other = rng.choice(pairs)
     thought = ", ".join(
-        f"{phrase.definite} at the {ZONES[zone(one.x, one.y)]}"
+        f"{phrase.bare} {ZONES[zone(one.x, one.y)]}"
         for phrase, one in ((first, item), (second, other))
     )
     if rng.random() < 0.3:
@@ -191,7 +187,7 @@ def _compare_sizes(rng: Random, scene: Scene) -> Asked | None:
             word, larger = rng.choice((("larger", 1), ("smaller", 0)))
             answer = "yes" if item.size == larger else "no"
             thought = ", ".join(
-                replace(phrase, size=one.size).definite
+                replace(phrase, size=one.size).bare
                 for phrase, one in ((first[0], item), (second[0], other))
             )
             return f"is {first[0].definite} {word} than {second[0].definite}?", answer, thought
@@ -221,8 +217,36 @@ def _place(rng: Random, scene: Scene) -> tuple[str, str]:
     single = [place for place, items in standing.items() if len(items) == 1]
     empty = [place for place in range(len(ZONES)) if place not in standing]
     place = rng.choice(empty if not single or rng.random() < 0.1 else single)
-    told = [Mention(1, item.shape, item.colour, item.size).text for item in standing.get(place, ())]
-    return f"what is at the {ZONES[place]}?", told[0] if told else "none"
+    there = standing.get(place, ())
+    found = [Mention(1, item.shape, item.colour, item.size).bare for item in there]
+    return f"what is at the {ZONES[place]}?", found[0] if found else "none"
+
+
+def _where(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    """Ask in what zone an object stands."""
+    clear = [(phrase, item) for item in scene.objects for phrase in referents(scene, item)]
+    if not clear:
+        return None
+    phrase, item = rng.choice(clear)
+    return f"where is {phrase.definite}?", ZONES[zone(item.x, item.y)]
+
+
+def _list(rng: Random, scene: Scene) -> tuple[str, str] | None:
+    """Ask for a list of objects, each named by its looks or by its zone, in random order."""
+    zones = [zone(item.x, item.y) for item in scene.objects]
+    named = []
+    for item, place in zip(scene.objects, zones, strict=True):
+        keys = [phrase.bare for phrase in referents(scene, item)]
+        alone = zones.count(place) == 1
+        if alone and (not keys or rng.random() < 0.5):
+            named.append((ZONES[place], told(item)))
+        elif keys:
+            named.append((rng.choice(keys), told(item)))
+    if not named:
+        return None
+    rng.shuffle(named)
+    keys, answers = zip(*named, strict=True)
+    return f"list {', '.join(keys)}", ", ".join(answers)
 
 
 def _number(phrase: Mention, scene: Scene) -> int:
@@ -236,4 +260,6 @@ _ASK: dict[QuestionKind, Callable[[Random, Scene], Asked | None]] = {
     "relation": _relation,
     "comparison": _comparison,
     "place": _place,
+    "where": _where,
+    "list": _list,
 }

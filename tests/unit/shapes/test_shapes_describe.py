@@ -7,7 +7,7 @@ import jaxtyping
 import pytest
 
 from ddt_llama.language import documents
-from ddt_llama.shapes.captions import caption_and_plan, plan_of_edit
+from ddt_llama.shapes.captions import caption_and_plan, in_few_words, plan_of_edit
 from ddt_llama.shapes.describe import Edit, caption, description, edit, question
 from ddt_llama.shapes.edits import EDIT_KINDS, NEAR
 from ddt_llama.shapes.judge import change_done, rest_untouched
@@ -57,6 +57,11 @@ def facts(text: str) -> list[Fact]:
         number = None if n == "the" else NUMBERS.index(n) if n in NUMBERS else 1
         found.append((number, m["size"], m["colour"], NOUNS[m["noun"]]))
     return found
+
+
+def place_told(phrase: str) -> str:
+    """Return the words behind the noun: "top left" of "small red circle top left"."""
+    return re.sub(rf"^{PHRASE} ", "", phrase)
 
 
 def fitting(scene: Scene, fact: Fact) -> list[Object]:
@@ -161,14 +166,21 @@ def test_plans_tell_all_objects_in_the_order_of_the_caption():
         assert sorted(planned.split(", ")) == sorted(description(scene).split(", "))
         assert planned.split(", ")[-1] == description(scene).split(", ")[-1]
         complete = facts(planned)
-        told = [fact for fact in facts(text) if fact[0] is not None]
+        mentioned = [fact for fact in facts(text) if fact[0] is not None]
         places = [
-            next(n for n, one in enumerate(complete) if speaks_of(fact, one)) for fact in told
+            next(n for n, one in enumerate(complete) if speaks_of(fact, one)) for fact in mentioned
         ]
-        several += len(told) > 1
-        in_order += len(told) > 1 and places == sorted(places)
+        several += len(mentioned) > 1
+        in_order += len(mentioned) > 1 and places == sorted(places)
     assert several > 200
     assert in_order > 0.95 * several
+
+
+def test_little_words_make_no_other_description():
+    told = "a small red circle at the top left, an orange star at the right, on a white background"
+    assert in_few_words(told) == "small red circle top left, orange star right, white background"
+    scene = sample_scene(21, 0)
+    assert in_few_words(f" {description(scene)} ") == description(scene)
 
 
 def test_an_edit_in_words_changes_the_description_as_the_edit_changes_the_scene():
@@ -258,16 +270,16 @@ def test_thoughts_are_true_and_lead_to_the_answer():
                 assert all(any(in_zone(item, part) for item in there) for part in parts)
                 continue
             for part, fact in zip(parts, facts(asked.question), strict=True):
-                told = facts(part)[0]
-                if "than" in asked.question and told[0] is not None:
-                    assert told[0] == len(fitting(scene, fact))
-                    assert told[1:] == fact[1:]
+                found = facts(part)[0]
+                if asked.question.startswith("are there more"):
+                    assert found[0] == len(fitting(scene, fact))
+                    assert found[1:] == fact[1:]
                     continue
                 (item,) = fitting(scene, fact)
-                assert told[2:] == fact[2:]
-                assert fitting(scene, told) == [item]
+                assert found[2:] == fact[2:]
+                assert fitting(scene, found) == [item]
                 if asked.kind == "relation":
-                    assert in_zone(item, part.partition(" at the ")[2])
+                    assert in_zone(item, place_told(part))
     assert min(seen[kind] for kind in set(QUESTION_KINDS) - {"colour"}) > 100
 
 
@@ -283,10 +295,48 @@ def test_what_stands_at_a_place_is_asked_where_it_is_clear():
             assert not there
             continue
         (item,) = there
-        told = facts(asked.answer)[0]
-        assert fitting(scene, told).count(item) == 1
-        assert None not in told[1:]
+        found = facts(asked.answer)[0]
+        assert fitting(scene, found).count(item) == 1
+        assert None not in found[1:]
     assert 10 < empty < 60
+
+
+def test_where_an_object_stands_is_asked_of_one_that_is_named_clearly():
+    answers = Counter()
+    for i in range(300):
+        scene = sample_scene(9, i)
+        asked = question(scene, 9, i, "where")
+        if asked.kind != "where":
+            continue
+        (item,) = fitting(scene, facts(asked.question)[0])
+        assert in_zone(item, asked.answer)
+        answers[asked.answer] += 1
+    assert len(answers) == 9
+    assert sum(answers.values()) > 250
+
+
+def test_a_list_tells_each_object_that_is_named_in_the_order_asked_for():
+    by_place = by_looks = 0
+    for i in range(300):
+        scene = sample_scene(9, i)
+        asked = question(scene, 9, i, "list")
+        if asked.kind != "list":
+            continue
+        keys = asked.question.removeprefix("list ").split(", ")
+        told_ones = asked.answer.split(", ")
+        assert len(set(keys)) == len(keys) == len(told_ones) <= len(scene.objects)
+        for key, told_one in zip(keys, told_ones, strict=True):
+            if facts(key):
+                there = fitting(scene, facts(key)[0])
+                by_looks += 1
+            else:
+                there = [item for item in scene.objects if in_zone(item, key)]
+                by_place += 1
+            (item,) = there
+            assert None not in facts(told_one)[0][1:]
+            assert item in fitting(scene, facts(told_one)[0])
+            assert in_zone(item, place_told(told_one))
+    assert min(by_place, by_looks) > 200
 
 
 def test_answers_are_balanced():
