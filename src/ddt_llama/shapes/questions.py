@@ -56,7 +56,7 @@ def question(scene: Scene, seed: int, index: int, kind: QuestionKind | None = No
     """
     rng = generator(seed, index, 2)
     order = sorted(QUESTION_KINDS, key=lambda one: rng.random() * _PRIORITY[one])
-    kinds: list[QuestionKind] = order if kind is None else [kind, *order]
+    kinds: list[QuestionKind] = [*order] if kind is None else [kind, *order]
     for chosen in kinds:
         asked = _ASK[chosen](rng, scene)
         if asked is not None:
