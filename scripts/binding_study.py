@@ -6,7 +6,7 @@ to unseen scenes that are right word by word, by kind of question ("place": what
 left? "where": where is the red ring?). One run a start of the heads (at random, or looking back)
 and rotary base. Writes metrics.json and binding.png.
 
-    python scripts/binding_study.py --out experiments/0020-words-first
+    python scripts/binding_study.py --out experiments/0020-phrases
 """
 
 import time
