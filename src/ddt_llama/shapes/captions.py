@@ -77,7 +77,7 @@ def in_few_words(text: str) -> str:
 
 def told(item: Object) -> str:
     """Tell one object: "small red circle top left"."""
-    phrase = Mention(1, item.shape, item.colour, item.size).bare
+    phrase = Mention.of(item).bare
     return f"{phrase} {ZONES[zone(item.x, item.y)]}"
 
 
@@ -192,8 +192,8 @@ def _relation(rng: Random, scene: Scene) -> Told:
         content = f"{content}, {first.definite} {words} {second.definite}"
         return picture(rng, content, _ground(rng, scene)), told
     if rng.random() < 0.25:
-        first = Mention(1, item.shape, item.colour, item.size)
-        second = Mention(1, other.shape, other.colour, other.size)
+        first = Mention.of(item)
+        second = Mention.of(other)
     content = f"{first.text} {words} {second.text}"
     complete = len(scene.objects) == 2
     return picture(rng, content, _ground(rng, scene), complete=complete), [first, second]
@@ -201,7 +201,7 @@ def _relation(rng: Random, scene: Scene) -> Told:
 
 def _single(scene: Scene, rng: Random) -> list[tuple[Mention, Object]]:
     """Return one phrase for each object, in random order."""
-    told = [(Mention(1, one.shape, one.colour, one.size), one) for one in scene.objects]
+    told = [(Mention.of(one), one) for one in scene.objects]
     rng.shuffle(told)
     return told
 

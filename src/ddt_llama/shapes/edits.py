@@ -183,7 +183,7 @@ def _add(rng: Random, scene: Scene, grid: int | None) -> Edit | None:
     if spot is None:
         return None
     after = replace(new, x=spot[0], y=spot[1])
-    phrase = Mention(1, new.shape, new.colour, new.size)
+    phrase = Mention.of(new)
     wording = rng.choice(("add {} at the {}", "put {} at the {}"))
     instruction = wording.format(phrase.text, ZONES[place])
     return Edit(scene, instruction, _with(scene, None, after), "add", None, after)

@@ -218,7 +218,7 @@ def _place(rng: Random, scene: Scene) -> tuple[str, str]:
     empty = [place for place in range(len(ZONES)) if place not in standing]
     place = rng.choice(empty if not single or rng.random() < 0.1 else single)
     there = standing.get(place, ())
-    found = [Mention(1, item.shape, item.colour, item.size).bare for item in there]
+    found = [Mention.of(item).bare for item in there]
     return f"what is at the {ZONES[place]}?", found[0] if found else "none"
 
 

@@ -34,6 +34,11 @@ class Mention:
     colour: int | None = None
     size: int | None = None
 
+    @staticmethod
+    def of(item: Object) -> "Mention":
+        """Return the phrase that tells all looks of one object."""
+        return Mention(1, item.shape, item.colour, item.size)
+
     def fits(self, item: Object) -> bool:
         """Say whether the object is one of those the phrase speaks of."""
         return (
@@ -111,7 +116,7 @@ def referents(scene: Scene, item: Object) -> list[Mention]:
     phrases = [
         Mention(1, item.shape, item.colour),
         Mention(1, item.shape),
-        Mention(1, item.shape, item.colour, item.size),
+        Mention.of(item),
         Mention(1, item.shape, None, item.size),
     ]
     return [phrase for phrase in phrases if len(phrase.found(scene.objects)) == 1]
