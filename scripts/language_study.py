@@ -50,14 +50,14 @@ class Documents:
         self.tokenizer = tokenizer
         self.source = ShapesSource(seed=0, max_objects=4)
         coder = Coder(tokenizer, CPU, bf16=False)
-        rows: list[list[int]] = []
+        rows: list[Tensor] = []
         flat: list[Tensor] = []
         for start in tqdm(range(0, count, 256), desc="encoding", unit_scale=256):
             scenes = [self.source.scene(i) for i in range(start, min(count, start + 256))]
-            rows += coder([Picture(scene) for scene in scenes])
+            rows.append(coder([Picture(scene) for scene in scenes]))
             if start + 256 > count - UNSEEN:
                 flat.append(self.is_flat(render_scenes(scenes, tokenizer.image_size)))
-        self.codes = tokenizer.from_language(torch.tensor(rows))
+        self.codes = tokenizer.from_language(torch.cat(rows))
         self.flat = tokenizer.from_language(torch.cat(flat)[-UNSEEN:].long()).bool()
         self.text = TextTokenizer.train([self.source[i].text for i in range(20_000)], 1024)
         self.vocabulary = Vocabulary(self.text.size, tokenizer.codebook_size, tokenizer.num_tokens)

@@ -6,6 +6,7 @@ opens; several are mixed by weight. Everything is a pure function of the recipe 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -21,8 +22,9 @@ from ddt_llama.data.sources import ImageSource, Reading, open_source
 from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.runs import MAY_CHANGE
 from ddt_llama.shapes.render import render
-from ddt_llama.shapes.scene import Split
+from ddt_llama.shapes.scene import Scene, Split
 from ddt_llama.shapes.world import ShapesSource
+from ddt_llama.training.prefetch import TwoPart
 
 SHAPES = "shapes"
 ENDLESS = 2**40  # scenes; orders are computed, not stored
@@ -115,26 +117,19 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class ScenePictures:
-    """The shapes world as pictures alone, rendered a batch at a time."""
+class Scenes:
+    """The shapes world as scenes, to be rendered a batch at a time."""
 
     source: ShapesSource
-    image_size: int
-    device: torch.device
     length: int = ENDLESS
 
     def __len__(self) -> int:
         """Return the number of different scenes."""
         return self.length
 
-    def __getitem__(self, index: int, /) -> Tensor:
-        """Return one picture."""
-        return self.batch([index])[0]
-
-    def batch(self, indices: Sequence[int]) -> list[Tensor]:
-        """Return the pictures of `indices`."""
-        scenes = [self.source.scene(index) for index in indices]
-        return list(render(scenes, self.image_size, self.device)) if scenes else []
+    def __getitem__(self, index: int, /) -> Scene:
+        """Return one scene."""
+        return self.source.scene(index)
 
 
 @dataclass(frozen=True)
@@ -156,15 +151,26 @@ class FilePictures:
         return [sample.image for sample in self.source.batch(indices)]
 
 
-def image_stream(
-    config: DataConfig, image_size: int, batch: int, device: torch.device
-) -> Callable[[int], Float[Tensor, "b 3 h w"]]:
-    """Return step -> this process's share of `batch` images, in [-1, 1]."""
-    sources: list[Indexed[Tensor]] = []
+def image_stream(config: DataConfig, image_size: int, batch: int, device: torch.device) -> TwoPart:
+    """Return step -> this process's share of `batch` images, (b, 3, h, w) in [-1, 1].
+
+    Scenes are rendered on `device`, or by the processes that prepare batches.
+    """
+
+    def finished(contents: Sequence[Scene | Tensor] | Tensor) -> Float[Tensor, "b 3 h w"]:
+        return images_of(contents, image_size, device)
+
+    return TwoPart(partial(_contents, config, image_size, batch), finished)
+
+
+def _contents(
+    config: DataConfig, image_size: int, batch: int, rendered: bool
+) -> Callable[[int], Sequence[Scene | Tensor] | Tensor]:
+    """Return step -> scenes and pictures, as one tensor where `rendered`."""
+    sources: list[Indexed[Scene | Tensor]] = []
     for path in config.paths:
         if path == SHAPES:
-            scenes = shapes_source(config)
-            sources.append(ScenePictures(scenes, image_size, device, config.scenes or ENDLESS))
+            sources.append(Scenes(shapes_source(config), config.scenes or ENDLESS))
         else:
             sources.append(FilePictures(config.open_images(path, image_size)))
     stream = Stream(
@@ -175,11 +181,20 @@ def image_stream(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
     )
+    if not rendered:
+        return stream
+    return lambda step: images_of(stream(step), image_size, torch.device("cpu"))
 
-    def images(step: int) -> Tensor:
-        return torch.stack([image.to(device) for image in stream(step)])
 
-    return images
+def images_of(
+    contents: Sequence[Scene | Tensor] | Tensor, size: int, device: torch.device
+) -> Float[Tensor, "b 3 h w"]:
+    """Return scenes, rendered, and pictures in their order as one tensor on `device`."""
+    if isinstance(contents, Tensor):
+        return contents.to(device)
+    drawn = iter(render([one for one in contents if isinstance(one, Scene)], size, device))
+    images = [next(drawn) if isinstance(one, Scene) else one.to(device) for one in contents]
+    return torch.stack(images) if images else torch.empty(0, 3, size, size, device=device)
 
 
 def shapes_source(config: DataConfig) -> ShapesSource:

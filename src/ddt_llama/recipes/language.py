@@ -7,7 +7,8 @@ the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages 1 and 2.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,12 +19,12 @@ from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, render
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.recipes.data import DataConfig
+from ddt_llama.recipes.data import DataConfig, images_of
 from ddt_llama.recipes.drafts import Draft, Mix, Picture, mixture
-from ddt_llama.shapes.render import render as render_scenes
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.training.loop import TrainConfig, step_seed
+from ddt_llama.training.prefetch import TwoPart
 
 PRETRAIN = Mix(text_to_image=0.6, image_to_text=0.2, image_only=0.1, text_only=0.1)
 INSTRUCT = Mix(draw=0.35, edit=0.35, ask=0.2, describe=0.1)
@@ -98,7 +99,7 @@ class Coder:
         self._known: dict[Hashable, np.ndarray] = {}
         self._room = KNOWN_BYTES // (4 * tokenizer.num_tokens + ENTRY_BYTES)
 
-    def __call__(self, pictures: Sequence[Picture]) -> list[list[int]]:
+    def __call__(self, pictures: Sequence[Picture]) -> Int[Tensor, "n k"]:
         """Return the codes of each picture; those with a key are computed once only."""
         names = [place if p.key is None else p.key for place, p in enumerate(pictures)]
         wanted = dict(zip(names, pictures, strict=True))
@@ -107,21 +108,26 @@ class Coder:
         for name, picture in missing.items():
             if picture.key is not None and len(self._known) < self._room:
                 self._known[picture.key] = fresh[name]
-        return [(fresh if name in fresh else self._known)[name].tolist() for name in names]
+        rows = [(fresh if name in fresh else self._known)[name] for name in names]
+        found = np.stack(rows) if rows else np.zeros((0, self.tokenizer.num_tokens), np.int32)
+        return torch.from_numpy(found).long()
 
-    def edited(self, source: Sequence[int], target: Sequence[int]) -> list[int]:
+    def edited(
+        self, source: Int[Tensor, "*n k"], target: Int[Tensor, "*n k"]
+    ) -> Int[Tensor, "*n k"]:
         """Return the codes of `target`, but those of `source` where both look nearly alike."""
-        before, after = torch.tensor(source), torch.tensor(target)
         vectors = self.tokenizer.code_vectors().detach()
-        there, wanted = (vectors[codes.to(vectors.device)] for codes in (before, after))
+        there, wanted = (vectors[codes.to(vectors.device)] for codes in (source, target))
         alike = (there * wanted).sum(-1).cpu() >= ALIKE
-        return torch.where(alike, before, after).tolist()
+        return torch.where(alike, source, target)
 
     @torch.no_grad()
     def _encode(self, pictures: Sequence[Picture]) -> list[np.ndarray]:
         if not pictures:
             return []
-        images, size = self._images(pictures), CHUNK[self._device.type]
+        contents = [picture.content for picture in pictures]
+        images = images_of(contents, self.tokenizer.image_size, self._device)
+        size = CHUNK[self._device.type]
         codes = []
         for start in range(0, len(images), size):
             part = images[start : start + size]
@@ -132,19 +138,22 @@ class Coder:
             codes.append(self.tokenizer.to_language(found))
         return list(torch.cat(codes).to(torch.int32).cpu().numpy())
 
-    def _images(self, pictures: Sequence[Picture]) -> Tensor:
-        size = self.tokenizer.image_size
-        scenes = [p.content for p in pictures if isinstance(p.content, Scene)]
-        drawn = iter(render_scenes(scenes, size, self._device))
-        return torch.stack(
-            [
-                next(drawn) if isinstance(p.content, Scene) else p.content.to(self._device)
-                for p in pictures
-            ]
-        )
-
 
 Batch = tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, " b"]]
+
+
+class Unencoded(NamedTuple):
+    """A batch before its pictures are encoded: any code stands where codes belong.
+
+    `contents` and `keys` are those of all pictures in their order; `edits` are the places of the
+    answers of edits among them, each behind its source.
+    """
+
+    batch: documents.Batch
+    kinds: Int[Tensor, " b"]
+    contents: Sequence[Scene | Tensor] | Tensor
+    keys: list[Hashable]
+    edits: list[int]
 
 
 def document_stream(
@@ -153,37 +162,60 @@ def document_stream(
     vocabulary: Vocabulary,
     text: TextTokenizer,
     max_length: int,
-) -> Callable[[int], Batch]:
-    """Return step -> (ids, labels, attention mask, kinds), a pure function of the step."""
-    batch = recipe.train.batch
-    drafts = mixture(recipe.data, recipe.mix, coder.tokenizer.image_size, batch)
+) -> TwoPart:
+    """Return step -> (ids, labels, attention mask, kinds), a pure function of the step.
 
-    def sequence(draft: Draft, codes: Sequence[Sequence[int]], number: int) -> documents.Sequence:
-        document = draft.document(codes)
+    What needs no device, which on a GPU is the longer part, may run in other processes.
+    """
+    make = partial(
+        unencoded_documents, recipe, coder.tokenizer.image_size, vocabulary, text, max_length
+    )
+
+    def encoded(part: Unencoded) -> Batch:
+        codes = coder([Picture(*both) for both in zip(part.contents, part.keys, strict=True)])
+        targets = torch.tensor(part.edits, dtype=torch.long)
+        codes[targets] = coder.edited(codes[targets - 1], codes[targets])
+        ids, labels, mask = documents.with_codes(part.batch, codes, targets, vocabulary)
+        return ids, labels, mask, part.kinds
+
+    return TwoPart(make, encoded)
+
+
+def unencoded_documents(
+    recipe: LanguageRecipe,
+    image_size: int,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    max_length: int,
+    rendered: bool,
+) -> Callable[[int], Unencoded]:
+    """Return step -> documents without codes, their pictures as one tensor where `rendered`."""
+    batch = recipe.train.batch
+    drafts = mixture(recipe.data, recipe.mix, image_size, batch)
+    blank = [[0] * vocabulary.num_tokens] * 2
+
+    def sequence(draft: Draft, number: int) -> documents.Sequence:
+        document = draft.document(blank)
         if document.kind in ("draw", "edit") and _dropped(recipe, number):
             document = documents.without_text(document)
-        return render(
-            document,
-            vocabulary,
-            text,
-            max_length=max_length,
-            max_text=recipe.max_text,
-        )
+        return render(document, vocabulary, text, max_length=max_length, max_text=recipe.max_text)
 
-    def batch_of(step: int) -> Batch:
+    def batch_of(step: int) -> Unencoded:
         rows = drafts(step)
-        codes = iter(coder([picture for row in rows for picture in row.pictures]))
         first = step * batch + distributed.rank() * len(rows)
-        sequences = []
-        for place, row in enumerate(rows):
-            own = [next(codes) for _ in row.pictures]
-            if row.kind == "edit":
-                own = [own[0], coder.edited(*own)]
-            sequences.append(sequence(row, own, first + place))
+        sequences = [sequence(row, first + place) for place, row in enumerate(rows)]
         longest = max(len(one.ids) for one in sequences)
         length = -(-longest // recipe.pad_multiple) * recipe.pad_multiple
-        ids, labels, mask = collate(sequences, vocabulary.pad, length)
-        return ids, labels, mask, documents.kind_indices(sequences)
+        pictures = [(row.kind, picture) for row in rows for picture in row.pictures]
+        contents = [picture.content for _, picture in pictures]
+        edits = [place for place, (kind, _) in enumerate(pictures) if kind == "edit"][1::2]
+        return Unencoded(
+            collate(sequences, vocabulary.pad, length),
+            documents.kind_indices(sequences),
+            images_of(contents, image_size, torch.device("cpu")) if rendered else contents,
+            [picture.key for _, picture in pictures],
+            edits,
+        )
 
     return batch_of
 

@@ -128,13 +128,14 @@ def small_tokenizer() -> TokenizerRecipe:
             encoder=EncoderConfig(dim=320, depth=4, num_heads=5),
             decoder=DecoderConfig(dim=320, depth=6, num_heads=5, gate_start=1.0),
         ),
-        objective=replace(FROM_OWN_ANSWERS, round_from=1000, round_until=2500),
+        objective=replace(FROM_OWN_ANSWERS, round_from=500, round_until=1200),
         train=TrainConfig(
             steps=9000,
-            batch=256,
+            batch=128,
             compile=True,
             sample_every=1000,
             prefetch=2,
+            workers=8,
             optim=replace(TOKENIZER_MUON, warmup=200),
         ),
     )
@@ -142,28 +143,31 @@ def small_tokenizer() -> TokenizerRecipe:
 
 def small_pretrain() -> LanguageRecipe:
     """About 30 M parameters over the small tokenizer."""
-    return LanguageRecipe(
-        "small_pretrain",
-        "pretrain",
+    nano = nano_pretrain()
+    return replace(
+        nano,
+        name="small_pretrain",
         tokenizer=f"{RUNS}/small_tokenizer",
         backbone=backbone.small(),
-        mix=PRETRAIN,
         text_vocab=2048,
         pad_multiple=32,
         train=TrainConfig(
-            steps=4000,
-            batch=256,
+            steps=2000,
+            batch=128,
             compile=True,
             sample_every=1000,
             prefetch=2,
-            optim=replace(LANGUAGE_MUON, lr=1e-3, warmup=200),
+            workers=8,
+            optim=replace(LANGUAGE_MUON, lr=2e-3, floor=1.0),
         ),
+        data=replace(nano.data, scenes=None),
     )
 
 
 def small_instruct() -> LanguageRecipe:
     """Stage 2 of small."""
-    return _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=6e-4)
+    recipe = _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=2e-3)
+    return replace(recipe, mix=nano_instruct().mix)
 
 
 def base_tokenizer() -> TokenizerRecipe:

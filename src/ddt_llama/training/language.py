@@ -20,8 +20,10 @@ from ddt_llama.language.vocabulary import Vocabulary
 
 # On a CPU time grows with every padded id, so short documents are not padded to the longest.
 CPU_PARTS = 4
-# Rows whose logits exist at once.
-ROWS_AT_ONCE = 512
+# Rows whose logits exist at once: few on a CPU, whose cache they are to stay in. On a GPU as many
+# as hold so many logits, or launching the parts would take longer than computing them.
+CPU_ROWS = 512
+GPU_LOGITS = 2**27
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,8 @@ class NextToken:
         ids, labels = batch[0], batch[1]
         targets = labels[:, 1:]
         supervised = targets != IGNORED
-        wanted = targets[supervised]
+        places = supervised.nonzero(as_tuple=True)  # waits for the device, here where it is idle
+        wanted = targets[places]
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
         hidden = supervised_hidden(model, ids, supervised)
@@ -64,7 +67,7 @@ class NextToken:
                 "loss.code": _mean(each, code),
             }
             if len(batch) > 3:
-                kinds = batch[3][:, None].expand_as(targets)[supervised]
+                kinds = batch[3][places[0]]
                 figures |= {f"loss.{n}": _mean(each, kinds == k) for k, n in enumerate(KINDS)}
         return loss, figures
 
@@ -164,8 +167,9 @@ class LinearCrossEntropy(torch.autograd.Function):
         hidden_grad = torch.empty_like(hidden)
         weight_grad = torch.zeros_like(weight, dtype=torch.float32)
         with torch.autocast(device, enabled=False):
-            for start in range(0, len(hidden), ROWS_AT_ONCE):
-                part = slice(start, start + ROWS_AT_ONCE)
+            at_once = CPU_ROWS if device == "cpu" else max(CPU_ROWS, GPU_LOGITS // len(weight))
+            for start in range(0, len(hidden), at_once):
+                part = slice(start, start + at_once)
                 rows, scale = hidden[part].to(table.dtype), weights[part].float()
                 logits = rows @ table.t()
                 slope, highest, total = _scaled_softmax(logits, scale)
@@ -197,4 +201,4 @@ def by_length(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:
     """Return the mean of the chosen values; nan, which no log line counts, where there is none."""
-    return values[chosen].mean()
+    return values.where(chosen, 0).sum() / chosen.sum()

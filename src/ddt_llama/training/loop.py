@@ -51,6 +51,8 @@ class TrainConfig:
     `batch` counts the images (or documents) of one pass, over all processes together.
     `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
     `bf16`: compute in bf16 where the device can, in float32 where it cannot.
+    `prefetch`: batches read ahead. `workers`: processes that prepare batches, where the device is a
+    GPU (on a CPU they would only take its cores).
     `explode`: stop where the loss stays above this multiple of its running median.
     """
 
@@ -71,12 +73,20 @@ class TrainConfig:
     keep: int = field(default=2, metadata=MAY_CHANGE)
     minutes: float | None = field(default=None, metadata=MAY_CHANGE)
     prefetch: int = field(default=0, metadata=MAY_CHANGE)
+    workers: int = field(default=0, metadata=MAY_CHANGE)
     tensorboard: bool = field(default=True, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         lows = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "keep": 1}
-        lows |= {"sample_every": 1, "checkpoint_every": 1, "clip": 0, "prefetch": 0, "seed": 0}
+        lows |= {
+            "sample_every": 1,
+            "checkpoint_every": 1,
+            "clip": 0,
+            "prefetch": 0,
+            "seed": 0,
+            "workers": 0,
+        }
         lows |= {"explode": 1, "checkpoint_minutes": 0, "ema": 0}
         for name, low in lows.items():
             if not getattr(self, name) >= low:
@@ -131,7 +141,9 @@ def train(
             part.compile()
     display = Display(config.steps, trainer.step)
     try:
-        with Batches(stream, trainer.device, config.prefetch) as batches, Signals() as signals:
+        workers = config.workers if trainer.device.type == "cuda" else 0
+        reading = Batches(stream, trainer.device, config.prefetch, workers)
+        with reading as batches, Signals() as signals:
             finished = trainer.run_to_end(batches, signals, display)
     finally:
         display.close()

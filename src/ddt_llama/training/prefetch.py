@@ -1,18 +1,56 @@
-"""Fetch batches for the loop, one thread ahead where asked, and measure how long it waited.
+"""Fetch batches for the loop ahead of time, and measure how long it waited.
 
-A stream is a pure function of an integer, so reading ahead changes nothing but the waiting.
+A stream is a pure function of an integer, so reading ahead, by a thread or by other processes,
+changes nothing but the waiting.
 """
 
+import itertools
+import signal
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 Stream = Callable[[int], Any]
+
+
+@dataclass(frozen=True)
+class TwoPart:
+    """A stream whose first part needs no device and may run in other processes.
+
+    `make(apart)` opens the first part, number -> anything; it travels to the processes by pickle,
+    and `apart` says that its results must travel, too. `finish` makes batches of them, here.
+    """
+
+    make: Callable[[bool], Stream]
+    finish: Callable[[Any], Any]
+
+    def __call__(self, number: int) -> Any:
+        """Return batch `number`."""
+        return self.finish(self._here(number))
+
+    @cached_property
+    def _here(self) -> Stream:
+        return self.make(False)
+
+
+class _Apart(Dataset[Any]):
+    """The first part of a stream in one worker process."""
+
+    def __init__(self, make: Callable[[bool], Stream]) -> None:
+        self._make, self._stream = make, None
+
+    def __getitem__(self, number: int) -> Any:
+        if self._stream is None:
+            self._stream = self._make(True)
+        return self._stream(number)
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -29,12 +67,18 @@ def to_device(batch: Any, device: torch.device) -> Any:
 
 
 class Batches:
-    """Give batch number 0, 1, 2, ... of a stream, read up to `ahead` batches in advance."""
+    """Give batch number 0, 1, 2, ... of a stream, read up to `ahead` batches in advance.
 
-    def __init__(self, stream: Stream, device: torch.device, ahead: int) -> None:
-        """Start no work yet; use as a context manager so that the thread ends."""
+    With `workers` as many processes do the first part of a `TwoPart` stream, by torch's DataLoader;
+    numbers are then to be taken one after the other.
+    """
+
+    def __init__(self, stream: Stream, device: torch.device, ahead: int, workers: int = 0) -> None:
+        """Start no work yet; use as a context manager so that threads and processes end."""
         self.waited = 0.0
         self._stream, self._device, self._ahead = stream, device, ahead
+        self._workers = workers
+        self._parts: Iterator[Any] | None = None
         self._pool = ThreadPoolExecutor(1, "prefetch") if ahead else None
         self._coming: dict[int, Future[Any]] = {}
 
@@ -42,15 +86,33 @@ class Batches:
         """Return batch `number` on the device; the time this took is added to `waited`."""
         began = time.perf_counter()
         if self._pool is None:
-            batch = self._stream(number)
+            batch = self._read(number)
         else:
             for later in range(number, number + self._ahead + 1):
                 if later not in self._coming:
-                    self._coming[later] = self._pool.submit(self._stream, later)
+                    self._coming[later] = self._pool.submit(self._read, later)
             batch = self._coming.pop(number).result()
         batch = to_device(batch, self._device)
         self.waited += time.perf_counter() - began
         return batch
+
+    def _read(self, number: int) -> Any:
+        stream = self._stream
+        if not (self._workers and isinstance(stream, TwoPart)):
+            return stream(number)
+        if self._parts is None:
+            loader = DataLoader(
+                _Apart(stream.make),
+                batch_size=None,
+                sampler=itertools.count(number),  # pyright: ignore[reportArgumentType]
+                collate_fn=_as_it_is,
+                num_workers=self._workers,
+                worker_init_fn=_leave_signals,
+                # A forked process would hold the locks of threads that it has not.
+                multiprocessing_context="spawn",
+            )
+            self._parts = iter(loader)
+        return stream.finish(next(self._parts))
 
     def __enter__(self) -> "Batches":
         """Return itself."""
@@ -62,6 +124,16 @@ class Batches:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """End the thread."""
+        """End the thread and the processes."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
+        self._parts = None
+
+
+def _as_it_is(part: Any) -> Any:
+    return part
+
+
+def _leave_signals(worker: int) -> None:
+    """Let the main process say when to stop."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -85,7 +85,10 @@ class TimestepObjective:
         patches = model.to_patches(images)
         b, device = len(images), images.device
         t = c.density.sample((b, c.draws), generator)
-        eps = torch.randn(b, c.draws, *patches.shape[1:], generator=generator)
+        # Noise for a GPU is made there: a CPU core would take as long as the rest of the step.
+        noise = Generator(device).manual_seed(step_seed) if device.type == "cuda" else generator
+        shape = (b, c.draws, *patches.shape[1:])
+        eps = torch.randn(shape, generator=noise, device=device)
         dropped = torch.rand(b, c.draws, generator=generator) < c.drop_tokens
         hides = torch.rand(b, generator=generator) < c.hide_fine
         first = torch.randint(model.num_tokens, (b,), generator=generator) * hides
@@ -95,7 +98,7 @@ class TimestepObjective:
             onward = torch.cat([torch.ones(b, 1), Uniform().sample((b, c.draws - 1), generator)], 1)
             t = torch.where(own[:, None], onward, t)
             own = own.to(device)
-        t, eps, dropped, first = (x.to(device) for x in (t, eps, dropped, first))
+        t, dropped, first = (x.to(device) for x in (t, dropped, first))
         denoised = model(
             patches,
             eps,

@@ -38,6 +38,7 @@ from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.prefetch import Batches
 
 CPU = torch.device("cpu")
 COLOURS = ["red", "lime", "blue", "yellow", "black", "gray"]
@@ -129,19 +130,17 @@ def test_codes_are_those_of_the_tokenizer_in_language_order(tokenizer: TimestepT
     scenes = [source.scene(index) for index in range(CHUNK["cpu"] + 3)]
     rows = Coder(tokenizer, CPU, bf16=False)([Picture(scene) for scene in scenes])
     codes = tokenizer.to_language(tokenizer.encode(render(scenes, 32)))
-    assert rows == codes.tolist()
+    assert torch.equal(rows, codes)
 
 
 def test_known_pictures_are_encoded_once(tokenizer: TimestepTokenizer) -> None:
     coder = Coder(tokenizer, CPU, bf16=False)
     images = render([ShapesSource().scene(index) for index in range(3)], 32)
     first = coder([Picture(images[0], "a"), Picture(images[1], "b"), Picture(images[0], "a")])
-    assert first[0] == first[2]
+    assert torch.equal(first[0], first[2])
     # The key, not the content, says what is known; without a key nothing is.
-    assert coder([Picture(images[2], "b"), Picture(images[2])]) == [
-        first[1],
-        *coder_of(coder, images[2]),
-    ]
+    again = coder([Picture(images[2], "b"), Picture(images[2])])
+    assert torch.equal(again, torch.stack([first[1], coder_of(coder, images[2])]))
 
 
 def test_pictures_of_one_name_have_codes_of_their_own(
@@ -158,7 +157,8 @@ def test_pictures_of_one_name_have_codes_of_their_own(
     assert {draft.texts[0] for draft in drafts} == {"all red", "all blue"}
     pictures = [draft.pictures[0] for draft in drafts]
     coder = Coder(tokenizer, CPU, bf16=False)
-    assert coder(pictures) == [coder_of(coder, picture.content)[0] for picture in pictures]
+    alone = [coder_of(coder, picture.content) for picture in pictures]
+    assert torch.equal(coder(pictures), torch.stack(alone))
 
 
 def test_codes_are_kept_while_there_is_room(
@@ -169,7 +169,7 @@ def test_codes_are_kept_while_there_is_room(
     images = render([ShapesSource().scene(index) for index in range(4)], 32)
     first = coder([Picture(image, number) for number, image in enumerate(images[:3])])
     swapped = coder([Picture(images[3], number) for number in range(3)])
-    assert swapped == [first[0], first[1], *coder_of(coder, images[3])]
+    assert torch.equal(swapped, torch.stack([first[0], first[1], coder_of(coder, images[3])]))
 
 
 def test_an_edit_keeps_codes_that_look_nearly_alike(tokenizer: TimestepTokenizer) -> None:
@@ -180,7 +180,8 @@ def test_an_edit_keeps_codes_that_look_nearly_alike(tokenizer: TimestepTokenizer
         tokenizer.quantizer.codebook[:4] = 0
         tokenizer.quantizer.codebook[:4, 0] = angles.cos()
         tokenizer.quantizer.codebook[:4, 1] = angles.sin()
-        assert coder.edited([0, 0, 0, 0], [0, 1, 2, 3]) == [0, 0, 2, 3]
+        after = coder.edited(torch.tensor([[0, 0, 0, 0]]), torch.tensor([[0, 1, 2, 3]]))
+        assert after.tolist() == [[0, 0, 2, 3]]
     finally:
         tokenizer.quantizer.codebook.copy_(kept)
 
@@ -198,15 +199,16 @@ def test_the_answer_to_an_edit_says_same_where_the_codes_of_its_source_stay(
         before, after = coder(draft.pictures)
         after = coder.edited(before, after)
         answer = row[targets != IGNORED][1:5]  # behind begin_image
-        same = torch.tensor(before) == torch.tensor(after)
-        wanted = vocabulary.to_ids(torch.tensor(after)).masked_fill(same, vocabulary.same)
+        same = before == after
+        wanted = vocabulary.to_ids(after).masked_fill(same, vocabulary.same)
         assert torch.equal(answer, wanted)
         marks += int(same.sum())
     assert 0 < marks < 48
 
 
-def coder_of(coder: Coder, image: Tensor) -> list[list[int]]:
-    return coder.tokenizer.to_language(coder.tokenizer.encode(image[None])).tolist()
+def coder_of(coder: Coder, image: Scene | Tensor) -> Tensor:
+    assert isinstance(image, Tensor)
+    return coder.tokenizer.to_language(coder.tokenizer.encode(image[None]))[0]
 
 
 def test_documents_are_a_pure_function_of_the_step(tokenizer: TimestepTokenizer) -> None:
@@ -356,6 +358,38 @@ def test_about_one_text_in_ten_is_dropped(tokenizer: TimestepTokenizer) -> None:
     ids = torch.cat([stream(step)[0][:, :20] for step in range(8)])
     dropped = sum("USER: ASSISTANT:" in text.decode(row.tolist()) for row in ids)
     assert 50 <= dropped <= 110
+
+
+def test_documents_are_those_rendered_with_their_codes(tokenizer: TimestepTokenizer) -> None:
+    recipe = recipe_of(Mix(draw=1, edit=1, ask=1, describe=1, plan=1), **{"data.scenes": 50})
+    stream, vocabulary, text = parts_of(tokenizer, recipe)
+    coder = Coder(tokenizer, CPU, bf16=False)
+    sequences = []
+    for place, draft in enumerate(mixture(recipe.data, recipe.mix, 32, 12)(7)):
+        codes = coder(draft.pictures)
+        if draft.kind == "edit":
+            codes[1:] = coder.edited(codes[:1], codes[1:])
+        document = draft.document(codes.tolist())
+        if document.kind in ("draw", "edit") and language._dropped(recipe, 7 * 12 + place):
+            document = documents.without_text(document)
+        sequences.append(
+            documents.render(document, vocabulary, text, max_length=512, max_text=recipe.max_text)
+        )
+    plain = documents.collate(sequences, vocabulary.pad)
+    assert {one.kind for one in sequences} == {"draw", "edit", "ask", "describe", "plan"}
+    assert all(torch.equal(a, b) for a, b in zip(plain, stream(7)[:3], strict=True))
+
+
+def test_other_processes_prepare_the_same_batches(
+    tokenizer: TimestepTokenizer, folder: Path
+) -> None:
+    data = {"data.paths": ("shapes", str(folder)), "data.held_out": 0.0}
+    recipe = recipe_of(Mix(text_to_image=1, image_only=1, edit=1), **data)
+    for stream in (parts_of(tokenizer, recipe)[0], image_stream(recipe.data, 32, 12, CPU)):
+        with Batches(stream, CPU, ahead=1, workers=2) as batches:
+            for number in range(3, 6):
+                apart, here = batches.take(number), stream(number)
+                assert all(torch.equal(a, b) for a, b in zip(apart, here, strict=True))
 
 
 def test_batches_are_padded_to_a_multiple(tokenizer: TimestepTokenizer) -> None:

@@ -27,7 +27,7 @@ def batch():
 
 @pytest.mark.parametrize("family", ["llama", "gemma", "qwen"])
 def test_loss_and_gradients_are_those_of_transformers(family, monkeypatch):
-    monkeypatch.setattr(language, "ROWS_AT_ONCE", 5)  # 23 rows: the last part is shorter
+    monkeypatch.setattr(language, "CPU_ROWS", 5)  # 23 rows: the last part is shorter
     config = BackboneConfig(
         family=family, dim=32, depth=2, num_heads=2, num_kv_heads=1, mlp_dim=64, max_positions=32
     )
@@ -49,7 +49,7 @@ def test_loss_and_gradients_are_those_of_transformers(family, monkeypatch):
 
 
 def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
-    monkeypatch.setattr(language, "ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(language, "CPU_ROWS", 16)
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(50, 24, generator=generator)
     weight = torch.randn(90, 24, generator=generator)
