@@ -46,6 +46,8 @@ class DataConfig:
     `in_words`: seven of eight documents of the shapes world that draw, edit or ask hold the
     complete description of what is drawn or asked about, so that a model may plan and look in
     words first (documents "plan"), and an answer that rests on several facts tells them before it.
+    `repeats` is the share of plans of pictures that only repeat what is told, which is learned
+    first; the others complete a caption.
     `held_out` is the share of data without splits that training leaves for the samples shown along
     the way.
     """
@@ -56,6 +58,7 @@ class DataConfig:
     scenes: int | None = None
     grid: int | None = None
     in_words: bool = False
+    repeats: float = 0.5
     seed: int = 0
     caption_column: str | None = None
     held_out: float = 0.02
@@ -74,6 +77,8 @@ class DataConfig:
             raise UserError(f"max_objects: given {self.max_objects}, allowed is 1 to 6")
         if self.scenes is not None and self.scenes < 1:
             raise UserError(f"scenes: given {self.scenes}, allowed is 1 or more, or none")
+        if not 0 <= self.repeats <= 1:
+            raise UserError(f"repeats: given {self.repeats}, allowed is 0 to 1")
         if self.grid is not None and not 4 <= self.grid <= 64:
             raise UserError(f"grid: given {self.grid}, allowed is 4 to 64, or none")
 

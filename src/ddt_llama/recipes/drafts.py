@@ -120,7 +120,7 @@ class ShapesDrafts:
     """Drafts of one kind from the shapes world.
 
     With `scenes`, so many scenes come again and again, under new texts each time: a picture's codes
-    are then computed once only, and no text is seen twice. `grid` and `in_words` as in
+    are then computed once only, and no text is seen twice. `grid`, `in_words` and `repeats` as in
     `DataConfig`.
     """
 
@@ -129,6 +129,7 @@ class ShapesDrafts:
     scenes: int | None = None
     grid: int | None = None
     in_words: bool = False
+    repeats: float = 0.5
 
     def __len__(self) -> int:
         """Return the number of different drafts."""
@@ -187,7 +188,7 @@ class ShapesDrafts:
         lessons: list[tuple[str, str]] = []
         if (index + _turn(index // 2, 2)) % 2:
             prompt, answer = caption_and_plan(scene, seed, index, hard=True)
-            if _turn(index, 2):  # to repeat what is told is learned first
+            if _turn(index, 1000) < 1000 * self.repeats:
                 prompt = answer
             # Relations are learned last; what stands where is what drawing has to know; what is
             # asked otherwise teaches which object is meant.
@@ -304,10 +305,8 @@ def _opened(
     wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
     if path == SHAPES:
         source = shapes_source(config)
-        return [
-            (kind, ShapesDrafts(kind, source, config.scenes, config.grid, config.in_words))
-            for kind in wanted
-        ]
+        told = config.scenes, config.grid, config.in_words, config.repeats
+        return [(kind, ShapesDrafts(kind, source, *told)) for kind in wanted]
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []

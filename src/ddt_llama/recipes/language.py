@@ -5,6 +5,7 @@ with draw, edit, ask and describe, the loss on answers only. Images are encoded 
 the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages 1 and 2.
 """
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -50,9 +51,12 @@ class LanguageRecipe:
     `code_start`: rows of codes of a new model start from the tokenizer's codebook, or at random.
     `look_back`: heads of a new model start by looking a few tokens back.
     `drop_text`: share of draw and edit documents that lose their text, so that guidance has
-    something to contrast with. `text_weight`: what an id of text counts in the loss where a code
-    counts 1. `max_text` ids of each text are kept; batches are padded to a
-    multiple of `pad_multiple` (more than 1 keeps compiled shapes few).
+    something to contrast with. `slips`: share of edits that are read with some of their first
+    changed codes left as in the source, while what they ought to be stays the target: a model that
+    draws makes such slips, and would take them for a sign that nothing changes there (after
+    scheduled sampling, Bengio et al. 2015). `text_weight`: what an id of text counts in the loss
+    where a code counts 1. `max_text` ids of each text are kept; batches are padded to a multiple of
+    `pad_multiple` (more than 1 keeps compiled shapes few).
     """
 
     name: str
@@ -64,6 +68,7 @@ class LanguageRecipe:
     look_back: bool = False
     mix: Mix = PRETRAIN
     drop_text: float = 0.1
+    slips: float = 0.0
     text_weight: float = 1.0
     text: str | None = None
     text_vocab: int = 1024
@@ -75,8 +80,9 @@ class LanguageRecipe:
 
     def __post_init__(self) -> None:
         """Refuse shares and lengths that cannot be."""
-        if not 0 <= self.drop_text <= 1:
-            raise UserError(f"drop_text: given {self.drop_text}, allowed is 0 to 1")
+        for name in ("drop_text", "slips"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 to 1")
         if self.text is not None and self.start is not None:
             raise UserError("text: start brings its own text tokenizer; give one of the two")
         if self.text_weight <= 0:
@@ -145,10 +151,12 @@ Batch = tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Te
 class Unencoded(NamedTuple):
     """A batch before its pictures are encoded: any code stands where codes belong.
 
-    `contents` and `keys` are those of all pictures in their order; `edits` are the places of the
-    answers of edits among them, each behind its source.
+    `first` is the number of the first document in the order of training. `contents` and `keys` are
+    those of all pictures in their order; `edits` are the places of the answers of edits among them,
+    each behind its source.
     """
 
+    first: int
     batch: documents.Batch
     kinds: Int[Tensor, " b"]
     contents: Sequence[Scene | Tensor] | Tensor
@@ -176,6 +184,10 @@ def document_stream(
         targets = torch.tensor(part.edits, dtype=torch.long)
         codes[targets] = coder.edited(codes[targets - 1], codes[targets])
         ids, labels, mask = documents.with_codes(part.batch, codes, targets, vocabulary)
+        edits = (part.kinds == documents.KINDS.index("edit")).nonzero().flatten().tolist()
+        for row in edits:
+            changed = vocabulary.is_code(labels[row]).nonzero().flatten()
+            ids[row, changed[: _slipped(recipe, part.first + row, len(changed))]] = vocabulary.same
         return ids, labels, mask, part.kinds
 
     return TwoPart(make, encoded)
@@ -210,6 +222,7 @@ def unencoded_documents(
         contents = [picture.content for _, picture in pictures]
         edits = [place for place, (kind, _) in enumerate(pictures) if kind == "edit"][1::2]
         return Unencoded(
+            first,
             collate(sequences, vocabulary.pad, length),
             documents.kind_indices(sequences),
             images_of(contents, image_size, torch.device("cpu")) if rendered else contents,
@@ -223,3 +236,12 @@ def unencoded_documents(
 def _dropped(recipe: LanguageRecipe, number: int) -> bool:
     """Say whether sample `number` loses its text; the same in every run of the recipe."""
     return step_seed(recipe.train.seed + 1, number) / 2**63 < recipe.drop_text
+
+
+def _slipped(recipe: LanguageRecipe, number: int, changed: int) -> int:
+    """Return how many of the first changed codes of edit `number` are read as `same`: up to half.
+
+    The same in every run of the recipe.
+    """
+    chance = step_seed(recipe.train.seed + 2, number) / 2**63
+    return math.ceil(changed / 2 * chance / recipe.slips) if chance < recipe.slips else 0

@@ -206,6 +206,28 @@ def test_the_answer_to_an_edit_says_same_where_the_codes_of_its_source_stay(
     assert 0 < marks < 48
 
 
+def test_slips_change_what_is_read_and_not_what_is_to_be_drawn(
+    tokenizer: TimestepTokenizer,
+) -> None:
+    plain, vocabulary, _ = parts_of(tokenizer, recipe_of(Mix(edit=1, ask=1)))
+    slipping, _, _ = parts_of(tokenizer, recipe_of(Mix(edit=1, ask=1), slips=0.5))
+    rows, slipped = 0, 0
+    for step in range(8):
+        ids, labels, _, kinds = plain(step)
+        read, targets, _, _ = slipping(step)
+        assert torch.equal(labels, targets)
+        for row in range(len(ids)):
+            changed = vocabulary.is_code(labels[row]).nonzero().flatten()
+            count = int((ids[row] != read[row]).sum())
+            first = changed[:count]  # the first ones, at most half
+            assert count <= -(-len(changed) // 2)
+            assert (read[row, first] == vocabulary.same).all()
+            assert torch.equal((ids[row] != read[row]).nonzero().flatten(), first)
+            is_edit = KINDS[int(kinds[row])] == "edit" and len(changed) > 0
+            rows, slipped = rows + is_edit, slipped + (count > 0)
+    assert 0.3 < slipped / rows < 0.7
+
+
 def coder_of(coder: Coder, image: Scene | Tensor) -> Tensor:
     assert isinstance(image, Tensor)
     return coder.tokenizer.to_language(coder.tokenizer.encode(image[None]))[0]
