@@ -38,11 +38,19 @@ elif [ "$SIZE" = nano ]; then
 else
     see="shapes
 $DDT_DATA/emoji64
-$DDT_DATA/natural64"
-    learn="$see"
+$DDT_DATA/natural64
+--data.weights
+0.35,0.45,0.2"
+    learn="shapes
+$DDT_DATA/emoji64
+$DDT_DATA/natural64
+--data.weights
+0.55,0.3,0.15"
     obey="shapes
 $DDT_DATA/emoji64
-$DDT_DATA/edit64"
+$DDT_DATA/edit64
+--data.weights
+0.55,0.25,0.2"
 fi
 
 # train RECIPE [fields]: ddt train, by as many processes as asked for. ("--": torchrun has options
@@ -97,8 +105,17 @@ else
     stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
 fi
 stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
+last=$RUNS/instruct
+# Edits are learned last (experiments/0021).
+if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
+    stage finish instruct shapes "${INSTRUCT:-}" --start "$RUNS/instruct" --steps 3600 \
+        --mix.draw 0.16 --mix.edit 0.42 --mix.ask 0.04 --mix.describe 0.16 --mix.plan 0.22 \
+        --slips 0.25 --data.repeats 0.125 --data.seed 1 --train.seed 1 \
+        --train.optim.lr 2e-3 --train.optim.decay-share 0.6
+    last=$RUNS/finish
+fi
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.
-ddt publish "$RUNS/instruct" "$RUNS/$SIZE" --bits 8
+ddt publish "$last" "$RUNS/$SIZE" --bits 8
 ddt draw "$RUNS/$SIZE" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
 echo "the model: $RUNS/$SIZE; measure it: ddt evaluate $RUNS/$SIZE --suite shapes --json shapes.json"

@@ -255,6 +255,8 @@ class FileDrafts:
         caption: str | None = sample.caption
         if caption is None or self.kind == "image_only":
             return Draft("image_only", (picture,))
+        if self.kind == "plan":  # a caption is its own plan: nothing more is known of the picture
+            return Draft("plan", texts=(caption, caption))
         pictures = () if self.kind == "text_only" else (picture,)
         return Draft(self.kind, pictures, (caption,))
 
@@ -310,8 +312,12 @@ def _opened(
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []
+    offers = _OFFERS[found]
+    if SHAPES in config.paths and found != "question":
+        # A model that learns there to plan before it draws must be able to draw these, too.
+        offers = (*offers, "plan")
     for kind in wanted:
-        if kind not in _OFFERS[found]:
+        if kind not in offers:
             continue
         form: DataKind = found if kind in ("edit", "ask") or found == "question" else "image"
         if kind == "image_only":

@@ -109,9 +109,12 @@ def nano_instruct() -> LanguageRecipe:
     So short a training needs easy lessons (experiments/0012 to 0020): what is drawn stands on a
     grid, answers weigh more than codes, the model plans and looks in words before it draws, what
     can be learned from words alone is learned from them, and of edits what is learned last.
+    `scripts/speedrun.sh` goes on from it with more edits.
     """
-    recipe = _second_stage(nano_pretrain(), "nano_instruct", steps=11_000, lr=2.5e-3)
-    return replace(recipe, mix=Mix(draw=0.28, edit=0.3, ask=0.06, describe=0.14, plan=0.22))
+    recipe = _second_stage(
+        nano_pretrain(), "nano_instruct", steps=6000, lr=2.5e-3, decay_share=0.35
+    )
+    return replace(recipe, mix=Mix(draw=0.34, edit=0.24, ask=0.06, describe=0.14, plan=0.22))
 
 
 def small_tokenizer() -> TokenizerRecipe:
@@ -130,13 +133,13 @@ def small_tokenizer() -> TokenizerRecipe:
         ),
         objective=replace(FROM_OWN_ANSWERS, round_from=500, round_until=1200),
         train=TrainConfig(
-            steps=9000,
+            steps=4000,
             batch=128,
             compile=True,
             sample_every=1000,
             prefetch=2,
             workers=8,
-            optim=replace(TOKENIZER_MUON, warmup=200),
+            optim=replace(TOKENIZER_MUON, warmup=200, decay_share=0.4),
         ),
     )
 
@@ -152,7 +155,7 @@ def small_pretrain() -> LanguageRecipe:
         text_vocab=2048,
         pad_multiple=32,
         train=TrainConfig(
-            steps=2000,
+            steps=1500,
             batch=128,
             compile=True,
             sample_every=1000,
@@ -166,7 +169,7 @@ def small_pretrain() -> LanguageRecipe:
 
 def small_instruct() -> LanguageRecipe:
     """Stage 2 of small."""
-    recipe = _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=2e-3)
+    recipe = _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=2e-3, decay_share=0.4)
     return replace(recipe, mix=nano_instruct().mix)
 
 
@@ -288,9 +291,11 @@ def paper_instruct() -> LanguageRecipe:
     return _second_stage(paper_pretrain(), "paper_instruct", steps=50_000, lr=2e-5)
 
 
-def _second_stage(first: LanguageRecipe, name: str, *, steps: int, lr: float) -> LanguageRecipe:
-    """Go on from a stage 1 with instructions, at a lower learning rate that falls to nothing."""
-    optim = replace(first.train.optim, lr=lr, floor=0.0)
+def _second_stage(
+    first: LanguageRecipe, name: str, *, steps: int, lr: float, decay_share: float = 0.2
+) -> LanguageRecipe:
+    """Go on from a stage 1 with instructions, at a learning rate that falls to nothing."""
+    optim = replace(first.train.optim, lr=lr, floor=0.0, decay_share=decay_share)
     return replace(
         first,
         name=name,

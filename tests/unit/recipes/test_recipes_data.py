@@ -419,6 +419,17 @@ def test_batches_are_padded_to_a_multiple(tokenizer: TimestepTokenizer) -> None:
     assert stream(0)[0].shape[1] % 32 == 0
 
 
+def test_beside_shapes_captions_are_their_own_plans(folder: Path) -> None:
+    mix = Mix(draw=1, plan=1)
+    beside = DataConfig(paths=(str(folder), "shapes"), weights=(1, 0.001), held_out=0.0)
+    drafts = [one for step in range(4) for one in mixture(beside, mix, 32, 12)(step)]
+    plans = {one.texts for one in drafts if one.kind == "plan"}
+    assert {("all red", "all red"), ("all blue", "all blue")} <= plans
+    alone = DataConfig(paths=(str(folder),), held_out=0.0)
+    kinds = {one.kind for step in range(4) for one in mixture(alone, mix, 32, 12)(step)}
+    assert kinds == {"draw", "image_only"}
+
+
 def test_pictures_of_a_folder_become_documents(folder: Path) -> None:
     config = DataConfig(paths=(str(folder),), held_out=0.0)
     drafts = [one for step in range(2) for one in mixture(config, Mix(draw=1), 32, 6)(step)]
