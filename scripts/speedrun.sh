@@ -7,9 +7,9 @@
 #   SIZE=small scripts/speedrun.sh           shapes, emoji and photos, one GPU
 #
 # SIZE      nano or small
-# RUNS      where the three runs and the finished model go (runs/speedrun-SIZE)
+# RUNS      where the runs and the finished model go (runs/speedrun-SIZE)
 # MINUTES   end this call after about so many minutes; call again to go on
-# TOKENIZER, PRETRAIN, INSTRUCT   more fields of a stage: TOKENIZER="--steps 3000"
+# TOKENIZER, PRETRAIN, INSTRUCT, FINISH   more fields of these stages: TOKENIZER="--steps 3000"
 # PROCESSES that share each batch: 2 on a CPU, one thread each, which is faster than one with two
 # DDT_DATA  where the picture packs of SIZE=small lie
 set -euf
@@ -106,9 +106,9 @@ else
 fi
 stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 last=$RUNS/instruct
-# Edits are learned last (experiments/0021).
+# Edits are learned last (experiments/0022).
 if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
-    stage finish instruct shapes "${INSTRUCT:-}" --start "$RUNS/instruct" --steps 3600 \
+    stage finish instruct shapes "${FINISH:-}" --start "$RUNS/instruct" --steps 3600 \
         --mix.draw 0.16 --mix.edit 0.42 --mix.ask 0.04 --mix.describe 0.16 --mix.plan 0.22 \
         --slips 0.25 --data.repeats 0.125 --data.seed 1 --train.seed 1 \
         --train.optim.lr 2e-3 --train.optim.decay-share 0.6

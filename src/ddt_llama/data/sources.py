@@ -16,6 +16,7 @@ from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
 from jaxtyping import UInt8
+from torch.utils.data import get_worker_info
 
 from ddt_llama.config import UserError
 from ddt_llama.data.images import MIN_SIDE, BrokenImage, Fit, decode, from_bytes8
@@ -51,9 +52,11 @@ class Reading:
     """Say how pictures are read and how many broken ones are borne.
 
     The run stops when more than max(`broken_allowed`, `broken_share` of the source) rows were
-    skipped. `cache_bytes` bounds the decoded pictures kept in memory; `cache_dir` is where
+    skipped by one process. `cache_bytes` bounds the decoded pictures kept in memory (where a
+    DataLoader reads in several processes, by all of them together); `cache_dir` is where
     `datasets` keeps its Arrow files (default: its own cache). `held_out` is the share of data not
-    divided into splits that "val" gets and "train" lacks. `workers` 0 decodes on all cores.
+    divided into splits that "val" gets and "train" lacks. `workers` 0 decodes on all cores (on one
+    in a process of a DataLoader).
     """
 
     fit: Fit = "crop"
@@ -103,7 +106,8 @@ class ImageSource(Generic[S]):
         self._form = form
         self._options = options
         self._cache: dict[int, _Row] = {}
-        self._cache_left = options.cache_bytes
+        self._reader = get_worker_info()  # none in the main process
+        self._cache_left = options.cache_bytes // (self._reader.num_workers if self._reader else 1)
         self._broken: dict[int, Skipped] = {}
         self._lock = threading.Lock()
         self._pool: ThreadPoolExecutor | None = None
@@ -164,7 +168,7 @@ class ImageSource(Generic[S]):
 
     @property
     def _workers(self) -> int:
-        return self._options.workers or min(8, usable_cores())
+        return self._options.workers or (1 if self._reader else min(8, usable_cores()))
 
     def _usable(self, index: int) -> _Row:
         """Return the row, or the next usable one after it, around the end."""

@@ -315,8 +315,7 @@ def with_codes(
     rows = vocabulary.to_ids(codes)
     rows[edits] = rows[edits].masked_fill(codes[edits] == codes[edits - 1], vocabulary.same)
     places = vocabulary.in_image(batch.ids)
-    if int(places.sum()) != rows.numel():
-        raise UserError(f"batch with {int(places.sum())} places for {rows.numel()} codes")
+    assert int(places.sum()) == rows.numel()
     ids = batch.ids.masked_scatter(places, rows)
     return Batch(ids, ids.where(batch.labels != IGNORED, IGNORED), batch.attention_mask)
 

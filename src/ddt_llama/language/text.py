@@ -7,6 +7,7 @@ BPE as in GPT-2 (Radford et al., 2019), by the `tokenizers` library.
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -38,6 +39,10 @@ class TextTokenizer:
         self._prefix = "" if first and first[0].startswith(("▁", "Ġ")) else " "
         probe = tokenizer.encode(self._prefix + _PROBE, add_special_tokens=False).ids
         self._space_comes_back = tokenizer.decode(probe).startswith(" ")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle by way of the constructor: a pickled tokenizer forgets how it is to read marks."""
+        return TextTokenizer, (self._tokenizer,)
 
     @property
     def size(self) -> int:

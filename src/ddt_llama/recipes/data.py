@@ -197,6 +197,8 @@ def images_of(
     """Return scenes, rendered, and pictures in their order as one tensor on `device`."""
     if isinstance(contents, Tensor):
         return contents.to(device)
+    if contents and all(isinstance(one, Tensor) for one in contents):  # one transfer for all
+        return torch.stack([one for one in contents if isinstance(one, Tensor)]).to(device)
     drawn = iter(render([one for one in contents if isinstance(one, Scene)], size, device))
     images = [next(drawn) if isinstance(one, Scene) else one.to(device) for one in contents]
     return torch.stack(images) if images else torch.empty(0, 3, size, size, device=device)

@@ -313,7 +313,7 @@ def _opened(
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[Kind, Indexed[Draft]]] = []
     offers = _OFFERS[found]
-    if SHAPES in config.paths and found != "question":
+    if SHAPES in config.paths and found == "image":
         # A model that learns there to plan before it draws must be able to draw these, too.
         offers = (*offers, "plan")
     for kind in wanted:

@@ -109,7 +109,7 @@ def nano_instruct() -> LanguageRecipe:
     So short a training needs easy lessons (experiments/0012 to 0020): what is drawn stands on a
     grid, answers weigh more than codes, the model plans and looks in words before it draws, what
     can be learned from words alone is learned from them, and of edits what is learned last.
-    `scripts/speedrun.sh` goes on from it with more edits.
+    In the shapes world `scripts/speedrun.sh` goes on from it with more edits.
     """
     recipe = _second_stage(
         nano_pretrain(), "nano_instruct", steps=6000, lr=2.5e-3, decay_share=0.35

@@ -50,7 +50,7 @@ class NextToken:
         ids, labels = batch[0], batch[1]
         targets = labels[:, 1:]
         supervised = targets != IGNORED
-        places = supervised.nonzero(as_tuple=True)  # waits for the device, here where it is idle
+        places = supervised.nonzero(as_tuple=True)
         wanted = targets[places]
         if not len(wanted):
             raise UserError("batch without a supervised id; raise the length or check the data")
@@ -97,10 +97,12 @@ def supervised_hidden(
     parts = CPU_PARTS if ids.device.type == "cpu" else 1
     hidden = []
     for rows, wanted in zip(ids.chunk(parts), supervised.chunk(parts), strict=True):
-        ends = wanted.any(0).nonzero()
-        length = int(ends[-1]) + 1 if parts > 1 and len(ends) else wanted.shape[1]
+        places = wanted.nonzero(as_tuple=True)  # before the device has much to do: it waits for it
+        length = wanted.shape[1]
+        if parts > 1 and len(places[1]):
+            length = int(places[1].max()) + 1
         decoded = model.base_model(input_ids=rows[:, :length], use_cache=False).last_hidden_state
-        hidden.append(decoded[wanted[:, :length]])
+        hidden.append(decoded[places])
     return torch.cat(hidden)
 
 

@@ -51,8 +51,9 @@ class TrainConfig:
     `batch` counts the images (or documents) of one pass, over all processes together.
     `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
     `bf16`: compute in bf16 where the device can, in float32 where it cannot.
-    `prefetch`: batches read ahead. `workers`: processes that prepare batches, where the device is a
-    GPU (on a CPU they would only take its cores).
+    `prefetch`: batches read ahead. `workers`: processes that prepare the batches of each training
+    process, where its device is a GPU (on a CPU they would only take its cores); no more than there
+    are cores.
     `explode`: stop where the loss stays above this multiple of its running median.
     """
 
@@ -141,7 +142,8 @@ def train(
             part.compile()
     display = Display(config.steps, trainer.step)
     try:
-        workers = config.workers if trainer.device.type == "cuda" else 0
+        on_gpu = trainer.device.type == "cuda"
+        workers = min(config.workers, distributed.usable_cores()) if on_gpu else 0
         reading = Batches(stream, trainer.device, config.prefetch, workers)
         with reading as batches, Signals() as signals:
             finished = trainer.run_to_end(batches, signals, display)

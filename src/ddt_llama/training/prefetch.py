@@ -1,16 +1,15 @@
 """Fetch batches for the loop ahead of time, and measure how long it waited.
 
 A stream is a pure function of an integer, so reading ahead, by a thread or by other processes,
-changes nothing but the waiting.
+changes nothing but the waiting. (Scenes are rendered on the device, or by the processes, on a CPU:
+where that is another device pictures differ by rounding.)
 """
 
 import itertools
-import signal
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -18,27 +17,26 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from ddt_llama.config import UserError
+
 Stream = Callable[[int], Any]
 
 
-@dataclass(frozen=True)
 class TwoPart:
     """A stream whose first part needs no device and may run in other processes.
 
     `make(apart)` opens the first part, number -> anything; it travels to the processes by pickle,
-    and `apart` says that its results must travel, too. `finish` makes batches of them, here.
+    and `apart` says that its results must travel, too. `finish` makes batches of them, here. The
+    first part is opened here in any case, so that mistakes in it show before anything is trained.
     """
 
-    make: Callable[[bool], Stream]
-    finish: Callable[[Any], Any]
+    def __init__(self, make: Callable[[bool], Stream], finish: Callable[[Any], Any]) -> None:
+        self.make, self.finish = make, finish
+        self._here = make(False)
 
     def __call__(self, number: int) -> Any:
         """Return batch `number`."""
         return self.finish(self._here(number))
-
-    @cached_property
-    def _here(self) -> Stream:
-        return self.make(False)
 
 
 class _Apart(Dataset[Any]):
@@ -48,9 +46,12 @@ class _Apart(Dataset[Any]):
         self._make, self._stream = make, None
 
     def __getitem__(self, number: int) -> Any:
-        if self._stream is None:
-            self._stream = self._make(True)
-        return self._stream(number)
+        try:
+            if self._stream is None:
+                self._stream = self._make(True)
+            return self._stream(number)
+        except UserError as error:  # DataLoader would wrap it in its own traceback
+            return UserError(str(error))
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -69,8 +70,8 @@ def to_device(batch: Any, device: torch.device) -> Any:
 class Batches:
     """Give batch number 0, 1, 2, ... of a stream, read up to `ahead` batches in advance.
 
-    With `workers` as many processes do the first part of a `TwoPart` stream, by torch's DataLoader;
-    numbers are then to be taken one after the other.
+    With `workers` as many processes do the first part of a `TwoPart` stream, by torch's DataLoader,
+    each two parts ahead; numbers are then to be taken one after the other.
     """
 
     def __init__(self, stream: Stream, device: torch.device, ahead: int, workers: int = 0) -> None:
@@ -79,6 +80,7 @@ class Batches:
         self._stream, self._device, self._ahead = stream, device, ahead
         self._workers = workers
         self._parts: Iterator[Any] | None = None
+        self._next = 0
         self._pool = ThreadPoolExecutor(1, "prefetch") if ahead else None
         self._coming: dict[int, Future[Any]] = {}
 
@@ -101,18 +103,24 @@ class Batches:
         if not (self._workers and isinstance(stream, TwoPart)):
             return stream(number)
         if self._parts is None:
+            numbers: Any = itertools.count(number)
             loader = DataLoader(
                 _Apart(stream.make),
                 batch_size=None,
-                sampler=itertools.count(number),  # pyright: ignore[reportArgumentType]
+                sampler=numbers,
                 collate_fn=_as_it_is,
                 num_workers=self._workers,
                 worker_init_fn=_leave_signals,
                 # A forked process would hold the locks of threads that it has not.
                 multiprocessing_context="spawn",
             )
-            self._parts = iter(loader)
-        return stream.finish(next(self._parts))
+            self._parts, self._next = iter(loader), number
+        assert number == self._next
+        self._next += 1
+        part = next(self._parts)
+        if isinstance(part, UserError):
+            raise part
+        return stream.finish(part)
 
     def __enter__(self) -> "Batches":
         """Return itself."""
@@ -135,5 +143,5 @@ def _as_it_is(part: Any) -> Any:
 
 
 def _leave_signals(worker: int) -> None:
-    """Let the main process say when to stop."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Leave the group that Ctrl-C and torchrun signal: the main process says when to stop."""
+    os.setsid()

@@ -414,6 +414,16 @@ def test_other_processes_prepare_the_same_batches(
                 assert all(torch.equal(a, b) for a, b in zip(apart, here, strict=True))
 
 
+def test_a_mistake_in_another_process_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "0.png").write_bytes(b"no picture")
+    stream = image_stream(DataConfig(paths=(str(tmp_path),), held_out=0.0), 32, 2, CPU)
+    with pytest.raises(UserError) as here:
+        stream(0)
+    with pytest.raises(UserError) as apart, Batches(stream, CPU, ahead=1, workers=1) as batches:
+        batches.take(0)
+    assert str(apart.value) == str(here.value)
+
+
 def test_batches_are_padded_to_a_multiple(tokenizer: TimestepTokenizer) -> None:
     stream, _, _ = parts_of(tokenizer, recipe_of(Mix(text_to_image=1), pad_multiple=32))
     assert stream(0)[0].shape[1] % 32 == 0
