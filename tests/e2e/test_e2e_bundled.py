@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 import ddt_llama
+from ddt_llama.cli import main
+from ddt_llama.data.images import save_png
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import sample_scene
 
@@ -52,3 +54,22 @@ def test_it_is_small_and_inside_the_package() -> None:
         for name in glob.glob(pattern, root_dir=package, recursive=True)
     }
     assert packed >= set(found)
+
+
+def test_small_is_in_the_repository_and_opens(offline: None, tmp_path: Path) -> None:
+    folder = ROOT / "weights" / "small"
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < 60e6
+    model = ddt_llama.load("small")
+    assert model.draw("a noto style emoji of a horse face", plan=False)[0].size == (64, 64)
+
+
+def test_a_drawing_may_be_planned_or_not(tmp_path: Path) -> None:
+    pictures = {}
+    for plan in ("yes", "no"):
+        path = tmp_path / f"{plan}.png"
+        command = ["draw", "nano", "a red circle", "--seed", "3", "--plan", plan]
+        assert main([*command, "--tries", "1", "--out", str(path)]) == 0
+        pictures[plan] = path.read_bytes()
+    planned = ddt_llama.load("nano").draw("a red circle", seed=3, plan=True, tries=1)[0]
+    save_png(planned, tmp_path / "planned.png")
+    assert pictures["yes"] == (tmp_path / "planned.png").read_bytes() != pictures["no"]

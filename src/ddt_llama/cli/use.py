@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
@@ -39,6 +39,8 @@ class Drawing:
     """Denoising steps a picture; more is slower."""
     tries: WholeNumber = None
     """Draw again, so often at most, what the model itself does not read as it planned it."""
+    plan: Literal["yes", "no"] | None = None
+    """Write first, in words, what is to be drawn."""
 
     @property
     def options(self) -> "Options":
@@ -50,6 +52,7 @@ class Drawing:
             "top_p": self.top_p,
             "steps": self.steps,
             "tries": self.tries,
+            "plan": None if self.plan is None else self.plan == "yes",
         }
 
     def check(self, out: Path) -> None:
