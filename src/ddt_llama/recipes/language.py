@@ -173,7 +173,7 @@ def document_stream(
 ) -> TwoPart:
     """Return step -> (ids, labels, attention mask, kinds), a pure function of the step.
 
-    What needs no device, which on a GPU is the longer part, may run in other processes.
+    What needs no device may run in other processes.
     """
     make = partial(
         unencoded_documents, recipe, coder.tokenizer.image_size, vocabulary, text, max_length

@@ -21,7 +21,7 @@ from ddt_llama.language.vocabulary import Vocabulary
 # On a CPU time grows with every padded id, so short documents are not padded to the longest.
 CPU_PARTS = 4
 # Rows whose logits exist at once: few on a CPU, whose cache they are to stay in. On a GPU as many
-# as hold so many logits, or launching the parts would take longer than computing them.
+# as hold so many logits, so that few parts are launched.
 CPU_ROWS = 512
 GPU_LOGITS = 2**27
 

@@ -85,7 +85,7 @@ class TimestepObjective:
         patches = model.to_patches(images)
         b, device = len(images), images.device
         t = c.density.sample((b, c.draws), generator)
-        # Noise for a GPU is made there: a CPU core would take as long as the rest of the step.
+        # Noise for a GPU is made there, not by one CPU core and then moved.
         noise = Generator(device).manual_seed(step_seed) if device.type == "cuda" else generator
         shape = (b, c.draws, *patches.shape[1:])
         eps = torch.randn(shape, generator=noise, device=device)
