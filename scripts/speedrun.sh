@@ -45,12 +45,12 @@ $DDT_DATA/natural64
 $DDT_DATA/emoji64
 $DDT_DATA/natural64
 --data.weights
-0.55,0.3,0.15"
+0.4,0.45,0.15"
     obey="shapes
 $DDT_DATA/emoji64
 $DDT_DATA/edit64
 --data.weights
-0.55,0.25,0.2"
+0.42,0.42,0.16"
 fi
 
 # train RECIPE [fields]: ddt train, by as many processes as asked for. ("--": torchrun has options

@@ -240,7 +240,7 @@ class Model:
         """Write a release folder that `load` opens.
 
         Weights are stored as they are, in float16, or in 8 bits (the tokenizer's matrices as
-        integers with a scale a row, the language model's as float8, tables in 16 bits).
+        integers with a scale a row, the language model's matrices and tables as float8).
 
         Its description, which makes it a release, comes last.
         """

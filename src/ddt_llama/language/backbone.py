@@ -231,9 +231,9 @@ def save(
 ) -> None:
     """Write a language folder that `load` and `AutoModelForCausalLM` open.
 
-    Weights are safetensors, in `dtype` where one is given. torch.float8_e4m3fn stores the matrices
-    of the layers so (an error of at most 6 % of each number) and all else in bfloat16. Each file
-    appears whole or not at all.
+    Weights are safetensors, in `dtype` where one is given. torch.float8_e4m3fn stores matrices and
+    tables so (an error of at most 6 % of each number) and all else in bfloat16. Each file appears
+    whole or not at all.
     Raises UserError where the parts do not belong together or the folder cannot be written.
     """
     folder = Path(folder)
@@ -268,9 +268,7 @@ def save(
 
 def _in_eight_bits(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {
-        name: tensor.to(
-            torch.float8_e4m3fn if ".layers." in name and tensor.ndim == 2 else torch.bfloat16
-        )
+        name: tensor.to(torch.float8_e4m3fn if tensor.ndim == 2 else torch.bfloat16)
         for name, tensor in tensors.items()
     }
 

@@ -179,12 +179,20 @@ def to_change(description: str, instruction: str) -> str:
     return f"{description}; {instruction}"
 
 
+def change_all(description: str, target: str) -> str:
+    """Word the plan of an edit after which another description holds."""
+    return f"change {description} to {target}"
+
+
 def changed(description: str, change: str) -> str:
     """Return a list of phrases, the last about the background, after the change planned for it.
 
-    What is removed or changed is the first phrase that is told so, or else the likest; a change
-    that is not worded as `to_change` says changes nothing.
+    What is removed or changed is the first phrase that is told so, or else the likest, or the
+    whole (`change_all`); a change that is not worded as `to_change` says changes nothing.
     """
+    everything = change_all(description, "")
+    if change.startswith(everything):
+        return change.removeprefix(everything)
     parts = description.split(", ")
     verb, _, rest = change.partition(" ")
     before, _, after = rest.partition(" to ")

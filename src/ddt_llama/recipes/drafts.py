@@ -42,6 +42,7 @@ QUESTIONS = 8  # at most, about one picture: what comes before them is the dear 
 # encode or read.
 QUESTIONS_BESIDE_PLANS = 3
 QUESTIONS_OF_A_PLAN = 8
+COPIED = 0.2  # what a plan that only copies a caption weighs: there is little to learn
 
 
 @dataclass(frozen=True)
@@ -219,11 +220,15 @@ def shapes_text(source: ShapesSource, index: int) -> str:
 
 @dataclass(frozen=True)
 class FileDrafts:
-    """Drafts of one kind from real pictures. Where a row lacks the text, the image stands alone."""
+    """Drafts of one kind from real pictures. Where a row lacks the text, the image stands alone.
+
+    With `in_words` seven of eight edits hold the caption of their target, where there is one.
+    """
 
     kind: Kind
     source: ImageSource[Any]
     path: str
+    in_words: bool = False
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -240,11 +245,7 @@ class FileDrafts:
 
     def _draft(self, index: int, sample: Any) -> Draft:
         if isinstance(sample, EditSample):
-            pictures = (
-                Picture(sample.source, (self.path, sample.row, "source")),
-                Picture(sample.target, (self.path, sample.row, "image")),
-            )
-            return Draft("edit", pictures, (sample.instruction,))
+            return self._edit(index, sample)
         picture = Picture(sample.image, (self.path, sample.row, "image"))
         if isinstance(sample, QuestionSample):
             first = _turn(index, len(sample.pairs))
@@ -259,6 +260,20 @@ class FileDrafts:
             return Draft("plan", texts=(caption, caption))
         pictures = () if self.kind == "text_only" else (picture,)
         return Draft(self.kind, pictures, (caption,))
+
+    def _edit(self, index: int, sample: EditSample) -> Draft:
+        """Return an edit, or its plan, for which both pictures need captions."""
+        told, before, after = sample.instruction, sample.source_caption, sample.target_caption
+        if self.kind == "plan" and before and after:
+            request = documents.to_change(before, told)
+            return Draft("plan", texts=(request, documents.change_all(before, after)))
+        if self.in_words and after and _turn(index, 8) > 0:
+            told = documents.with_result(told, after)
+        pictures = (
+            Picture(sample.source, (self.path, sample.row, "source")),
+            Picture(sample.target, (self.path, sample.row, "image")),
+        )
+        return Draft("edit", pictures, (told,))
 
 
 def _turns(pairs: Sequence[tuple[str, str]]) -> tuple[str, ...]:
@@ -281,7 +296,7 @@ def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream
     weights: list[float] = []
     for path, share in zip(config.paths, config.shares, strict=True):
         offered = _opened(config, path, mix, image_size)
-        total = sum(getattr(mix, kind) for kind, _ in offered)
+        total = sum(weight for weight, _ in offered)
         if not total:
             wanted = [field.name for field in fields(mix) if getattr(mix, field.name) > 0]
             raise UserError(
@@ -289,7 +304,7 @@ def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream
                 "give other data or change mix"
             )
         sources += [source for _, source in offered]
-        weights += [share * getattr(mix, kind) / total for kind, _ in offered]
+        weights += [share * weight / total for weight, _ in offered]
     return Stream(
         sources,
         batch,
@@ -302,29 +317,32 @@ def mixture(config: DataConfig, mix: Mix, image_size: int, batch: int) -> Stream
 
 def _opened(
     config: DataConfig, path: str, mix: Mix, image_size: int
-) -> list[tuple[Kind, Indexed[Draft]]]:
-    """Return a source for every kind that the mix wants and the path can give."""
+) -> list[tuple[float, Indexed[Draft]]]:
+    """Return weight and source of every kind that the mix wants and the path can give."""
     wanted: list[Kind] = [kind for kind in documents.KINDS if getattr(mix, kind) > 0]
     if path == SHAPES:
         source = shapes_source(config)
         told = config.scenes, config.grid, config.in_words, config.repeats
-        return [(kind, ShapesDrafts(kind, source, *told)) for kind in wanted]
+        return [(getattr(mix, kind), ShapesDrafts(kind, source, *told)) for kind in wanted]
     found = detect_kind(path, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
-    drafts: list[tuple[Kind, Indexed[Draft]]] = []
+    drafts: list[tuple[float, Indexed[Draft]]] = []
     offers = _OFFERS[found]
-    if SHAPES in config.paths and found == "image":
-        # A model that learns there to plan before it draws must be able to draw these, too.
+    # A model that learns in shapes to plan before it draws must be able to draw these, too.
+    beside = SHAPES in config.paths
+    if beside and found != "question":
         offers = (*offers, "plan")
     for kind in wanted:
         if kind not in offers:
             continue
-        form: DataKind = found if kind in ("edit", "ask") or found == "question" else "image"
-        if kind == "image_only":
-            form = "image"
+        form: DataKind = found if kind in ("edit", "ask", "plan") else "image"
+        if found == "question" and kind != "image_only":
+            form = "question"
         if form not in opened:
             opened[form] = open_form(config, path, image_size, form)
-        drafts.append((kind, FileDrafts(kind, opened[form], path)))
+        weight = getattr(mix, kind) * (COPIED if kind == "plan" and form == "image" else 1)
+        in_words = beside and config.in_words
+        drafts.append((weight, FileDrafts(kind, opened[form], path, in_words)))
     return drafts
 
 

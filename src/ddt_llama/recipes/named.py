@@ -131,9 +131,9 @@ def small_tokenizer() -> TokenizerRecipe:
             encoder=EncoderConfig(dim=320, depth=4, num_heads=5),
             decoder=DecoderConfig(dim=320, depth=6, num_heads=5, gate_start=1.0),
         ),
-        objective=replace(FROM_OWN_ANSWERS, round_from=500, round_until=1200),
+        objective=replace(FROM_OWN_ANSWERS, round_from=250, round_until=500),
         train=TrainConfig(
-            steps=4000,
+            steps=2000,
             batch=128,
             compile=True,
             sample_every=1000,
@@ -155,7 +155,7 @@ def small_pretrain() -> LanguageRecipe:
         text_vocab=2048,
         pad_multiple=32,
         train=TrainConfig(
-            steps=1500,
+            steps=1000,
             batch=128,
             compile=True,
             sample_every=1000,
@@ -163,14 +163,15 @@ def small_pretrain() -> LanguageRecipe:
             workers=8,
             optim=replace(LANGUAGE_MUON, lr=2e-3, floor=1.0),
         ),
-        data=replace(nano.data, scenes=None),
+        data=replace(nano.data, scenes=None, repeats=0.25),
     )
 
 
 def small_instruct() -> LanguageRecipe:
-    """Stage 2 of small."""
-    recipe = _second_stage(small_pretrain(), "small_instruct", steps=6000, lr=2e-3, decay_share=0.4)
-    return replace(recipe, mix=nano_instruct().mix)
+    """Stage 2 of small, in one piece what nano learned in two (experiments/0022)."""
+    recipe = _second_stage(small_pretrain(), "small_instruct", steps=4500, lr=2e-3, decay_share=0.4)
+    mix = Mix(draw=0.3, edit=0.34, ask=0.05, describe=0.13, plan=0.18)
+    return replace(recipe, mix=mix, slips=0.25)
 
 
 def base_tokenizer() -> TokenizerRecipe:

@@ -171,9 +171,7 @@ def test_a_folder_in_eight_bits_opens_anywhere_with_nearly_the_same_logits(tied,
     model = backbone.build(wide, VOCABULARY).eval()
     backbone.save(tmp_path, model, VOCABULARY, TEXT, dtype=torch.float8_e4m3fn)
     stored = load_file(tmp_path / "model.safetensors")
-    assert {w.dtype for n, w in stored.items() if n.endswith("proj.weight")} == {
-        torch.float8_e4m3fn
-    }
+    assert {w.dtype for w in stored.values() if w.ndim == 2} == {torch.float8_e4m3fn}
     expected = model(some_ids()).logits
     for loaded in (
         backbone.load(tmp_path).model,
@@ -181,7 +179,7 @@ def test_a_folder_in_eight_bits_opens_anywhere_with_nearly_the_same_logits(tied,
     ):
         assert not loaded.training
         got = loaded(some_ids()).logits
-        assert (got - expected).norm() < 0.05 * expected.norm()
+        assert (got - expected).norm() < 0.06 * expected.norm()
         assert (loaded.lm_head.weight is loaded.get_input_embeddings().weight) == tied
 
 

@@ -246,6 +246,12 @@ def test_collate_to_a_fixed_length():
         ("remove a hat at the top", "a dog, on grass"),  # the likest
         ("change a hat", "a dog, a hat at the right, on grass"),  # no change at all
         ("what?", "a dog, a hat at the right, on grass"),
+        (
+            documents.change_all(
+                "a dog, a hat at the right, on grass", "a road to a town, at night"
+            ),
+            "a road to a town, at night",
+        ),
     ],
 )
 def test_a_change_in_words_is_applied_to_a_description(change: str, result: str) -> None:

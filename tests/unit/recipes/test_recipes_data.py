@@ -1,5 +1,6 @@
 """Streams of images and documents: pure functions of the step, with the right contents."""
 
+import json
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -438,6 +439,30 @@ def test_beside_shapes_captions_are_their_own_plans(folder: Path) -> None:
     alone = DataConfig(paths=(str(folder),), held_out=0.0)
     kinds = {one.kind for step in range(4) for one in mixture(alone, mix, 32, 12)(step)}
     assert kinds == {"draw", "image_only"}
+
+
+def test_beside_shapes_edits_tell_their_results_and_are_planned(tmp_path: Path) -> None:
+    for number in range(40):
+        for place, colour in (("src", "red"), ("tgt", "blue")):
+            picture = Pillow.new("RGB", (32, 32), colour)
+            picture.save(tmp_path / f"{number:02}.{place}.png")
+        (tmp_path / f"{number:02}.txt").write_text("make it blue")
+        captions = {"src_caption": "all red", "tgt_caption": "all blue"}
+        (tmp_path / f"{number:02}.json").write_text(json.dumps(captions))
+
+    def drafts(*paths: str) -> list[Draft]:
+        config = DataConfig(paths=(str(tmp_path), *paths), held_out=0.0, in_words=True)
+        stream = mixture(config, Mix(edit=1, plan=1), 32, 40)
+        found = [one for step in range(4) for one in stream(step)]
+        return [one for one in found if any("red" in t or "blue" in t for t in one.texts)]
+
+    plan = ("all red; make it blue", "change all red to all blue")
+    beside = [one for one in drafts("shapes") if "it blue" in one.texts[0]]
+    edits = [one.texts[0] for one in beside if one.kind == "edit"]
+    assert {one.texts for one in beside if one.kind == "plan"} == {plan}
+    assert set(edits) == {"make it blue", "make it blue; all blue"}
+    assert edits.count("make it blue") < len(edits) / 3
+    assert {(one.kind, one.texts) for one in drafts()} == {("edit", ("make it blue",))}
 
 
 def test_pictures_of_a_folder_become_documents(folder: Path) -> None:
