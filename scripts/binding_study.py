@@ -25,7 +25,7 @@ from ddt_llama.config import save_json
 from ddt_llama.language import TextTokenizer, Vocabulary, backbone, collate, render
 from ddt_llama.language.documents import IGNORED, Batch, Document, Text
 from ddt_llama.language.heads import look_back
-from ddt_llama.recipes.named import LANGUAGE_MUON
+from ddt_llama.recipes.sizes import LANGUAGE_MUON
 from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.questions import QuestionKind, question
 from ddt_llama.shapes.scene import sample_scene

@@ -1,6 +1,8 @@
 """The one command that trains everything, on a folder of pictures, as README has it."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +11,8 @@ import pytest
 from tiny_pipeline import LANGUAGE, TOKENIZER, pictures
 
 import ddt_llama
+from ddt_llama.cli import main
+from ddt_llama.recipes import LanguageRecipe, Recipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "speedrun.sh"
 
@@ -48,3 +52,72 @@ def test_the_one_command_trains_everything_on_a_folder_of_pictures(tmp_path: Pat
     trained = (runs / "instruct" / "FINISHED").stat().st_mtime_ns
     assert "the model:" in speedrun()
     assert (runs / "instruct" / "FINISHED").stat().st_mtime_ns == trained
+
+
+# Each command as a line of JSON; a run that is trained has a marker of its own.
+RECORDER = """#!/usr/bin/env python
+import json, os, pathlib, sys
+with open(os.environ["RECORD"], "a") as file:
+    print(json.dumps(sys.argv[1:]), file=file)
+if "--out" in sys.argv and sys.argv[1] == "train":
+    out = pathlib.Path(sys.argv[sys.argv.index("--out") + 1])
+    out.mkdir(parents=True)
+    (out / "FINISHED").touch()
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "stages"),
+    [
+        ("nano", ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish"]),
+        ("small", ["tokenizer", "pretrain", "instruct"]),
+    ],
+)
+def test_stages_follow_each_other_with_fields_that_recipes_have(
+    size: str, stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Without an environment beside it the script takes `ddt` from the path: here one that records.
+    (tmp_path / "scripts").mkdir()
+    script = shutil.copy(SCRIPT, tmp_path / "scripts")
+    recorder = tmp_path / "bin" / "ddt"
+    recorder.parent.mkdir()
+    recorder.write_text(RECORDER)
+    recorder.chmod(0o755)
+    for pack in ("emoji64", "natural64", "edit64"):
+        (tmp_path / "my data" / pack).mkdir(parents=True)
+    settings = {
+        "SIZE": size,
+        "RUNS": str(tmp_path / "runs"),
+        "DDT_DATA": str(tmp_path / "my data"),
+        "RECORD": str(tmp_path / "record"),
+        "PROCESSES": "1",
+        "INSTRUCT": "--steps 7",
+        "PATH": os.pathsep.join(
+            [str(recorder.parent), str(Path(sys.executable).parent), os.environ["PATH"]]
+        ),
+    }
+    subprocess.run(["sh", script], env=os.environ | settings, check=True, timeout=60)
+
+    commands = [json.loads(line) for line in Path(settings["RECORD"]).read_text().splitlines()]
+    assert [command[0] for command in commands] == ["train"] * len(stages) + ["publish", "draw"]
+    trained: dict[str, Recipe] = {}
+
+    def keep(recipe: Recipe, folder: Path) -> int:
+        trained[folder.name] = recipe
+        return 0
+
+    monkeypatch.setattr("ddt_llama.cli.training.train_and_tell", keep)
+    for command in commands[: len(stages)]:
+        assert main(command) == 0
+    assert list(trained) == stages
+    last = None
+    for name, recipe in trained.items():
+        recipe.data.check()
+        begins = [recipe.start] + ([recipe.tokenizer] if isinstance(recipe, LanguageRecipe) else [])
+        assert last is None or last in [Path(one).name for one in begins if one]
+        last = name
+    assert trained["instruct"].train.steps == 7
+    assert commands[-2][1] == str(tmp_path / "runs" / stages[-1])
+    assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / size)
+    if size == "small":
+        assert len(trained["instruct"].data.paths) == len(trained["instruct"].data.weights) == 3

@@ -19,7 +19,7 @@ from ddt_llama.data.images import BrokenImage, image_files, open_image, save_png
 from ddt_llama.evaluation.intervals import Figure, flat, mean, proportion
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
-from ddt_llama.evaluation.reconstruction import default_levels, read_back
+from ddt_llama.evaluation.reconstruction import read_back, useful_levels
 from ddt_llama.generation.model import Model
 from ddt_llama.reports.demo import (
     Asked,
@@ -98,7 +98,7 @@ class Demonstration:
         self, images: Float[Tensor, "b 3 h w"], names: Sequence[str], kind: str
     ) -> tuple[Reconstructed, ...]:
         """Rebuild pictures from 1, 4, 8, ... all codes; figures by number of codes."""
-        levels = default_levels(self.model.tokenizer.num_tokens)
+        levels = useful_levels(self.model.tokenizer)
         seeds = [SEED] * len(images)
         with self.timed(f"rebuild {len(images)} {kind} from {len(levels)} lengths"):
             codes = self.model.encode(images)

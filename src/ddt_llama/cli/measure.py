@@ -1,4 +1,4 @@
-"""The verbs that measure a model and encode data: evaluate, encode."""
+"""The verbs that measure models and encode data: evaluate, probe, encode."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +59,37 @@ def evaluate(
     if json is not None:
         write_figures(json, figures)
         print(json)
+
+
+def probe(
+    name: Annotated[Positional[str], arg(metavar="NAME")],
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    *,
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
+    quick: bool = False,
+) -> None:
+    """Put a claim of the paper to the test on one or more models.
+
+    Probe shuffle: what do other orders of the tokens cost a language model? Probe entropy: does the
+    next token become more certain along the sequence? Writes figures, plots and a verdict. The same
+    command started again goes on where it stopped.
+
+    Example: ddt probe shuffle nano runs/spatial_nano --out probes/shuffle
+
+    Args:
+        name: shuffle or entropy.
+        models: nano (comes with the program), folders of training runs, or hub names.
+        out: The folder to write into; probes/NAME unless given.
+        quick: A run of minutes that proves that everything works, and nothing else.
+    """
+    from ddt_llama.evaluation.result import print_figures
+    from ddt_llama.generation import load
+    from ddt_llama.probes.named import carry_out
+
+    folder = out if out is not None else Path("probes") / name
+    outcome = carry_out(name, [load(model) for model in models], folder, quick)
+    print_figures(outcome.figures, name)
+    print(f"{outcome.verdict}\n{folder / 'README.md'}")
 
 
 def encode(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddt_llama.data.images import to_pil
-from ddt_llama.evaluation.reconstruction import default_levels
+from ddt_llama.evaluation.reconstruction import useful_levels
 from ddt_llama.reports.pictures import sheet
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def levels_sheet(
 ) -> PIL.Image.Image:
     """Return originals above what few, more and all of their codes give, a column a picture."""
     rows = [originals]
-    for count in default_levels(model.tokenizer.num_tokens):
+    for count in useful_levels(model.tokenizer):
         rows.append(model.decode(codes, seeds, steps=steps, visible=count))
     return sheet(to_pil(torch.cat(rows)), len(originals))
 

@@ -1,6 +1,7 @@
 """How fast drawing is: the decode engine against the plain loop, side by side in one run.
 
-Beside it the time of the whole command `ddt draw`, and the pace of the renderer of scenes.
+Beside it the time of the whole command `ddt draw`, the pace of the renderer of scenes, and what
+laying documents out before their codes are known saves.
 
 The plain loop is what one writes first: for every token a full forward of the prompt with all codes
 so far, and another of its twin without text, through transformers and without a cache. Both draw
@@ -26,6 +27,7 @@ from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
 from ddt_llama.language import documents
+from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import sample_scene
@@ -92,6 +94,31 @@ def bench_render(model: Model, rounds: int = ROUNDS) -> Figure:
     return _median([RENDERED / _seconds(whole, model.device) for _ in range(rounds)])
 
 
+def bench_documents(model: Model, rounds: int = ROUNDS) -> Figure:
+    """Time laying documents out with their codes / putting codes into what is laid out already."""
+    vocabulary, text = _vocabulary(model), _text(model)
+    prompts = PROMPTS * 4
+    codes = torch.arange(len(prompts) * vocabulary.num_tokens) % vocabulary.codebook_size
+    codes = codes.view(len(prompts), vocabulary.num_tokens)
+
+    def laid_out(rows: Sequence[Sequence[int]]) -> documents.Batch:
+        drawn = [documents.draw(*pair) for pair in zip(prompts, rows, strict=True)]
+        return documents.collate(
+            [documents.render(one, vocabulary, text) for one in drawn], vocabulary.pad
+        )
+
+    blank, none = laid_out(torch.zeros_like(codes).tolist()), torch.zeros(0, dtype=torch.int64)
+
+    def whole() -> None:
+        laid_out(codes.tolist())
+
+    def late() -> None:
+        documents.with_codes(blank, codes, none, vocabulary)
+
+    cpu = codes.device
+    return _median([_seconds(whole, cpu) / _seconds(late, cpu) for _ in range(rounds)])
+
+
 def plain_codes(
     model: Model,
     prompts: Sequence[Sequence[int]],
@@ -116,9 +143,7 @@ def plain_codes(
 
 
 def _bench_batch(model: Model, size: int, rounds: int) -> dict[str, Figure]:
-    vocabulary, text = _vocabulary(model), model.text
-    if text is None:
-        raise UserError(f"model {model.name} has no text tokenizer; give a whole model")
+    vocabulary, text = _vocabulary(model), _text(model)
     constructor = documents.draw if model.stage == "instruct" else documents.text_to_image
     requests = [constructor(prompt, None) for prompt in PROMPTS[:size]]
     prompts = [documents.render(request, vocabulary, text).ids for request in requests]
@@ -178,6 +203,12 @@ def _vocabulary(model: Model) -> Vocabulary:
     if model.vocabulary is None:
         raise UserError(f"model {model.name} has no language model; give one that draws")
     return model.vocabulary
+
+
+def _text(model: Model) -> TextTokenizer:
+    if model.text is None:
+        raise UserError(f"model {model.name} has no text tokenizer; give a whole model")
+    return model.text
 
 
 def _seconds(call: Callable[[], object], device: torch.device) -> float:

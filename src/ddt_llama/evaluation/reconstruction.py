@@ -35,8 +35,9 @@ GROUPS = 20  # of pictures, for the jackknife of the codebook figures
 class ReconstructionSuite:
     """Says what to measure.
 
-    `steps`: numbers of decoding steps; as many steps as tokens are always added. `visible`: numbers
-    of tokens, counted from the coarse end (None: 1, 4, 8, 16, ... all), decoded in `visible_steps`.
+    `steps`: numbers of decoding steps; as many steps as tokens are always added; one step alone
+    where a tokenizer decodes in one pass. `visible`: numbers of tokens, counted from the coarse end
+    (None: 1, 4, 8, 16, ... all), decoded in `visible_steps`.
     `codebook_scenes`: pictures encoded to see which codes are in use.
     """
 
@@ -79,20 +80,21 @@ class ReconstructionSuite:
             "reconstruction.visible_steps": setting(self.visible_steps),
         }
 
-    def _decodings(self, num_tokens: int) -> dict[str, tuple[int, int | None]]:
+    def _decodings(self, tokenizer: Tokenizer) -> dict[str, tuple[int, int | None]]:
         """Return for each group of figures the steps and the visible tokens that it needs."""
-        visible = self.visible or default_levels(num_tokens)
+        num_tokens = tokenizer.num_tokens
+        visible = self.visible or useful_levels(tokenizer)
         if max(visible) > num_tokens or min(visible) < 0:
             raise UserError(f"visible is {visible}; this tokenizer has {num_tokens} tokens")
         wanted: dict[str, tuple[int, int | None]] = {}
-        for count in sorted({*self.steps, num_tokens}):
+        for count in useful_steps(tokenizer, sorted({*self.steps, num_tokens})):
             wanted[f"reconstruction.{{}}.{count}"] = (count, None)
         for count in visible:
             wanted[f"reconstruction.visible.{{}}.{count}"] = (self.visible_steps, count)
         return wanted
 
     def _quality(self, tokenizer: Tokenizer, pictures: Pictures) -> dict[str, Figure]:
-        decodings = self._decodings(tokenizer.num_tokens)
+        decodings = self._decodings(tokenizer)
         values: dict[str, list[float]] = defaultdict(list)
         exact: dict[str, list[bool]] = defaultdict(list)
         ranges = list(batches(min(len(pictures), self.scenes), self.batch_size))
@@ -136,6 +138,17 @@ class ReconstructionSuite:
             low, high = max(figure.low, 0.0), min(figure.high, highest)
             figures[name] = Figure(figure.value, low, high)
         return figures
+
+
+def useful_levels(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """Return numbers of visible tokens to show: few to all, or all where a prefix is no picture."""
+    count = tokenizer.num_tokens
+    return default_levels(count) if tokenizer.prefixes else (count,)
+
+
+def useful_steps(tokenizer: Tokenizer, steps: Sequence[int]) -> tuple[int, ...]:
+    """Return `steps`, or 1 alone where decoding is one pass."""
+    return tuple(steps) if tokenizer.refines else (1,)
 
 
 def default_levels(num_tokens: int) -> tuple[int, ...]:

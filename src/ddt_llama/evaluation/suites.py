@@ -6,7 +6,13 @@ from typing import Any, cast
 
 from ddt_llama.config import UserError, override
 from ddt_llama.data.sources import ImageSource, Sample
-from ddt_llama.evaluation.bench import ROUNDS, bench_draw, bench_process, bench_render
+from ddt_llama.evaluation.bench import (
+    ROUNDS,
+    bench_documents,
+    bench_draw,
+    bench_process,
+    bench_render,
+)
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.pictures import Pictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
@@ -24,13 +30,14 @@ class SpeedSuite:
     def run(self, model: Model) -> dict[str, Figure]:
         """Measure a model.
 
-        Keys: `draw.*`, of the whole command `draw.process_seconds`, and of the renderer of scenes
-        `render.images_per_second`.
+        Keys: `draw.*`, of the whole command `draw.process_seconds`, of the renderer of scenes
+        `render.images_per_second`, and `documents.ratio` (see `bench_documents`).
         """
         figures = bench_draw(model, batches=self.batches, rounds=self.rounds)
         return figures | {
             "draw.process_seconds": bench_process(model, self.rounds),
             "render.images_per_second": bench_render(model, self.rounds),
+            "documents.ratio": bench_documents(model, self.rounds),
         }
 
 

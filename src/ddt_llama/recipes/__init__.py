@@ -6,13 +6,14 @@
 from ddt_llama.recipes.language import LanguageRecipe, Mix
 from ddt_llama.recipes.named import NAMES, Recipe, recipe_named
 from ddt_llama.recipes.run import Trained, run
-from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
 __all__ = [
     "NAMES",
     "LanguageRecipe",
     "Mix",
     "Recipe",
+    "SpatialRecipe",
     "TokenizerRecipe",
     "Trained",
     "recipe_named",

@@ -5,8 +5,9 @@ multiplication or an addition; only matrix products count. The tests hold the fo
 torch's counter.
 """
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -15,8 +16,8 @@ from torch import nn
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.named import Recipe, recipe_named
-from ddt_llama.recipes.tokenizer import TokenizerRecipe
-from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
+from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, TimestepTokenizerConfig
 
 STEPS = 8  # of decoding, as `draw` does
 TEXT = 24  # ids of a usual caption with its marks
@@ -29,11 +30,12 @@ BFLOAT16 = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters by part, FLOPs by use, bytes by purpose."""
+    """Parameters by part, FLOPs by use, bytes by purpose; shares of another recipe's figures."""
 
     parameters: dict[str, int]
     flops: dict[str, float]
     memory: dict[str, float]
+    beside: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         """Return one line a figure."""
@@ -42,6 +44,7 @@ class Cost:
         rows += [(f"  {name}", quantity(count)) for name, count in self.parameters.items()]
         rows += [(f"FLOPs, {name}", quantity(count)) for name, count in self.flops.items()]
         rows += [(f"memory, {name}", f"{quantity(size)}B") for name, size in self.memory.items()]
+        rows += [(name, f"{100 * share:.1f} %") for name, share in self.beside.items()]
         width = max(len(name) for name, _ in rows)
         return "\n".join(f"{name:<{width}}  {value}" for name, value in rows)
 
@@ -60,9 +63,17 @@ def quantity(value: float) -> str:
 
 def cost_of(recipe: Recipe) -> Cost:
     """Return what a recipe costs; needs neither data nor memory."""
-    if isinstance(recipe, TokenizerRecipe):
-        return tokenizer_cost(recipe)
-    return language_cost(recipe)
+    if isinstance(recipe, LanguageRecipe):
+        return language_cost(recipe)
+    return spatial_cost(recipe) if isinstance(recipe, SpatialRecipe) else tokenizer_cost(recipe)
+
+
+def bits(recipe: TokenizerRecipe | SpatialRecipe) -> float:
+    """Return the bits of the codes of one image."""
+    with torch.device("meta"):
+        return recipe.build(begins=False).num_tokens * math.log2(
+            recipe.tokenizer.quantizer.codebook_size
+        )
 
 
 def tokenizer_cost(recipe: TokenizerRecipe) -> Cost:
@@ -89,6 +100,63 @@ def tokenizer_cost(recipe: TokenizerRecipe) -> Cost:
             f"activations of {batch} images (estimate)": batch * _activations(model, draws),
         },
     )
+
+
+def spatial_cost(recipe: SpatialRecipe) -> Cost:
+    """Return the cost of a spatial tokenizer, beside that of the recipe it is compared with."""
+    with torch.device("meta"):
+        model = recipe.build(begins=False)
+    parts = {"encoder": model.encoder, "decoder": model.decoder}
+    parameters = {name: _count(part) for name, part in parts.items()}
+    trained = sum(parameters.values())
+    parameters["codebook (by moving average)"] = model.quantizer.codebook.numel()
+    encode, decode, kept = spatial_flops(model)
+    learn = (1 + BACKWARD) * (encode + decode)
+    batch = recipe.train.batch
+    shares: dict[str, float] = {}
+    if recipe.rival is not None:
+        rival = recipe_named(recipe.rival)
+        assert isinstance(rival, TokenizerRecipe)
+        other = tokenizer_cost(rival)
+        other_learn = next(flops for use, flops in other.flops.items() if use.startswith("train"))
+        shares = {
+            f"bits an image, of {rival.name}'s": bits(recipe) / bits(rival),
+            f"parameters, of {rival.name}'s": sum(parameters.values())
+            / sum(other.parameters.values()),
+            f"FLOPs in training, of {rival.name}'s": learn / other_learn,
+        }
+    return Cost(
+        parameters,
+        {"encode an image": encode, "decode an image": decode, "train on an image": learn},
+        {
+            "weights": FLOAT32 * sum(parameters.values()),
+            "gradients, optimizer, average": FLOAT32 * STATES * trained,
+            f"activations of {batch} images (estimate)": BFLOAT16 * batch * kept,
+        },
+        shares,
+    )
+
+
+def spatial_flops(model: SpatialTokenizer) -> tuple[int, int, int]:
+    """Return the FLOPs of encoding and of decoding one image, and the numbers that layers put out.
+
+    Every convolution is counted at the size of its output; each of the numbers it puts out is kept
+    for the backward pass, and so are those of normalisation and SiLU around it.
+    """
+    side, kept, counted = model.image_size, 0, []
+    for part in (model.encoder, model.decoder):
+        flops = 0
+        for layer in part.modules():
+            if isinstance(layer, nn.Upsample):
+                side *= 2
+            if isinstance(layer, nn.Conv2d):
+                side //= layer.stride[0]
+                flops += 2 * side * side * layer.weight.numel()
+                kept += 3 * side * side * layer.out_channels
+        counted.append(flops)
+    encode, decode = counted
+    config = model.config.quantizer
+    return encode + 2 * model.num_tokens * config.code_dim * config.codebook_size, decode, kept
 
 
 def on_meta(config: TimestepTokenizerConfig) -> TimestepTokenizer:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ddt_llama.config import UserError, from_dict, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
-from ddt_llama.evaluation.reconstruction import device_of
+from ddt_llama.evaluation.reconstruction import device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
 from ddt_llama.generation.release import load
 from ddt_llama.recipes.data import SHAPES, DataConfig
@@ -81,6 +81,7 @@ def best_steps(
     choices: Sequence[int] = (1, 2, 4, 8, 16),
 ) -> int:
     """Return the number of decoding steps with the best PSNR; of equals the fewest."""
+    choices = useful_steps(tokenizer, choices)
     codes = tokenizer.encode(images.to(device_of(tokenizer)))
     decoded = {steps: tokenizer.decode(codes, steps=steps).float().cpu() for steps in choices}
     quality = {steps: float(psnr(made, images).mean()) for steps, made in decoded.items()}

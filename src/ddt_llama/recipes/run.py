@@ -24,14 +24,12 @@ from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
 from ddt_llama.recipes.samples import DrawingSamples
-from ddt_llama.recipes.tokenizer import ReconstructionSamples, TokenizerRecipe
+from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, TokenizerRecipe
 from ddt_llama.runs import Run
-from ddt_llama.tokenizer import TimestepTokenizer, Tokenizer
+from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
-from ddt_llama.tokenizer.sd3 import load_image_stream
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import train
-from ddt_llama.training.timestep import TimestepObjective
 
 RELEASE = "release"
 OLD = ".release.old"
@@ -48,7 +46,7 @@ class Trained(NamedTuple):
     finished: bool
 
 
-def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
+def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> Trained:
     """Train `recipe` in the run folder `out`, or go on with the training that is there.
 
     Raises UserError for data, models and places that cannot be used, before anything is written.
@@ -63,10 +61,10 @@ def run(recipe: TokenizerRecipe | LanguageRecipe, out: Path) -> Trained:
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
         Run.create_or_resume(out, recipe).close()  # refuse another recipe
         return Trained(out, out / RELEASE, done, True)
-    if isinstance(recipe, TokenizerRecipe):
-        trained = _run_tokenizer(recipe, out)
-    else:
+    if isinstance(recipe, LanguageRecipe):
         trained = _run_language(recipe, out)
+    else:
+        trained = _run_tokenizer(recipe, out)
     if distributed.is_main() and trained.finished:
         replace_file(out / FINISHED, b"")
     distributed.teardown()
@@ -94,7 +92,7 @@ def release_of(path: str | Path, what: str) -> Path:
     )
 
 
-def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
+def _run_tokenizer(recipe: TokenizerRecipe | SpatialRecipe, out: Path) -> Trained:
     device = distributed.setup()
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
@@ -102,7 +100,7 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
     parts = out / PARTS / "tokenizer"
     begun = (parts / "config.json").is_file()
     model = _tokenizer_model(recipe, parts if begun else None).to(device)
-    objective = TimestepObjective(recipe.objective, samples.measured.to(device))
+    objective = recipe.loss(samples.measured.to(device))
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and recipe.starts_from_weights and distributed.is_main():
@@ -113,13 +111,13 @@ def _run_tokenizer(recipe: TokenizerRecipe, out: Path) -> Trained:
     return Trained(out, release, outcome.step, outcome.finished)
 
 
-def _tokenizer_model(recipe: TokenizerRecipe, begun: Path | None) -> TimestepTokenizer:
+def _tokenizer_model(
+    recipe: TokenizerRecipe | SpatialRecipe, begun: Path | None
+) -> TimestepTokenizer | SpatialTokenizer:
     """Build the network of a recipe, with the weights that `begun` holds or the recipe names."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(recipe.train.seed)
-        model = TimestepTokenizer(recipe.tokenizer)
-    if begun is None and recipe.image_stream is not None:
-        load_image_stream(model.decoder, recipe.image_stream)
+        model = recipe.build(begun is None)
     folder = begun
     if folder is None and recipe.start is not None:
         folder = release_of(recipe.start, "start") / "tokenizer"

@@ -11,16 +11,23 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.evaluation.metrics import psnr
-from ddt_llama.evaluation.reconstruction import default_levels
+from ddt_llama.evaluation.reconstruction import useful_levels, useful_steps
 from ddt_llama.recipes.data import SAMPLE_SEED, SHAPES, DataConfig, unseen_images
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.runs import Run
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.verify import matches, read
 from ddt_llama.shapes.world import ShapesSource
-from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer import (
+    SpatialTokenizer,
+    SpatialTokenizerConfig,
+    TimestepTokenizer,
+    TimestepTokenizerConfig,
+)
+from ddt_llama.tokenizer.sd3 import load_image_stream
 from ddt_llama.training.loop import TrainConfig
-from ddt_llama.training.timestep import TimestepObjectiveConfig
+from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig
+from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig
 
 SHOWN = 8  # pictures on a sheet
 MEASURED = 64  # scenes behind the figures
@@ -51,8 +58,7 @@ class TokenizerRecipe:
 
     def __post_init__(self) -> None:
         """Refuse to keep codes that nobody has learned, and parts that do not go together."""
-        if self.keep_codes and self.start is None:
-            raise UserError("keep_codes: there are none to keep; give --start RUN, or leave it out")
+        refuse_new_codes(self.keep_codes, self.start)
         if self.image_stream is not None:
             if self.start is not None:
                 raise UserError("image_stream: start has a decoder already; give one of the two")
@@ -67,6 +73,58 @@ class TokenizerRecipe:
         """Say whether training begins from weights that lie somewhere else."""
         return self.start is not None or self.image_stream is not None
 
+    def build(self, begins: bool = True) -> TimestepTokenizer:
+        """Return the network with random weights, or SD3's where training begins from them."""
+        model = TimestepTokenizer(self.tokenizer)
+        if begins and self.image_stream is not None:
+            load_image_stream(model.decoder, self.image_stream)
+        return model
+
+    def loss(self, probe_images: Float[Tensor, "b 3 h w"]) -> TimestepObjective:
+        """Return the objective; `probe_images` are held out."""
+        return TimestepObjective(self.objective, probe_images)
+
+
+@dataclass(frozen=True)
+class SpatialRecipe:
+    """Network, loss, training and data of one spatial tokenizer, the rival.
+
+    `rival`: the recipe of the tokenizer it is to be compared with, of as many bits, parameters and
+    FLOPs (`ddt recipes` prints both). `start` and `keep_codes` as in `TokenizerRecipe`.
+    """
+
+    name: str
+    rival: str | None = None
+    start: str | None = None
+    keep_codes: bool = False
+    tokenizer: SpatialTokenizerConfig = field(default_factory=SpatialTokenizerConfig)
+    objective: SpatialObjectiveConfig = field(default_factory=SpatialObjectiveConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        """Refuse to keep codes that nobody has learned."""
+        refuse_new_codes(self.keep_codes, self.start)
+
+    @property
+    def starts_from_weights(self) -> bool:
+        """Say whether training begins from weights that lie somewhere else."""
+        return self.start is not None
+
+    def build(self, begins: bool = True) -> SpatialTokenizer:
+        """Return the network with random weights."""
+        return SpatialTokenizer(self.tokenizer)
+
+    def loss(self, probe_images: Float[Tensor, "b 3 h w"]) -> SpatialObjective:
+        """Return the objective; `probe_images` are held out."""
+        return SpatialObjective(self.objective, probe_images)
+
+
+def refuse_new_codes(keep_codes: bool, start: str | None) -> None:
+    """Raise UserError where codes are to be kept that nobody has learned."""
+    if keep_codes and start is None:
+        raise UserError("keep_codes: there are none to keep; give --start RUN, or leave it out")
+
 
 class ReconstructionSamples:
     """Show held-out pictures beside what their codes give back; measure on held-out scenes.
@@ -74,7 +132,7 @@ class ReconstructionSamples:
     A sheet has one column a picture: the original, then decoded from 1, 4, 8, ... all tokens.
     """
 
-    def __init__(self, recipe: TokenizerRecipe) -> None:
+    def __init__(self, recipe: TokenizerRecipe | SpatialRecipe) -> None:
         size = recipe.tokenizer.image_size
         self.images = unseen_images(recipe.data, size, SHOWN)
         self.scenes = []
@@ -93,7 +151,7 @@ class ReconstructionSamples:
         device = next(model.parameters()).device
         codes = model.encode(self.measured.to(device))
         figures: dict[str, float] = {}
-        for steps in STEPS:
+        for steps in useful_steps(model, STEPS):
             decoded = model.decode(codes, steps=steps).float().cpu()
             figures[f"sample.psnr.{steps}"] = float(psnr(decoded, self.measured).mean())
             if self.scenes:
@@ -103,12 +161,12 @@ class ReconstructionSamples:
         return figures
 
 
-def reconstruction_sheet(model: TimestepTokenizer, images: Float[Tensor, "b 3 h w"]) -> Any:
+def reconstruction_sheet(model: Any, images: Float[Tensor, "b 3 h w"]) -> Any:
     """Return originals above their reconstructions from few tokens to all."""
     device = next(model.parameters()).device
     codes = model.encode(images.to(device))
     rows = [images]
     with torch.no_grad():
-        for visible in default_levels(model.num_tokens):
+        for visible in useful_levels(model):
             rows.append(model.decode(codes, steps=8, visible=visible).float().cpu())
     return sheet(to_pil(torch.cat(rows)), len(images))

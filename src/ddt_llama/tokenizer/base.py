@@ -14,11 +14,18 @@ from torch import Tensor
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """Images `b 3 h w` in [-1, 1] to codes `b k` in 0..codebook_size-1, and back."""
+    """Images `b 3 h w` in [-1, 1] to codes `b k` in 0..codebook_size-1, and back.
+
+    Two abilities are asked for by name, never the kind of a tokenizer: `refines` says that steps,
+    seed and guidance change what `decode` returns, `prefixes` that it can do with the `visible`
+    coarsest codes.
+    """
 
     num_tokens: int
     codebook_size: int
     image_size: int
+    refines: bool
+    prefixes: bool
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Return the codes, column 0 the finest."""

@@ -86,6 +86,9 @@ class Denoised(NamedTuple):
 class TimestepTokenizer(nn.Module):
     """Images `b 3 h w` in [-1, 1] to codes `b k` (index 0 finest) and back."""
 
+    refines = True
+    prefixes = True
+
     def __init__(self, config: TimestepTokenizerConfig) -> None:
         super().__init__()
         self.config = config

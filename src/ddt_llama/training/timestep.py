@@ -16,6 +16,7 @@ from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.diffusion import AtNoise, Density, Uniform
 from ddt_llama.tokenizer.timestep import TimestepTokenizer
+from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class TimestepObjective:
         self.probe_images = probe_images
         self.rounding = 0.0
         self.weights: Tensor | None = None
-        self.outcomes: list[tuple[Tensor, Tensor]] = []  # of the parts of this step
+        self.keeper = CodebookKeeper()
 
     def before_step(self, model: TimestepTokenizer, step: int) -> None:
         """Set how far features are rounded in this step."""
@@ -69,8 +70,7 @@ class TimestepObjective:
                 f"own {c.own} with draws {c.draws} and prediction {model.config.prediction!r}: it "
                 'needs 2 draws or more and prediction "clean"; or set own to 0'
             )
-        share = (step - c.round_from) / max(1, c.round_until - c.round_from)
-        self.rounding = min(1.0, max(0.0, share))
+        self.rounding = rounding_at(step, c.round_from, c.round_until)
         if c.balance and self.weights is None:
             times = c.density.sample((100_000,), Generator().manual_seed(0))
             visible = model.schedule.probability_visible(times).clamp_min(1e-4)
@@ -114,29 +114,17 @@ class TimestepObjective:
         error = (denoised.output.flatten(0, 1).float() - target).square().mean()
         quantized = denoised.quantized
         loss = error + c.commitment * self.rounding * quantized.commitment
-        self.outcomes.append((denoised.features.detach(), quantized.codes))
+        self.keeper.see(denoised.features, quantized.codes)
         return loss, {"error": error.detach(), "commitment": quantized.commitment.detach()}
 
     def after_step(self, model: TimestepTokenizer, step: int) -> dict[str, float]:
-        """Move the codebook; every `probe_every` steps measure what the tokens hold.
-
-        Where the encoder is frozen the codebook stays as it is.
-        """
-        if not self.outcomes:
-            return {}
-        features, codes = (torch.cat(parts) for parts in zip(*self.outcomes, strict=True))
-        self.outcomes.clear()
-        figures = {}
-        if next(model.encoder.parameters()).requires_grad:
-            # Equal on all ranks, unlike the seed of the noise.
-            replaced = model.quantizer.update(features, codes, seed=step)
-            figures["codebook.replaced"] = float(replaced)
-        else:
-            model.quantizer.count_usage(codes)
+        """Move the codebook; every `probe_every` steps measure what the tokens hold."""
+        figures = self.keeper.move(model, step)
         if step % self.config.probe_every == 0:
             figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
             if distributed.is_main():
-                figures |= probe(model, self.probe_images.to(features.device), self.rounding)
+                device = next(model.parameters()).device
+                figures |= probe(model, self.probe_images.to(device), self.rounding)
         return figures
 
 
@@ -146,9 +134,8 @@ def probe(
 ) -> dict[str, float]:
     """Return the error at t = 1 with own, wrong and no tokens, and the spread of the features.
 
-    At t = 1 the input is pure noise: what is right in the output came through the tokens. `spread`
-    is 1 - |mean unit feature|^2 over images, a position's mean: 0 when all images look alike to
-    the encoder, near 1 when they differ in every direction. Needs at least two images.
+    At t = 1 the input is pure noise: what is right in the output came through the tokens.
+    Needs at least two images.
     """
     patches = model.to_patches(images)
     features = model.encoder(patches)
@@ -165,10 +152,9 @@ def probe(
         x0, _ = config.path.recover(output[:, 0], start[:, 0], t[:, 0], config.prediction)
         return float((x0 - patches).square().mean())
 
-    unit = torch.nn.functional.normalize(features.float(), dim=-1)
     return {
         "probe.own": error(values, seen),
         "probe.wrong": error(values.roll(1, 0), seen),
         "probe.none": error(values, ~seen),
-        "probe.spread": float((1 - unit.mean(0).square().sum(-1)).mean()),
+        "probe.spread": spread(features),
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddt_llama.config import UserError
-from ddt_llama.evaluation.bench import PROMPTS, bench_draw, plain_codes
+from ddt_llama.evaluation.bench import PROMPTS, bench_documents, bench_draw, plain_codes
 from ddt_llama.generation import Model
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
@@ -20,6 +20,7 @@ class FlatTokenizer:
     """Every image is the grey of its first code."""
 
     num_tokens, codebook_size, image_size = 6, 32, 8
+    refines = prefixes = False
 
     def encode(self, images: Tensor) -> Tensor:
         return images.mean((1, 2, 3)).mul(31).long()[:, None].repeat(1, 6)
@@ -69,6 +70,11 @@ def test_figures_are_consistent(model: Model) -> None:
         assert 0 < ratio.low <= ratio.value <= ratio.high
         plain, engine = (figures[f"draw.{name}_seconds.{size}"] for name in ("plain", "engine"))
         assert plain.low / engine.high <= ratio.value <= plain.high / engine.low
+
+
+def test_codes_enter_laid_out_documents_faster_than_these_are_laid_out(model: Model) -> None:
+    ratio = bench_documents(model, rounds=4)
+    assert 1 < ratio.low <= ratio.value <= ratio.high
 
 
 def test_wrong_batches_and_models_are_refused(model: Model) -> None:

@@ -45,6 +45,7 @@ class QuarterTokenizer:
     num_tokens = NUM_TOKENS
     codebook_size = 64
     image_size = SIZE
+    refines = prefixes = True
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []

@@ -15,9 +15,15 @@ from ddt_llama.recipes.cost import (
     decoder_flops,
     encoder_flops,
     quantity,
+    spatial_flops,
     token_stream_flops,
 )
-from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer import (
+    SpatialTokenizer,
+    SpatialTokenizerConfig,
+    TimestepTokenizer,
+    TimestepTokenizerConfig,
+)
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
@@ -66,6 +72,29 @@ def test_a_decoding_step_costs_what_the_counter_says(model: TimestepTokenizer) -
     assert step == decoder_flops(model) + (0 if static else stream)
     if static:
         assert counted(lambda: model.decoder.remember(values, seen)) == stream
+
+
+def test_a_spatial_tokenizer_costs_what_the_counter_says() -> None:
+    config = SpatialTokenizerConfig(
+        16, (4, 8, 12), (1, 0, 2), 2, QuantizerConfig(codebook_size=32, code_dim=4)
+    )
+    with torch.device("meta"):
+        model = SpatialTokenizer(config).requires_grad_(False)
+    images = torch.zeros(1, 3, 16, 16, device="meta")
+    encode, decode, _ = spatial_flops(model)
+    nearest = 2 * model.num_tokens * model.quantizer.codebook.numel()
+    assert counted(lambda: model.features(images)) + nearest == encode
+    values = torch.zeros(1, 16, 4, device="meta")
+    assert counted(lambda: model.rebuild(values)) == decode
+
+
+@pytest.mark.parametrize("name", ["spatial_nano", "spatial_small", "spatial_base"])
+def test_rivals_are_matched_in_bits_parameters_and_flops(name: str) -> None:
+    beside = cost_of(recipe_named(name)).beside
+    assert len(beside) == 3
+    assert all(abs(share - 1) < 0.04 for share in beside.values())
+    size = name.removeprefix("spatial_")
+    assert all(f"{size}_tokenizer" in title for title in beside)
 
 
 def test_a_language_token_costs_what_the_counter_says() -> None:

@@ -301,7 +301,7 @@ def test_saved_and_loaded_it_gives_the_same_codes_and_pictures(
 def test_a_folder_of_another_kind_is_refused(tmp_path: Path):
     build().save(tmp_path)
     save_json(tmp_path / "config.json", {"kind": "spatial", **to_dict(TINY)})
-    with pytest.raises(UserError, match="not a timestep tokenizer"):
+    with pytest.raises(UserError, match="unknown field 'latents'"):
         load(tmp_path)
     with pytest.raises(UserError, match="no such file"):
         load(tmp_path / "none")

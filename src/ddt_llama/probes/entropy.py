@@ -1,0 +1,90 @@
+"""How uncertain is the next token, along the sequence? Selftok's picture of a proper order.
+
+One model an order learns the same sequences natively, with stride 2 and 3, and reversed. Where the
+tokens form a chain, each telling what the next needs to know, uncertainty falls along the sequence,
+and within each of the two or three passes of a stride. Source: Selftok-Zero, the figure of entropy
+by position.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.result import watch
+from ddt_llama.probes.base import SEEDS, Outcome, refuse_too_few
+from ddt_llama.probes.learn import Learned, Lesson, learn, smoothed
+from ddt_llama.probes.orders import Order
+from ddt_llama.probes.sequences import Sequences
+from ddt_llama.probes.shuffle import lesson_of
+from ddt_llama.reports.plots import Curves
+
+ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
+SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Which seeds are run, and the lesson they share."""
+
+    seeds: tuple[int, ...] = SEEDS
+    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that prove nothing."""
+        refuse_too_few(self.seeds)
+
+
+def entropy(config: Entropy, sources: Sequence[Sequences], folder: Path) -> Outcome:
+    """Learn every source in every order, and see how entropy runs along it."""
+    plan: list[tuple[Sequences, Order, int]] = [
+        (one, order, seed) for one in sources for order in ORDERS for seed in config.seeds
+    ]
+    done: dict[tuple[str, Order, int], Learned] = {}
+    for one, order, seed in watch(plan, "entropy"):
+        place = folder / "lessons" / f"{one.name}-{order}-{seed}"
+        done[one.name, order, seed] = learn(lesson_of(config.lesson, one, order, seed), one, place)
+    figures: dict[str, Figure] = {}
+    plots: dict[str, Curves] = {}
+    for one in sources:
+        curves: Curves = {}
+        for order in ORDERS:
+            rows = [done[one.name, order, seed].entropy for seed in config.seeds]
+            name = f"{one.name}.{order}"
+            figures[f"{name}.entropy"] = mean([float(np.mean(row)) for row in rows])
+            figures[f"{name}.slope"] = mean([slope(row, SEGMENTS[order]) for row in rows])
+            together = smoothed(np.mean(rows, axis=0).tolist(), max(1, len(rows[0]) // 32))
+            width = len(rows[0]) / len(together)
+            curves[order] = ([width * (i + 0.5) for i in range(len(together))], together)
+        plots[f"{one.name}, entropy in bits by place"] = curves
+    return Outcome(figures, verdict(sources, figures), plots)
+
+
+def slope(values: Sequence[float], segments: int) -> float:
+    """Return how many bits entropy rises from the begin to the end of a segment, mean of all.
+
+    Least squares within each of `segments` equal parts; negative where it falls. The first symbol
+    of a sequence, of which nothing can be known, is left out.
+    """
+    rises = []
+    for number, part in enumerate(np.array_split(np.asarray(values), segments)):
+        kept = part[1:] if number == 0 else part
+        if len(kept) > 1:
+            at = np.linspace(-0.5, 0.5, len(kept))
+            rises.append(float((at * kept).sum() / (at * at).sum()))
+    return float(np.mean(rises)) if rises else 0.0
+
+
+def verdict(sources: Sequence[Sequences], figures: Mapping[str, Figure]) -> str:
+    """Say in one sentence whether entropy falls along the native order."""
+    told = []
+    for source in sources:
+        one = figures[f"{source.name}.native.slope"]
+        way = "falls" if one.high < 0 else "rises" if one.low > 0 else "neither falls nor rises"
+        told.append(
+            f"of {source.name} {way} ({one.value:+.2f} bits from begin to end, "
+            f"{one.low:+.2f} to {one.high:+.2f})"
+        )
+    return f"Along the native order the entropy of the next token {'; '.join(told)}."

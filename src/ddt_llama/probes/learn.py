@@ -1,0 +1,177 @@
+"""Train one small language model on sequences in one order; measure it on held-out ones.
+
+Every probe that asks how hard a language is asks here: same network, same optimizer, same number of
+sequences, only the symbols or their order differ. A lesson is a run folder like any other, so it
+goes on where it was stopped.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ddt_llama import distributed
+from ddt_llama.config import load_json, save_json
+from ddt_llama.data.stream import Stream
+from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.language.documents import IGNORED, Batch
+from ddt_llama.probes.orders import Order, places
+from ddt_llama.probes.sequences import Sequences
+from ddt_llama.reports.plots import read_metrics
+from ddt_llama.runs import Run
+from ddt_llama.training.language import NextToken
+from ddt_llama.training.loop import TrainConfig, train
+from ddt_llama.training.optim import OptimConfig
+
+RESULT = "result.json"
+AT_ONCE = 64  # held-out sequences whose logits exist at once
+NANO = BackboneConfig(dim=128, depth=4, num_heads=4, num_kv_heads=4, mlp_dim=384, row_std=0.12)
+HELD_OUT_SEED = 1_000_003  # of the fresh orders of held-out sequences
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One model on one source in one order: `fingerprint` is that of the sequences.
+
+    `seed` chooses weights, the order of the sequences and the permutation.
+    """
+
+    source: str
+    fingerprint: str
+    order: Order = "native"
+    seed: int = 0
+    shape: BackboneConfig = NANO
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=600,
+            batch=32,
+            ema=0.99,
+            sample_every=100,
+            log_every=20,
+            checkpoint_every=200,
+            keep=1,
+            tensorboard=False,
+            optim=OptimConfig(lr=2e-3, warmup=50, weight_decay=0.05, decay_share=0.4),
+        )
+    )
+
+
+class Learned(NamedTuple):
+    """What a lesson left: held-out bits a symbol, by number of sequences seen and by step of a row.
+
+    `bits` is the last of `curve`; `by_place` the mean surprise, `entropy` the mean entropy of the
+    prediction, at each step of the order, both in bits.
+    """
+
+    bits: float
+    curve: list[tuple[int, float]]
+    by_place: list[float]
+    entropy: list[float]
+
+
+def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
+    """Carry a lesson out in `folder`, go on with it, or return what it left."""
+    if (folder / RESULT).is_file():
+        Run.create_or_resume(folder, lesson).close()  # refuse another lesson
+        kept = load_json(folder / RESULT)
+        return Learned(**{**kept, "curve": [(seen, bits) for seen, bits in kept["curve"]]})
+    vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
+    device = distributed.setup()
+    model = backbone.build(lesson.shape, vocabulary, device=device, seed=lesson.seed)
+
+    def sample(model: nn.Module, step: int, run: Run) -> dict[str, float]:
+        surprise, _ = surprises(model, sequences, lesson, vocabulary)
+        return {"heldout.bits": float(surprise.nanmean())}
+
+    with Run.create_or_resume(folder, lesson) as run:
+        stream = ordered(lesson, sequences, vocabulary)
+        outcome = train(model, NextToken(vocabulary), stream, lesson.train, run, sample=sample)
+        steps, values = read_metrics(folder / "metrics.jsonl")["heldout.bits"]
+        seen = [int(step) * lesson.train.batch for step in steps]
+        curve = list(zip(seen, values, strict=True))
+        with outcome.ema.swapped():
+            surprise, entropy = surprises(model.eval(), sequences, lesson, vocabulary)
+        learned = Learned(
+            float(surprise.nanmean()),
+            curve,
+            surprise.nanmean(0).tolist(),
+            entropy.nanmean(0).tolist(),
+        )
+        if outcome.finished:
+            save_json(folder / RESULT, learned._asdict())
+    return learned
+
+
+def ordered(lesson: Lesson, sequences: Sequences, vocabulary: Vocabulary) -> Callable[[int], Batch]:
+    """Return step -> a batch of training sequences in the order of the lesson."""
+    stream = Stream(
+        [sequences.train],
+        lesson.train.batch,
+        seed=lesson.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+    )
+
+    def batch(step: int) -> Batch:
+        rows = stream(step)
+        first = step * lesson.train.batch + distributed.rank() * len(rows)
+        return in_order(rows, lesson, vocabulary, range(first, first + len(rows)))
+
+    return batch
+
+
+def in_order(
+    rows: list[Int[Tensor, " _"]], lesson: Lesson, vocabulary: Vocabulary, numbers: range
+) -> Batch:
+    """Lay sequences out, each behind the mark of a document, in the order of the lesson."""
+    shape = len(rows), 1 + max(map(len, rows))
+    ids = torch.full(shape, vocabulary.pad)
+    labels = torch.full(shape, IGNORED)
+    ids[:, 0] = vocabulary.bos
+    for line, (row, number) in enumerate(zip(rows, numbers, strict=True)):
+        read = row[places(lesson.order, len(row), lesson.seed, number)]
+        ids[line, 1 : 1 + len(row)] = labels[line, 1 : 1 + len(row)] = vocabulary.to_ids(read)
+    return Batch(ids, labels, (ids != vocabulary.pad).long())
+
+
+@torch.no_grad()
+def surprises(
+    model: Any, sequences: Sequences, lesson: Lesson, vocabulary: Vocabulary
+) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
+    """Return -log2 p of each held-out symbol and the entropy of its prediction, nan behind a row.
+
+    Columns are the steps of the order.
+    """
+    rows = list(sequences.held_out)
+    longest = max(map(len, rows))
+    found = torch.full((2, len(rows), longest), math.nan)
+    device = next(model.parameters()).device
+    for start in range(0, len(rows), AT_ONCE):
+        part = rows[start : start + AT_ONCE]
+        numbers = range(HELD_OUT_SEED + start, HELD_OUT_SEED + start + len(part))
+        ids, labels, _ = (x.to(device) for x in in_order(part, lesson, vocabulary, numbers))
+        with distributed.autocast(device, lesson.train.bf16):
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
+        log = F.log_softmax(logits.float(), dim=-1)
+        wanted = labels[:, 1:]
+        seen = wanted != IGNORED
+        surprise = -log.gather(-1, wanted.where(seen, 0)[..., None])[..., 0]
+        entropy = -(log.exp() * log).sum(-1)
+        for place, value in enumerate((surprise, entropy)):
+            block = (value / math.log(2)).where(seen, math.nan).cpu()
+            found[place, start : start + len(part), : block.shape[1]] = block
+    return found[0], found[1]
+
+
+def smoothed(values: list[float], over: int) -> list[float]:
+    """Return the means of `over` neighbouring values, for a plot by place."""
+    parts = np.array_split(np.asarray(values), max(1, len(values) // over))
+    return [float(part.mean()) for part in parts]

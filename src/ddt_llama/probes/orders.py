@@ -1,0 +1,38 @@
+"""In which order a language model is given the symbols of a sequence."""
+
+import math
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+Order = Literal["native", "reversed", "stride-2", "stride-3", "fixed", "fresh"]
+ORDERS: tuple[Order, ...] = get_args(Order)
+
+
+def places(order: Order, length: int, seed: int = 0, number: int = 0) -> Int[Tensor, " length"]:
+    """Return where the symbol read at each step stands in the sequence.
+
+    "stride-n": every n-th symbol from the first, then every n-th from the second, and so on;
+    "fixed": one permutation for all sequences of a length, chosen by `seed`; "fresh": another one
+    for every `number`.
+
+    >>> places("stride-2", 5).tolist()
+    [0, 2, 4, 1, 3]
+    """
+    steps = torch.arange(length)
+    if order == "native":
+        return steps
+    if order == "reversed":
+        return steps.flip(0)
+    if order.startswith("stride-"):
+        stride = int(order.removeprefix("stride-"))
+        return torch.cat([steps[first::stride] for first in range(min(stride, length))])
+    key = seed if order == "fixed" else (seed + 1) * 1_000_003 + number
+    return torch.randperm(length, generator=Generator().manual_seed(key))
+
+
+def bits_of_orders(length: int) -> float:
+    """Return log2(length!), what it takes to tell a permutation: the most "fresh" can cost."""
+    return math.lgamma(length + 1) / math.log(2)

@@ -1,0 +1,102 @@
+"""Symbol sequences to learn: codes of pictures, ids of texts, and sources whose answer is known."""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+from ddt_llama.config import UserError
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """What one source gives: sequences of symbols 0..alphabet-1, some of them held out.
+
+    `bits` are those of one sequence before anything is known of it (codes: tokens times log2 of
+    the codebook; texts: none).
+    """
+
+    name: str
+    alphabet: int
+    train: tuple[Int[Tensor, " _"], ...]
+    held_out: tuple[Int[Tensor, " _"], ...]
+    bits: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse sources of nothing."""
+        if not self.train or not self.held_out:
+            raise UserError(f"{self.name}: no sequence to learn or none held out; give more data")
+
+    @property
+    def mean_length(self) -> float:
+        """Symbols of a held-out sequence."""
+        return sum(map(len, self.held_out)) / len(self.held_out)
+
+    def fingerprint(self) -> str:
+        """Return eight letters that stand for every symbol: other data, another fingerprint."""
+        digest = hashlib.blake2b(digest_size=4)
+        for row in (*self.train, *self.held_out):
+            digest.update(row.numpy().astype("<i4").tobytes() + b"|")
+        return digest.hexdigest()
+
+
+def of_codes(name: str, codes: Int[Tensor, "n k"], codebook_size: int, held_out: int) -> Sequences:
+    """Return codes of pictures, in language order; the last `held_out` pictures are held out."""
+    if not 0 < held_out < len(codes):
+        raise UserError(f"held_out: given {held_out} of {len(codes)} pictures; leave some of each")
+    rows = tuple(codes.unbind(0))
+    bits = codes.shape[1] * math.log2(codebook_size)
+    return Sequences(name, codebook_size, rows[:-held_out], rows[-held_out:], bits)
+
+
+def of_texts(name: str, texts: Sequence[Sequence[int]], alphabet: int, held_out: int) -> Sequences:
+    """Return the ids of texts; the last `held_out` are held out."""
+    if not 0 < held_out < len(texts):
+        raise UserError(f"held_out: given {held_out} of {len(texts)} texts; leave some of each")
+    rows = tuple(torch.tensor(list(one)) for one in texts)
+    return Sequences(name, alphabet, rows[:-held_out], rows[-held_out:])
+
+
+def iid(count: int, length: int, alphabet: int, held_out: int, seed: int = 0) -> Sequences:
+    """Return symbols that know nothing of each other: log2(alphabet) bits each in every order."""
+    generator = Generator().manual_seed(seed)
+    rows = torch.randint(alphabet, (count, length), generator=generator)
+    return of_codes("iid", rows, alphabet, held_out)
+
+
+def markov(
+    count: int, length: int, alphabet: int, held_out: int, stay: float = 0.9, seed: int = 0
+) -> Sequences:
+    """Return chains that repeat the symbol before with probability `stay`, else draw any.
+
+    In native order a symbol behind the first takes h(stay) bits; an order that separates
+    neighbours hides most of that.
+    """
+    generator = Generator().manual_seed(seed)
+    rows = torch.randint(alphabet, (count, length), generator=generator)
+    keep = torch.rand(count, length, generator=generator) < stay
+    for step in range(1, length):
+        rows[:, step] = rows[:, step].where(~keep[:, step], rows[:, step - 1])
+    return of_codes("markov", rows, alphabet, held_out)
+
+
+def markov_bits(alphabet: int, stay: float) -> float:
+    """Return the entropy of a step of `markov`, in bits."""
+    same = stay + (1 - stay) / alphabet
+    other = (1 - stay) / alphabet
+    return -same * math.log2(same) - (alphabet - 1) * other * math.log2(other)
+
+
+def sums(count: int, length: int, alphabet: int, held_out: int, seed: int = 0) -> Sequences:
+    """Return sequences of which each second symbol is the one before it plus one.
+
+    Read forwards or backwards half of the symbols are certain; with stride 2 the second half is.
+    """
+    generator = Generator().manual_seed(seed)
+    first = torch.randint(alphabet, (count, length // 2), generator=generator)
+    rows = torch.stack([first, (first + 1) % alphabet], dim=-1).flatten(1)
+    return of_codes("sums", rows, alphabet, held_out)

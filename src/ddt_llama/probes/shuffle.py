@@ -1,0 +1,113 @@
+"""Does the order of the tokens matter? The paper's first claim, with what it leaves open.
+
+The same small language model learns the same sequences three times: in native order, under one
+fixed permutation, and under a fresh one for every sequence. Where the order carries structure that
+a causal model lives on (text, the paper says DDT tokens), a fixed permutation costs bits; where
+tokens stand beside each other without order (spatial tokens) it costs little. The fresh one says
+what order is worth at all: it hides which symbol stands where. Source: DDT-LLaMA, section 4.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.result import watch
+from ddt_llama.probes.base import SEEDS, Outcome, refuse_too_few
+from ddt_llama.probes.learn import Learned, Lesson, learn
+from ddt_llama.probes.orders import Order
+from ddt_llama.probes.sequences import Sequences
+from ddt_llama.reports.plots import Curves
+
+ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
+
+
+@dataclass(frozen=True)
+class Shuffle:
+    """Which seeds are run (weights, order of the data, permutation), and the lesson they share."""
+
+    seeds: tuple[int, ...] = SEEDS
+    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that prove nothing."""
+        refuse_too_few(self.seeds)
+
+
+def shuffle(config: Shuffle, sources: Sequence[Sequences], folder: Path) -> Outcome:
+    """Learn every source in every order with every seed, and compare."""
+    plan: list[tuple[Sequences, Order, int]] = [
+        (one, order, seed) for one in sources for order in ORDERS for seed in config.seeds
+    ]
+    done: dict[tuple[str, Order, int], Learned] = {}
+    for one, order, seed in watch(plan, "shuffle"):
+        lesson = lesson_of(config.lesson, one, order, seed)
+        place = folder / "lessons" / f"{one.name}-{order}-{seed}"
+        done[one.name, order, seed] = learn(lesson, one, place)
+    figures: dict[str, Figure] = {}
+    for one in sources:
+        figures |= gaps(one, {key[1:]: value for key, value in done.items() if key[0] == one.name})
+    return Outcome(figures, verdict(sources, figures), plots_of(sources, done, config.seeds[0]))
+
+
+def lesson_of(shared: Lesson, source: Sequences, order: Order, seed: int) -> Lesson:
+    """Return the lesson of one source in one order with one seed."""
+    return replace(
+        shared,
+        source=source.name,
+        fingerprint=source.fingerprint(),
+        order=order,
+        seed=seed,
+        train=replace(shared.train, seed=seed),
+    )
+
+
+def gaps(source: Sequences, learned: Mapping[tuple[Order, int], Learned]) -> dict[str, Figure]:
+    """Return bits a symbol in every order, and what an order costs beside the native one.
+
+    Gaps are taken seed by seed, which share weights and data. `per_bit` divides the bits that the
+    order costs a whole sequence by the bits of an image.
+    """
+    seeds = sorted({seed for _, seed in learned})
+    figures = {}
+    for order in ORDERS:
+        values = [learned[order, seed].bits for seed in seeds]
+        figures[f"{source.name}.{order}"] = mean(values)
+    for order in ORDERS[1:]:
+        gap = [learned[order, seed].bits - learned["native", seed].bits for seed in seeds]
+        figures[f"{source.name}.{order}.gap"] = mean(gap)
+        native = [learned["native", seed].bits for seed in seeds]
+        shares = [g / n for g, n in zip(gap, native, strict=True)]
+        figures[f"{source.name}.{order}.gap_share"] = mean(shares)
+        if source.bits is not None:
+            scale = source.mean_length / source.bits
+            figures[f"{source.name}.{order}.per_bit"] = mean([scale * g for g in gap])
+    return figures
+
+
+def verdict(sources: Sequence[Sequences], figures: Mapping[str, Figure]) -> str:
+    """Say in one sentence what a fixed permutation costs each source."""
+    told = []
+    for source in sources:
+        gap, share = (figures[f"{source.name}.fixed.{name}"] for name in ("gap", "gap_share"))
+        told.append(
+            f"{source.name} {gap.value:.2f} bits a token ({gap.low:.2f} to {gap.high:.2f}; "
+            f"{100 * share.value:.0f} % of its {figures[f'{source.name}.native'].value:.2f})"
+        )
+    return f"One fixed permutation costs {', '.join(told)}."
+
+
+def plots_of(
+    sources: Sequence[Sequences],
+    learned: Mapping[tuple[str, Order, int], Learned],
+    seed: int,
+) -> dict[str, Curves]:
+    """Return a plot a source: held-out bits a token over the sequences seen, one seed."""
+    plots: dict[str, Curves] = {}
+    for source in sources:
+        curves: Curves = {}
+        for order in ORDERS:
+            points = learned[source.name, order, seed].curve
+            curves[order] = ([float(x) for x, _ in points], [y for _, y in points])
+        plots[f"{source.name}, bits a token"] = curves
+    return plots

@@ -1,0 +1,52 @@
+"""What the objectives of image tokenizers share: a codebook that moves once a step."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class CodebookKeeper:
+    """Collect the features of a step's batches, then move the codebook towards them."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[Tensor, Tensor]] = []  # of the parts of this step
+
+    def see(self, features: Float[Tensor, "b k e"], codes: Int[Tensor, "b k"]) -> None:
+        """Remember the features of a batch, and the codes they were rounded to."""
+        self._seen.append((features.detach(), codes))
+
+    def move(self, model: Any, step: int) -> dict[str, float]:
+        """Move the codebook of `model`; `codebook.replaced` counts its dead codes.
+
+        Where the encoder is frozen the codebook stays as it is, and only its use is counted.
+        """
+        if not self._seen:
+            return {}
+        features, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
+        self._seen.clear()
+        if not next(model.encoder.parameters()).requires_grad:
+            model.quantizer.count_usage(codes)
+            return {}
+        # Equal on all ranks, unlike the seed of a rank's noise.
+        replaced = model.quantizer.update(features, codes, seed=step)
+        return {"codebook.replaced": float(replaced)}
+
+
+def rounding_at(step: int, begins: int, ends: int) -> float:
+    """Return how far features are rounded in step `step`: 0 up to `begins`, 1 from `ends` on.
+
+    >>> rounding_at(150, 100, 200)
+    0.5
+    """
+    return min(1.0, max(0.0, (step - begins) / max(1, ends - begins)))
+
+
+def spread(features: Float[Tensor, "b k e"]) -> float:
+    """Return 1 - |mean unit feature|^2 over images, a position's mean.
+
+    0 when all images look alike to the encoder, near 1 when they differ in every direction.
+    """
+    unit = torch.nn.functional.normalize(features.float(), dim=-1)
+    return float((1 - unit.mean(0).square().sum(-1)).mean())

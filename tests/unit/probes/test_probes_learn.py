@@ -1,0 +1,127 @@
+"""The probes on sources whose answer is known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ddt_llama.config import UserError
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.probes import learn as module
+from ddt_llama.probes.base import Outcome, close_folder, open_folder
+from ddt_llama.probes.entropy import Entropy, entropy, slope
+from ddt_llama.probes.learn import Lesson, learn
+from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_texts
+from ddt_llama.probes.shuffle import Shuffle, shuffle
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.optim import OptimConfig
+
+LESSON = Lesson(
+    "",
+    "",
+    shape=BackboneConfig(dim=32, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=64),
+    train=TrainConfig(
+        steps=150,
+        batch=32,
+        ema=0.95,
+        sample_every=75,
+        tensorboard=False,
+        optim=OptimConfig(lr=1e-2, warmup=20, decay_share=0.5),
+    ),
+)
+ALPHABET, LENGTH, STAY = 6, 16, 0.9
+
+
+def chain(count: int = 3000) -> Sequences:
+    return markov(count, LENGTH, ALPHABET, held_out=200, stay=STAY)
+
+
+def test_a_chain_costs_what_its_entropy_says(tmp_path: Path) -> None:
+    learned = learn(LESSON, chain(), tmp_path / "x")
+    first, rest = learned.by_place[0], float(np.mean(learned.by_place[1:]))
+    assert first == pytest.approx(math.log2(ALPHABET), abs=0.1)
+    assert rest == pytest.approx(markov_bits(ALPHABET, STAY), abs=0.12)
+    assert learned.bits == pytest.approx(np.mean(learned.by_place), abs=1e-4)
+    assert float(np.mean(learned.entropy)) == pytest.approx(learned.bits, abs=0.1)
+    assert [seen for seen, _ in learned.curve] == [75 * 32, 150 * 32]
+    assert learned.curve[-1][1] == pytest.approx(learned.bits, abs=1e-3)
+
+
+def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
+    sources = [chain(), iid(3000, LENGTH, ALPHABET, held_out=200)]
+    outcome = shuffle(Shuffle((0, 1, 2), LESSON), sources, tmp_path)
+    figures = outcome.figures
+    assert figures["markov.fixed.gap"].low > 0.1
+    assert figures["markov.fresh.gap"].value > figures["markov.fixed.gap"].value
+    for order in ("native", "fixed", "fresh"):
+        assert figures[f"iid.{order}"].value == pytest.approx(math.log2(ALPHABET), abs=0.05)
+    assert abs(figures["iid.fixed.gap"].value) < 0.03
+    scale = LENGTH / (LENGTH * math.log2(ALPHABET))
+    gap, per_bit = figures["markov.fixed.gap"], figures["markov.fixed.per_bit"]
+    assert per_bit.value == pytest.approx(scale * gap.value)
+    assert "One fixed permutation costs markov" in outcome.verdict
+    assert set(outcome.plots) == {"markov, bits a token", "iid, bits a token"}
+    assert all(len(x) == 2 for curves in outcome.plots.values() for x, _ in curves.values())
+
+
+def test_a_finished_lesson_is_not_learned_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(LESSON, train=replace(LESSON.train, steps=4, sample_every=2))
+    one = learn(short, chain(300), tmp_path / "x")
+    monkeypatch.setattr(module, "train", None)
+    assert learn(short, chain(300), tmp_path / "x") == one
+    with pytest.raises(UserError, match="another recipe"):
+        learn(replace(short, order="fixed"), chain(300), tmp_path / "x")
+
+
+def test_entropy_falls_where_a_prefix_tells_the_rest(tmp_path: Path) -> None:
+    # The first symbol is drawn; each further one is the first again.
+    constant = markov(3000, 12, ALPHABET, held_out=200, stay=1.0)
+    outcome = entropy(Entropy((0, 1), replace(LESSON, train=replace(LESSON.train, steps=100))),
+                      [constant], tmp_path)  # fmt: skip
+    assert outcome.figures["markov.native.entropy"].value == pytest.approx(
+        math.log2(ALPHABET) / 12, abs=0.1
+    )
+    assert abs(outcome.figures["markov.native.slope"].value) < 0.2
+    assert "neither falls nor rises" in outcome.verdict or "falls" in outcome.verdict
+
+
+def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
+    line = [9.0, *np.linspace(3, 1, 10)]  # the first is left out
+    assert slope(line, 1) == pytest.approx(-2)
+    two = [9.0, *np.linspace(3, 1, 10), *np.linspace(5, 4, 11)]
+    assert slope(two, 2) == pytest.approx((-2 - 1) / 2)
+    assert slope([1.0], 1) == 0
+
+
+def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
+    rows = [[1 + (n % 3)] * (2 + n % 5) for n in range(400)]
+    short = replace(LESSON, train=replace(LESSON.train, steps=120))
+    learned = learn(short, of_texts("t", rows, 5, 40), tmp_path)
+    assert learned.by_place[1] < 0.2 < learned.by_place[0]
+    assert len(learned.by_place) == 6
+
+
+def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
+    config = Shuffle((0, 1), LESSON)
+    open_folder(tmp_path / "a", config)
+    open_folder(tmp_path / "a", config)
+    with pytest.raises(UserError, match="another probe"):
+        open_folder(tmp_path / "a", Shuffle((0, 2), LESSON))
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "mine.txt").touch()
+    with pytest.raises(UserError, match="is no probe"):
+        open_folder(tmp_path / "b", config)
+    outcome = Outcome({}, "Nothing was found.", {"a plot": {"x": ([1.0, 2.0], [2.0, 1.0])}})
+    close_folder(tmp_path / "a", outcome, "shuffle: x")
+    page = (tmp_path / "a" / "README.md").read_text()
+    assert "Nothing was found." in page
+    assert (tmp_path / "a" / "a-plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_seeds_must_differ() -> None:
+    with pytest.raises(UserError, match="different"):
+        Shuffle((1, 1))

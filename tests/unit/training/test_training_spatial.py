@@ -1,0 +1,89 @@
+"""The spatial objective: its loss by hand, its phases, and that it learns."""
+
+import pytest
+import torch
+
+from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig, probe
+
+CONFIG = SpatialTokenizerConfig(
+    image_size=8,
+    widths=(8, 16, 16),
+    blocks=(0, 1, 1),
+    groups=4,
+    quantizer=QuantizerConfig(codebook_size=16, code_dim=4),
+)
+
+
+def squares(count: int) -> torch.Tensor:
+    """Pictures of four quarters, each of one of two colours."""
+    generator = torch.Generator().manual_seed(0)
+    quarters = torch.randint(2, (count, 1, 2, 2), generator=generator).float() * 2 - 1
+    return quarters.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat(1, 3, 1, 1)
+
+
+@pytest.fixture
+def model() -> SpatialTokenizer:
+    torch.manual_seed(0)
+    return SpatialTokenizer(CONFIG)
+
+
+def test_the_loss_is_squared_error_and_commitment(model: SpatialTokenizer) -> None:
+    objective = SpatialObjective(SpatialObjectiveConfig(commitment=0.5), squares(2))
+    objective.before_step(model, 5)
+    images = squares(6)
+    loss, figures = objective(model, images, 0)
+    rebuilt = model(images)
+    error = (rebuilt.output - images).square().mean()
+    unit = torch.nn.functional.normalize(rebuilt.features, dim=-1)
+    away = (unit - model.quantizer.look_up(rebuilt.quantized.codes)).square().sum(-1).mean()
+    assert torch.allclose(loss, error + 0.5 * away)
+    assert torch.allclose(torch.as_tensor(figures["error"]), error)
+
+
+def test_rounding_is_phased_in(model: SpatialTokenizer) -> None:
+    config = SpatialObjectiveConfig(round_from=10, round_until=20)
+    objective = SpatialObjective(config, squares(2))
+    found = []
+    for step in (0, 10, 15, 20, 30):
+        objective.before_step(model, step)
+        found.append(objective.rounding)
+    assert found == [0, 0, 0.5, 1, 1]
+
+
+def test_it_learns_what_every_square_shows(model: SpatialTokenizer) -> None:
+    objective = SpatialObjective(
+        SpatialObjectiveConfig(round_from=20, round_until=40, probe_every=150), squares(16)
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    figures = {}
+    for step in range(150):
+        objective.before_step(model, step)
+        loss, _ = objective(model, squares(64), step)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        figures = objective.after_step(model, step + 1)
+    assert figures["probe.own"] < 0.05 < 1 < figures["probe.wrong"]
+    assert 0 < figures["codebook.used"] <= 1
+    assert figures["probe.spread"] > 0.1
+    back = model.eval().decode(model.encode(squares(8)))
+    assert (back - squares(8)).square().mean() < 0.05
+
+
+def test_a_frozen_encoder_keeps_its_codes(model: SpatialTokenizer) -> None:
+    objective = SpatialObjective(SpatialObjectiveConfig(), squares(2))
+    model.encoder.requires_grad_(False)
+    before = model.quantizer.codebook.clone()
+    objective.before_step(model, 0)
+    objective(model, squares(8), 0)
+    assert "codebook.replaced" not in objective.after_step(model, 1)
+    assert torch.equal(model.quantizer.codebook, before)
+
+
+def test_wrong_tokens_cost_nothing_where_tokens_say_nothing(model: SpatialTokenizer) -> None:
+    same = squares(1).repeat(3, 1, 1, 1)
+    figures = probe(model.eval(), same)
+    assert figures["probe.own"] == pytest.approx(figures["probe.wrong"], rel=1e-5)
+    assert figures["probe.spread"] == pytest.approx(0, abs=1e-5)
