@@ -69,6 +69,13 @@ TYPED = {
     "missing argument": ("draw {model}", "PROMPT"),
     "unknown model": ("draw nanno x", "unknown model 'nanno'"),
     "unknown suite": ("evaluate {model} --suite shape", "the suites are: reconstruction, shapes"),
+    "unknown probe": ("probe shufle {model} --out {out}", "the probes are: shuffle, entropy"),
+    "no model to probe": ("probe shuffle --out {out}", "no model was given"),
+    "one model twice": ("probe shuffle {model} {model} --out {out}", "two models are named"),
+    "probe into a folder of other things": (
+        "probe shuffle {model} --out {pictures}",
+        "exists and is no probe",
+    ),
     "unknown field of a suite": ("evaluate {model} --suite shapes --promts 3", "prompts"),
     "no question": ("ask {model} {picture} ''", "the question is empty"),
     "empty prompt": ("draw {model} '' --out {out}", "the prompt is empty"),

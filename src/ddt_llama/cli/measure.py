@@ -84,8 +84,9 @@ def probe(
     """
     from ddt_llama.evaluation.result import print_figures
     from ddt_llama.generation import load
-    from ddt_llama.probes.named import carry_out
+    from ddt_llama.probes.named import carry_out, check_name
 
+    check_name(name)
     folder = out if out is not None else Path("probes") / name
     outcome = carry_out(name, [load(model) for model in models], folder, quick)
     print_figures(outcome.figures, name)

@@ -29,7 +29,7 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     lines = [f"model of step {trained.step}: {trained.release}"]
     if not trained.finished:
         lines.append(f"{trained.step} of {recipe.train.steps} steps done; the same command goes on")
-    size = recipe.name.rpartition("_")[0]
+    size = recipe.name.removeprefix("spatial_").partition("_")[0]
     folder = trained.folder
     if not isinstance(recipe, LanguageRecipe):
         lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")

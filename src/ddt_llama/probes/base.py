@@ -1,5 +1,6 @@
 """What every probe leaves behind, and how it is told."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,10 +45,11 @@ def open_folder(folder: Path, config: object) -> None:
 
 def close_folder(folder: Path, outcome: Outcome, title: str) -> None:
     """Write figures, table, plots and verdict."""
+    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png" for name in outcome.plots}
     for name, curves in outcome.plots.items():
-        save_plot(folder / f"{name.replace(' ', '-')}.png", curves, name)
+        save_plot(folder / files[name], curves, name)
     page = [f"# {title}", "", outcome.verdict, "", *table(outcome.figures), ""]
-    page += [f"![{name}]({name.replace(' ', '-')}.png)" for name in outcome.plots]
+    page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())
     save_json(folder / FINISHED, flat(outcome.figures))
 

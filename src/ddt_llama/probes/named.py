@@ -44,6 +44,7 @@ class Begun:
     settings: Any
 
 
+FULL, QUICK = Data(), Data(512, 128)
 # A probe: its settings, how it is carried out, and the settings of a run of minutes.
 PROBES: dict[str, tuple[Any, Callable[[Any, Sequence[Sequences], Path], Outcome]]] = {
     "shuffle": (Shuffle(), shuffle),
@@ -58,22 +59,28 @@ def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False
     picture in forty. Raises UserError for an unknown probe, models of one name, and a folder of
     another probe.
     """
-    if name not in PROBES:
-        raise UserError(f"unknown probe {name!r}; the probes are: {', '.join(PROBES)}")
+    check_name(name)
     if not models:
         raise UserError("no model was given; give at least one")
     names = tuple(model.name for model in models)
-    if len(set(names)) < len(names):
-        raise UserError(f"models: two are named {names}; give models of different names")
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise UserError(f"two models are named {twice[0]!r}; give models of different names")
     settings, action = PROBES[name]
-    data = Data()
+    data = QUICK if quick else FULL
     if quick:
-        data = Data(512, 128)
         settings = replace(settings, lesson=shortened(settings.lesson))
     open_folder(out, Begun(name, names, data, settings))
     outcome = action(settings, sources_of(models, data), out)
+    if quick:
+        outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
     close_folder(out, outcome, f"{name}: {', '.join(names)}")
     return outcome
+
+
+def check_name(name: str) -> None:
+    """Raise UserError for an unknown probe."""
+    if name not in PROBES:
+        raise UserError(f"unknown probe {name!r}; the probes are: {', '.join(PROBES)}")
 
 
 def shortened(lesson: Lesson) -> Lesson:
