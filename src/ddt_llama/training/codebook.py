@@ -17,13 +17,14 @@ class CodebookKeeper:
         """Remember the features of a batch, and the codes they were rounded to."""
         self._seen.append((features.detach(), codes))
 
-    def move(self, model: Any, step: int) -> dict[str, float]:
+    def move(self, model: Any, step: int) -> dict[str, float] | None:
         """Move the codebook of `model`; `codebook.replaced` counts its dead codes.
 
+        None where nothing was seen.
         Where the encoder is frozen the codebook stays as it is, and only its use is counted.
         """
         if not self._seen:
-            return {}
+            return None
         features, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
         if not next(model.encoder.parameters()).requires_grad:

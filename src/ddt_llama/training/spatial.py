@@ -58,6 +58,8 @@ class SpatialObjective:
     def after_step(self, model: SpatialTokenizer, step: int) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps measure what the tokens hold."""
         figures = self.keeper.move(model, step)
+        if figures is None:
+            return {}
         if step % self.config.probe_every == 0:
             figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
             if distributed.is_main():

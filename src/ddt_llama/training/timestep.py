@@ -120,6 +120,8 @@ class TimestepObjective:
     def after_step(self, model: TimestepTokenizer, step: int) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps measure what the tokens hold."""
         figures = self.keeper.move(model, step)
+        if figures is None:
+            return {}
         if step % self.config.probe_every == 0:
             figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
             if distributed.is_main():

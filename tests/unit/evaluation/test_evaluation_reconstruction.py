@@ -37,6 +37,7 @@ class Memory:
     num_tokens = 4
     codebook_size = 8
     image_size = SIZE
+    refines = prefixes = True
 
     def __init__(self) -> None:
         self.seen: dict[bytes, int] = {}
@@ -247,3 +248,12 @@ def test_an_untrained_tokenizer_of_this_project_is_measured_and_fails() -> None:
     assert 0 < figures["codebook.used"].value <= 1
     assert {"reconstruction.visible.psnr.1", "reconstruction.visible.psnr.4"} <= set(figures)
     assert SMALL.run(tokenizer) == figures
+
+
+def test_a_tokenizer_of_one_pass_is_measured_once() -> None:
+    """No further steps, and no prefix of its codes, where these would change or mean nothing."""
+    one = Memory()
+    one.refines = one.prefixes = False
+    figures = ReconstructionSuite(scenes=4, codebook_scenes=4).run(one)
+    measured = {name for name in figures if ".psnr." in name}
+    assert measured == {"reconstruction.psnr.1", "reconstruction.visible.psnr.4"}

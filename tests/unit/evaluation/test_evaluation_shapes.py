@@ -46,6 +46,7 @@ class Codes:
     num_tokens = 1
     codebook_size = 2**20
     image_size = 64
+    refines = prefixes = True
 
     def encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError
