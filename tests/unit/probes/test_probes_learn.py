@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig
@@ -13,7 +14,7 @@ from ddt_llama.probes import learn as module
 from ddt_llama.probes.base import Outcome, close_folder, open_folder
 from ddt_llama.probes.entropy import Entropy, entropy, slope
 from ddt_llama.probes.learn import Lesson, learn
-from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_texts
+from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_codes, of_texts
 from ddt_llama.probes.shuffle import Shuffle, shuffle
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
@@ -49,15 +50,17 @@ def test_a_chain_costs_what_its_entropy_says(tmp_path: Path) -> None:
     assert learned.curve[-1][1] == pytest.approx(learned.bits, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
+    lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=40))
     sources = [chain(), iid(3000, LENGTH, ALPHABET, held_out=200)]
-    outcome = shuffle(Shuffle((0, 1, 2), LESSON), sources, tmp_path)
+    outcome = shuffle(Shuffle((0, 1), lesson), sources, tmp_path)
     figures = outcome.figures
-    assert figures["markov.fixed.gap"].low > 0.1
+    assert figures["markov.fixed.gap"].value > 0.1
     assert figures["markov.fresh.gap"].value > figures["markov.fixed.gap"].value
     for order in ("native", "fixed", "fresh"):
-        assert figures[f"iid.{order}"].value == pytest.approx(math.log2(ALPHABET), abs=0.05)
-    assert abs(figures["iid.fixed.gap"].value) < 0.03
+        assert figures[f"iid.{order}"].value == pytest.approx(math.log2(ALPHABET), abs=0.08)
+    assert abs(figures["iid.fixed.gap"].value) < 0.05
     scale = LENGTH / (LENGTH * math.log2(ALPHABET))
     gap, per_bit = figures["markov.fixed.gap"], figures["markov.fixed.per_bit"]
     assert per_bit.value == pytest.approx(scale * gap.value)
@@ -77,16 +80,19 @@ def test_a_finished_lesson_is_not_learned_again(
         learn(replace(short, order="fixed"), chain(300), tmp_path / "x")
 
 
-def test_entropy_falls_where_a_prefix_tells_the_rest(tmp_path: Path) -> None:
-    # The first symbol is drawn; each further one is the first again.
-    constant = markov(3000, 12, ALPHABET, held_out=200, stay=1.0)
-    outcome = entropy(Entropy((0, 1), replace(LESSON, train=replace(LESSON.train, steps=100))),
-                      [constant], tmp_path)  # fmt: skip
-    assert outcome.figures["markov.native.entropy"].value == pytest.approx(
-        math.log2(ALPHABET) / 12, abs=0.1
-    )
-    assert abs(outcome.figures["markov.native.slope"].value) < 0.2
-    assert "neither falls nor rises" in outcome.verdict or "falls" in outcome.verdict
+@pytest.mark.slow
+def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path: Path) -> None:
+    # Of 12 symbols the s-th repeats the first with probability s / 11, and else is any.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(ALPHABET, (3000, 12), generator=generator)
+    certain = torch.rand(3000, 12, generator=generator) < torch.arange(12) / 11
+    rows = torch.where(certain, rows[:, :1], rows)
+    lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=80))
+    sources = [of_codes("fading", rows, ALPHABET, held_out=200)]
+    outcome = entropy(Entropy((0, 1), lesson), sources, tmp_path)
+    assert outcome.figures["fading.native.slope"].value < -1
+    assert outcome.figures["fading.reversed.slope"].value > 1
+    assert "of fading" in outcome.verdict
 
 
 def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
