@@ -25,8 +25,8 @@ def test_nothing_outside_asks_which_kind_a_tokenizer_is() -> None:
             if isinstance(node, ast.Name) and node.id in KINDS:
                 naming.add(name)
             called = isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-            if called and node.func.id in ("isinstance", "issubclass"):  # type: ignore[union-attr]
-                words = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}  # type: ignore[arg-type]
+            if called and node.func.id in ("isinstance", "issubclass"):
+                words = {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
                 if words & KINDS:
                     asking.append(name)
     assert not asking

@@ -1,7 +1,7 @@
 """What every probe leaves behind, and how it is told."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +9,6 @@ from ddt_llama.config import UserError, load_json, replace_file, save_json, to_d
 from ddt_llama.evaluation.intervals import Figure, flat
 from ddt_llama.reports.plots import Curves, save_plot
 
-SEEDS = (0, 1, 2)
 FINISHED = "figures.json"
 
 
@@ -63,9 +62,3 @@ def table(figures: Mapping[str, Figure]) -> list[str]:
             f"| {name} | {one.value:.4g} | {'' if exact else f'{one.low:.4g} to {one.high:.4g}'} |"
         )
     return rows
-
-
-def refuse_too_few(seeds: Sequence[int], least: int = 1) -> None:
-    """Raise UserError where there are fewer seeds than `least`, or one twice."""
-    if len(seeds) < least or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds: given {tuple(seeds)}; give {least} or more different ones")

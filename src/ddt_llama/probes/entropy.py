@@ -7,51 +7,30 @@ by position.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from ddt_llama.evaluation.intervals import Figure, mean
-from ddt_llama.evaluation.result import watch
-from ddt_llama.probes.base import SEEDS, Outcome, refuse_too_few
-from ddt_llama.probes.learn import Learned, Lesson, learn, smoothed
+from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.learn import Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
 from ddt_llama.probes.sequences import Sequences
-from ddt_llama.probes.shuffle import lesson_of
 from ddt_llama.reports.plots import Curves
 
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
 
 
-@dataclass(frozen=True)
-class Entropy:
-    """Which seeds are run, and the lesson they share."""
-
-    seeds: tuple[int, ...] = SEEDS
-    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
-
-    def __post_init__(self) -> None:
-        """Refuse seeds that prove nothing."""
-        refuse_too_few(self.seeds)
-
-
-def entropy(config: Entropy, sources: Sequence[Sequences], folder: Path) -> Outcome:
+def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     """Learn every source in every order, and see how entropy runs along it."""
-    plan: list[tuple[Sequences, Order, int]] = [
-        (one, order, seed) for one in sources for order in ORDERS for seed in config.seeds
-    ]
-    done: dict[tuple[str, Order, int], Learned] = {}
-    for one, order, seed in watch(plan, "entropy"):
-        place = folder / "lessons" / f"{one.name}-{order}-{seed}"
-        done[one.name, order, seed] = learn(lesson_of(config.lesson, one, order, seed), one, place)
+    done = learn_all(plan, sources, ORDERS, folder)
     figures: dict[str, Figure] = {}
     plots: dict[str, Curves] = {}
     for one in sources:
         curves: Curves = {}
         for order in ORDERS:
-            rows = [done[one.name, order, seed].entropy for seed in config.seeds]
+            rows = [done[one.name, order, seed].entropy for seed in plan.seeds]
             name = f"{one.name}.{order}"
             figures[f"{name}.entropy"] = mean([float(np.mean(row)) for row in rows])
             figures[f"{name}.slope"] = mean([slope(row, SEGMENTS[order]) for row in rows])

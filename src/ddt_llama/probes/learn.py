@@ -6,8 +6,9 @@ goes on where it was stopped.
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.config import load_json, save_json
+from ddt_llama.config import UserError, load_json, save_json
 from ddt_llama.data.stream import Stream
+from ddt_llama.evaluation.result import watch
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
@@ -64,6 +66,19 @@ class Lesson:
     )
 
 
+@dataclass(frozen=True)
+class Plan:
+    """The lesson that all of a probe share, and the seeds: weights, order of data, permutation."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+
+    def __post_init__(self) -> None:
+        """Refuse no seed, and one twice."""
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise UserError(f"seeds: given {self.seeds}; give one or more different ones")
+
+
 class Learned(NamedTuple):
     """What a lesson left: held-out bits a symbol, by number of sequences seen and by step of a row.
 
@@ -75,6 +90,25 @@ class Learned(NamedTuple):
     curve: list[tuple[int, float]]
     by_place: list[float]
     entropy: list[float]
+
+
+def learn_all(
+    plan: Plan, sources: Sequence[Sequences], orders: Sequence[Order], folder: Path
+) -> dict[tuple[str, Order, int], Learned]:
+    """Learn every source in every order with every seed; keys are (source, order, seed)."""
+    done: dict[tuple[str, Order, int], Learned] = {}
+    for source, order, seed in watch(list(product(sources, orders, plan.seeds)), "lessons"):
+        lesson = replace(
+            plan.lesson,
+            source=source.name,
+            fingerprint=source.fingerprint(),
+            order=order,
+            seed=seed,
+            train=replace(plan.lesson.train, seed=seed),
+        )
+        place = folder / "lessons" / f"{source.name}-{order}-{seed}"
+        done[source.name, order, seed] = learn(lesson, source, place)
+    return done
 
 
 def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
@@ -94,6 +128,8 @@ def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
     with Run.create_or_resume(folder, lesson) as run:
         stream = ordered(lesson, sequences, vocabulary)
         outcome = train(model, NextToken(vocabulary), stream, lesson.train, run, sample=sample)
+        if not outcome.finished:  # a signal: half a lesson must not be compared with whole ones
+            raise KeyboardInterrupt
         steps, values = read_metrics(folder / "metrics.jsonl")["heldout.bits"]
         seen = [int(step) * lesson.train.batch for step in steps]
         curve = list(zip(seen, values, strict=True))
@@ -105,8 +141,7 @@ def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
             surprise.nanmean(0).tolist(),
             entropy.nanmean(0).tolist(),
         )
-        if outcome.finished:
-            save_json(folder / RESULT, learned._asdict())
+        save_json(folder / RESULT, learned._asdict())
     return learned
 
 

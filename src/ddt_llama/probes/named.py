@@ -15,10 +15,10 @@ from ddt_llama.evaluation.reconstruction import batches, device_of
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome, close_folder, open_folder
-from ddt_llama.probes.entropy import Entropy, entropy
-from ddt_llama.probes.learn import Lesson
+from ddt_llama.probes.entropy import entropy
+from ddt_llama.probes.learn import Lesson, Plan
 from ddt_llama.probes.sequences import Sequences, of_codes, of_texts
-from ddt_llama.probes.shuffle import Shuffle, shuffle
+from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.shapes.captions import caption
 from ddt_llama.tokenizer import Tokenizer
 
@@ -47,8 +47,8 @@ class Begun:
 FULL, QUICK = Data(), Data(512, 128)
 # A probe: its settings, how it is carried out, and the settings of a run of minutes.
 PROBES: dict[str, tuple[Any, Callable[[Any, Sequence[Sequences], Path], Outcome]]] = {
-    "shuffle": (Shuffle(), shuffle),
-    "entropy": (Entropy(), entropy),
+    "shuffle": (Plan(), shuffle),
+    "entropy": (Plan(), entropy),
 }
 
 

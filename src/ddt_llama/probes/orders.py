@@ -1,6 +1,5 @@
 """In which order a language model is given the symbols of a sequence."""
 
-import math
 from typing import Literal, get_args
 
 import torch
@@ -31,8 +30,3 @@ def places(order: Order, length: int, seed: int = 0, number: int = 0) -> Int[Ten
         return torch.cat([steps[first::stride] for first in range(min(stride, length))])
     key = seed if order == "fixed" else (seed + 1) * 1_000_003 + number
     return torch.randperm(length, generator=Generator().manual_seed(key))
-
-
-def bits_of_orders(length: int) -> float:
-    """Return log2(length!), what it takes to tell a permutation: the most "fresh" can cost."""
-    return math.lgamma(length + 1) / math.log(2)

@@ -89,14 +89,3 @@ def markov_bits(alphabet: int, stay: float) -> float:
     same = stay + (1 - stay) / alphabet
     other = (1 - stay) / alphabet
     return -same * math.log2(same) - (alphabet - 1) * other * math.log2(other)
-
-
-def sums(count: int, length: int, alphabet: int, held_out: int, seed: int = 0) -> Sequences:
-    """Return sequences of which each second symbol is the one before it plus one.
-
-    Read forwards or backwards half of the symbols are certain; with stride 2 the second half is.
-    """
-    generator = Generator().manual_seed(seed)
-    first = torch.randint(alphabet, (count, length // 2), generator=generator)
-    rows = torch.stack([first, (first + 1) % alphabet], dim=-1).flatten(1)
-    return of_codes("sums", rows, alphabet, held_out)

@@ -4,17 +4,15 @@ The same small language model learns the same sequences three times: in native o
 fixed permutation, and under a fresh one for every sequence. Where the order carries structure that
 a causal model lives on (text, the paper says DDT tokens), a fixed permutation costs bits; where
 tokens stand beside each other without order (spatial tokens) it costs little. The fresh one says
-what order is worth at all: it hides which symbol stands where. Source: DDT-LLaMA, section 4.
+what order is worth at all: it hides which symbol stands where. Source: DDT-LLaMA.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ddt_llama.evaluation.intervals import Figure, mean
-from ddt_llama.evaluation.result import watch
-from ddt_llama.probes.base import SEEDS, Outcome, refuse_too_few
-from ddt_llama.probes.learn import Learned, Lesson, learn
+from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.orders import Order
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.reports.plots import Curves
@@ -22,44 +20,13 @@ from ddt_llama.reports.plots import Curves
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
 
 
-@dataclass(frozen=True)
-class Shuffle:
-    """Which seeds are run (weights, order of the data, permutation), and the lesson they share."""
-
-    seeds: tuple[int, ...] = SEEDS
-    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
-
-    def __post_init__(self) -> None:
-        """Refuse seeds that prove nothing."""
-        refuse_too_few(self.seeds)
-
-
-def shuffle(config: Shuffle, sources: Sequence[Sequences], folder: Path) -> Outcome:
+def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     """Learn every source in every order with every seed, and compare."""
-    plan: list[tuple[Sequences, Order, int]] = [
-        (one, order, seed) for one in sources for order in ORDERS for seed in config.seeds
-    ]
-    done: dict[tuple[str, Order, int], Learned] = {}
-    for one, order, seed in watch(plan, "shuffle"):
-        lesson = lesson_of(config.lesson, one, order, seed)
-        place = folder / "lessons" / f"{one.name}-{order}-{seed}"
-        done[one.name, order, seed] = learn(lesson, one, place)
+    done = learn_all(plan, sources, ORDERS, folder)
     figures: dict[str, Figure] = {}
     for one in sources:
         figures |= gaps(one, {key[1:]: value for key, value in done.items() if key[0] == one.name})
-    return Outcome(figures, verdict(sources, figures), plots_of(sources, done, config.seeds[0]))
-
-
-def lesson_of(shared: Lesson, source: Sequences, order: Order, seed: int) -> Lesson:
-    """Return the lesson of one source in one order with one seed."""
-    return replace(
-        shared,
-        source=source.name,
-        fingerprint=source.fingerprint(),
-        order=order,
-        seed=seed,
-        train=replace(shared.train, seed=seed),
-    )
+    return Outcome(figures, verdict(sources, figures), plots_of(sources, done, plan.seeds[0]))
 
 
 def gaps(source: Sequences, learned: Mapping[tuple[Order, int], Learned]) -> dict[str, Figure]:

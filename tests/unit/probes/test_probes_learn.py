@@ -12,10 +12,10 @@ from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
 from ddt_llama.probes.base import Outcome, close_folder, open_folder
-from ddt_llama.probes.entropy import Entropy, entropy, slope
-from ddt_llama.probes.learn import Lesson, learn
+from ddt_llama.probes.entropy import entropy, slope
+from ddt_llama.probes.learn import Lesson, Plan, learn
 from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_codes, of_texts
-from ddt_llama.probes.shuffle import Shuffle, shuffle
+from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 
@@ -54,7 +54,7 @@ def test_a_chain_costs_what_its_entropy_says(tmp_path: Path) -> None:
 def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
     lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=40))
     sources = [chain(), iid(3000, LENGTH, ALPHABET, held_out=200)]
-    outcome = shuffle(Shuffle((0, 1), lesson), sources, tmp_path)
+    outcome = shuffle(Plan((0, 1), lesson), sources, tmp_path)
     figures = outcome.figures
     assert figures["markov.fixed.gap"].value > 0.1
     assert figures["markov.fresh.gap"].value > figures["markov.fixed.gap"].value
@@ -89,7 +89,7 @@ def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path
     rows = torch.where(certain, rows[:, :1], rows)
     lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=80))
     sources = [of_codes("fading", rows, ALPHABET, held_out=200)]
-    outcome = entropy(Entropy((0, 1), lesson), sources, tmp_path)
+    outcome = entropy(Plan((0, 1), lesson), sources, tmp_path)
     assert outcome.figures["fading.native.slope"].value < -1
     assert outcome.figures["fading.reversed.slope"].value > 1
     assert "of fading" in outcome.verdict
@@ -112,11 +112,11 @@ def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
 
 
 def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
-    config = Shuffle((0, 1), LESSON)
+    config = Plan((0, 1), LESSON)
     open_folder(tmp_path / "a", config)
     open_folder(tmp_path / "a", config)
     with pytest.raises(UserError, match="another probe"):
-        open_folder(tmp_path / "a", Shuffle((0, 2), LESSON))
+        open_folder(tmp_path / "a", Plan((0, 2), LESSON))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").touch()
     with pytest.raises(UserError, match="is no probe"):
@@ -130,4 +130,4 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
 
 def test_seeds_must_differ() -> None:
     with pytest.raises(UserError, match="different"):
-        Shuffle((1, 1))
+        Plan((1, 1))

@@ -10,8 +10,8 @@ from ddt_llama.config import UserError, load_json
 from ddt_llama.generation import Model
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes import named
+from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.named import Data, carry_out, shortened, sources_of
-from ddt_llama.probes.shuffle import Shuffle
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 
@@ -51,7 +51,7 @@ def test_models_give_codes_in_language_order_and_their_captions() -> None:
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(named, "QUICK", Data(48, 16))
     monkeypatch.setattr(named, "SEED", 5)
-    seeds = Shuffle((0, 1))
+    seeds = Plan((0, 1))
     monkeypatch.setitem(named.PROBES, "shuffle", (seeds, named.PROBES["shuffle"][1]))
     first = carry_out("shuffle", [spatial("a")], tmp_path / "p", quick=True)
     assert first.verdict.startswith("(Quick")
@@ -68,7 +68,7 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_quick_lesson_is_a_thirtieth() -> None:
-    lesson = Shuffle().lesson
+    lesson = Plan().lesson
     short = shortened(lesson)
     assert short.train.steps * 30 == lesson.train.steps
     assert short.train.optim.warmup < short.train.steps

@@ -1,13 +1,10 @@
 """Orders are permutations, each the one that its name says."""
 
-import math
-
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddt_llama.probes.orders import ORDERS, bits_of_orders, places
+from ddt_llama.probes.orders import ORDERS, places
 
 
 @given(st.sampled_from(ORDERS), st.integers(1, 70), st.integers(0, 5), st.integers(0, 10_000))
@@ -29,7 +26,3 @@ def test_one_permutation_is_the_same_for_all_and_a_fresh_one_for_none() -> None:
     assert (len(fixed), len(fresh)) == (1, 9)
     assert not torch.equal(places("fixed", 20, 3), places("fixed", 20, 4))
     assert not torch.equal(places("fresh", 20, 3, 1), places("fresh", 20, 4, 1))
-
-
-def test_an_order_costs_at_most_the_bits_of_a_permutation() -> None:
-    assert bits_of_orders(5) == pytest.approx(math.log2(120))

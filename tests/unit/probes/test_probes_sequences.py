@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ddt_llama.config import UserError
-from ddt_llama.probes.sequences import iid, markov, markov_bits, of_codes, of_texts, sums
+from ddt_llama.probes.sequences import iid, markov, markov_bits, of_codes, of_texts
 
 
 def counted_bits(rows: torch.Tensor, alphabet: int) -> float:
@@ -22,8 +22,6 @@ def test_sources_have_the_entropy_that_is_told() -> None:
     assert counted_bits(chain, 6) == pytest.approx(markov_bits(6, 0.8), abs=0.02)
     free = torch.stack(iid(4000, 30, 6, 1).train)
     assert counted_bits(free, 6) == pytest.approx(math.log2(6), abs=0.01)
-    pairs = torch.stack(sums(100, 8, 5, 1).train)
-    assert torch.equal(pairs[:, 1::2], (pairs[:, ::2] + 1) % 5)
 
 
 def test_codes_and_texts_are_divided() -> None:

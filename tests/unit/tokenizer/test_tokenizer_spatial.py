@@ -49,7 +49,7 @@ def test_a_code_tells_of_its_square_and_what_is_near() -> None:
     model = build(config)
     for part in model.modules():  # group statistics alone reach across the picture
         if isinstance(part, torch.nn.GroupNorm):
-            part.forward = lambda x: x  # type: ignore[method-assign]
+            part.forward = lambda x: x
     image = some_images(1, 64)
     other = image.clone()
     other[:, :, 32:36, 20:24] += 1  # the cell in row 8, column 5
