@@ -1,24 +1,44 @@
 """What every probe leaves behind, and how it is told."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+from PIL import Image
 
 from ddt_llama.config import UserError, load_json, replace_file, save_json, to_dict
+from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat
 from ddt_llama.reports.plots import Curves, save_plot
 
 FINISHED = "figures.json"
+SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures by name, the plots that show them, and one sentence."""
+    """Figures by name, the plots and pictures that show them, and one sentence."""
 
     figures: Mapping[str, Figure]
     verdict: str
     plots: Mapping[str, Curves] = field(default_factory=dict)
+    pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise UserError for no seed, and for one given twice."""
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise UserError(f"seeds: given {tuple(seeds)}; give one or more different ones")
+
+
+def kept(path: Path, measure: Callable[[], Any]) -> Any:
+    """Return what `measure` returned (JSON), or what it returned before the probe was stopped."""
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        save_json(path, measure())
+    return load_json(path)
 
 
 def open_folder(folder: Path, config: object) -> None:
@@ -43,10 +63,13 @@ def open_folder(folder: Path, config: object) -> None:
 
 
 def close_folder(folder: Path, outcome: Outcome, title: str) -> None:
-    """Write figures, table, plots and verdict."""
-    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png" for name in outcome.plots}
+    """Write figures, table, plots, pictures and verdict."""
+    shown = [*outcome.plots, *outcome.pictures]
+    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png" for name in shown}
     for name, curves in outcome.plots.items():
         save_plot(folder / files[name], curves, name)
+    for name, picture in outcome.pictures.items():
+        save_png(picture, folder / files[name])
     page = [f"# {title}", "", outcome.verdict, "", *table(outcome.figures), ""]
     page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())

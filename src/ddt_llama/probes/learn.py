@@ -19,12 +19,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError, load_json, save_json
+from ddt_llama.config import load_json, save_json
 from ddt_llama.data.stream import Stream
 from ddt_llama.evaluation.result import watch
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
+from ddt_llama.probes.base import check_seeds
 from ddt_llama.probes.orders import Order, places
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.reports.plots import read_metrics
@@ -68,15 +69,28 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Plan:
-    """The lesson that all of a probe share, and the seeds: weights, order of data, permutation."""
+    """The lesson that all of a probe share, and the seeds: weights, order of data, permutation.
+
+    `pictures`: how many scenes of the shapes world the sequences come from, `held_out` of them to
+    be measured on.
+    """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+    pictures: int = 20_000
+    held_out: int = 512
 
     def __post_init__(self) -> None:
         """Refuse no seed, and one twice."""
-        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"seeds: given {self.seeds}; give one or more different ones")
+        check_seeds(self.seeds)
+
+    def quick(self) -> "Plan":
+        """Return a plan of a thirtieth of the steps on a fortieth of the pictures."""
+        train = self.lesson.train
+        steps = train.steps // 30
+        optim = replace(train.optim, warmup=steps // 4)
+        short = replace(train, steps=steps, batch=16, sample_every=steps // 2, optim=optim)
+        return Plan(self.seeds, replace(self.lesson, train=short), 512, 128)
 
 
 class Learned(NamedTuple):

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+from ddt_llama.config import UserError
 
 
 @runtime_checkable
@@ -17,8 +19,8 @@ class Tokenizer(Protocol):
     """Images `b 3 h w` in [-1, 1] to codes `b k` in 0..codebook_size-1, and back.
 
     Two abilities are asked for by name, never the kind of a tokenizer: `refines` says that steps,
-    seed and guidance change what `decode` returns, `prefixes` that it can do with the `visible`
-    coarsest codes.
+    seed and guidance change what `decode` returns, `prefixes` that the `visible` coarsest codes
+    alone are a picture.
     """
 
     num_tokens: int
@@ -36,11 +38,15 @@ class Tokenizer(Protocol):
         codes: Int[Tensor, "b k"],
         *,
         steps: int = 8,
-        visible: int | None = None,
+        visible: int | Bool[Tensor, " k"] | None = None,
         seed: int | Sequence[int] = 0,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
-        """Return images; the same codes and seed give the same images."""
+        """Return images; the same codes and seed give the same images.
+
+        `visible`: the number of coarsest codes to use, or which ones; the others are hidden (zero
+        vectors, and masked where tokens are attended to).
+        """
         ...
 
     def code_vectors(self) -> Float[Tensor, "v e"]:
@@ -58,3 +64,18 @@ class Tokenizer(Protocol):
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; floats are stored as `dtype` if given."""
         ...
+
+
+def visible_mask(visible: int | Bool[Tensor, " k"] | None, num_tokens: int) -> Bool[Tensor, " k"]:
+    """Return which tokens are to be used; a number counts from the coarse end, None is all.
+
+    Raises UserError for a number of tokens that there are not, and a mask of another length.
+    """
+    if isinstance(visible, Tensor):
+        if len(visible) != num_tokens:
+            raise UserError(f"visible names {len(visible)} tokens; there are {num_tokens}")
+        return visible
+    count = num_tokens if visible is None else visible
+    if not 0 <= count <= num_tokens:
+        raise UserError(f"visible is {visible}; it must lie in 0..{num_tokens}")
+    return torch.arange(num_tokens) >= num_tokens - count

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama import distributed
+from ddt_llama.config import UserError
 
 # One code is replaced for so many features of a batch, at most.
 REPLACED_PER_FEATURES = 8
@@ -111,6 +112,23 @@ class Quantizer(nn.Module):
     def look_up(self, codes: Int[Tensor, "*b"]) -> Float[Tensor, "*b e"]:
         """Return the unit vectors of the codes."""
         return self.codebook[codes]
+
+    def values(self, codes: Int[Tensor, "b k"] | Float[Tensor, "b k e"]) -> Float[Tensor, "b k e"]:
+        """Look up codes that are to be decoded; vectors in their place pass as they are.
+
+        Raises UserError for another shape, or a code that does not exist.
+        """
+        vectors = codes.is_floating_point()
+        row = (len(self.usage), self.config.code_dim)[: 2 if vectors else 1]
+        if tuple(codes.shape[1:]) != row:
+            wanted = ", ".join(map(str, ("b", *row)))
+            raise UserError(f"decode got codes of shape {tuple(codes.shape)}; expected ({wanted})")
+        if vectors:
+            return codes
+        top = self.config.codebook_size - 1
+        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
+            raise UserError(f"decode got a code outside 0..{top}")
+        return self.look_up(codes)
 
     def forward(self, features: Float[Tensor, "b k e"], rounding: float = 1.0) -> Quantized:
         """Round features to codes; `rounding` < 1 goes only that share of the way (warm-up)."""

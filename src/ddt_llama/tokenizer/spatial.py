@@ -15,11 +15,12 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.checkpoint import load_into, load_tensors, save_release
 from ddt_llama.config import UserError, from_dict, load_json, to_dict
+from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
 KIND = "spatial"
@@ -134,32 +135,25 @@ class SpatialTokenizer(nn.Module):
         codes: Int[Tensor, "b k"] | Float[Tensor, "b k e"],
         *,
         steps: int = 1,
-        visible: int | None = None,
+        visible: int | Bool[Tensor, " k"] | None = None,
         seed: int | Sequence[int] = 0,
         guidance_scale: float = 1.0,
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1].
 
         `codes`: integers, or vectors in their place (features that were not rounded). One pass
-        whatever `steps`, `seed` and `guidance_scale` are. Raises UserError for `visible` less than
-        all codes: a square without its code is not there.
+        whatever `steps`, `seed` and `guidance_scale` are. `visible`: which codes to use; in place
+        of the others stands a zero vector, of which nothing was learned. Raises UserError for a
+        number less than all: which squares should those be?
         """
-        if visible not in (None, self.num_tokens):
+        if isinstance(visible, int) and visible != self.num_tokens:
             raise UserError(
                 f"visible is {visible}; a spatial tokenizer decodes all {self.num_tokens} codes "
                 "only: leave it out"
             )
-        vectors = codes.is_floating_point()
-        row = (self.num_tokens, self.config.quantizer.code_dim)[: 2 if vectors else 1]
-        if tuple(codes.shape[1:]) != row:
-            wanted = ", ".join(map(str, ("b", *row)))
-            raise UserError(f"decode got codes of shape {tuple(codes.shape)}; expected ({wanted})")
-        if not vectors:
-            top = self.codebook_size - 1
-            if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) <= top:
-                raise UserError(f"decode got a code outside 0..{top}")
-            codes = self.quantizer.look_up(codes)
-        return self.rebuild(codes).float().clamp(-1, 1)
+        values = self.quantizer.values(codes)
+        kept = visible_mask(visible, self.num_tokens).to(values.device)
+        return self.rebuild(values * kept[:, None]).float().clamp(-1, 1)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; float16 halves the file."""

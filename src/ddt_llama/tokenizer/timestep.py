@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ddt_llama.checkpoint import load_into, load_tensors, save_release
 from ddt_llama.config import UserError, from_dict, load_json, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
+from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
 from ddt_llama.tokenizer.encoder import Encoder, EncoderConfig
 from ddt_llama.tokenizer.latents import Pixels, VaeLatents
@@ -221,7 +222,7 @@ class TimestepTokenizer(nn.Module):
         codes: Int[Tensor, "b k"] | Float[Tensor, "b k e"],
         *,
         steps: int = 8,
-        visible: int | None = None,
+        visible: int | Bool[Tensor, " k"] | None = None,
         seed: int | Sequence[int] = 0,
         guidance_scale: float = 1.0,
         eta: float = 0.0,
@@ -230,18 +231,17 @@ class TimestepTokenizer(nn.Module):
         """Return images in [-1, 1]; the same codes and seed give the same images.
 
         `codes`: integers, or vectors in their place (features that were not rounded).
-        `visible`: how many tokens to use, counted from the coarse end (None: all).
+        `visible`: how many tokens to use, counted from the coarse end (None: all), or which.
         `guidance_scale` 1 is none; above 1 pushes away from the output without tokens.
         `eta` 1 with steps = T is the paper's DDPM loop. Raises UserError outside these ranges.
         """
-        values = self._values(codes)
-        self._check_decode(steps, visible, guidance_scale)
-        config = self.config
-        first = 0 if visible is None else self.num_tokens - visible
-        device = codes.device
-        kept = (torch.arange(self.num_tokens, device=device) >= first).expand(len(codes), -1)
-        static = config.decoder.token_stream == "static"
-        tokens = self.decoder.remember(values, kept) if static else values
+        if steps < 1:
+            raise UserError(f"steps is {steps}; it must be at least 1")
+        if not 0 <= guidance_scale < float("inf"):
+            raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
+        config, device = self.config, codes.device
+        kept = visible_mask(visible, self.num_tokens).to(device).expand(len(codes), -1)
+        tokens = self.tokens(self.quantizer.values(codes), kept[:, None])
         generators = [torch.Generator().manual_seed(s) for s in step_seeds(seed, len(codes))]
 
         def fresh(_: int) -> Tensor:
@@ -253,7 +253,7 @@ class TimestepTokenizer(nn.Module):
 
         def predict(xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
             times = torch.full((len(xt),), t, device=device)
-            window = self.schedule.window(times, first)
+            window = self.schedule.window(times) & kept
             output = self.decoder(xt, times, tokens, window)
             if guidance_scale != 1.0:
                 blind = self.decoder(xt, times, tokens, torch.zeros_like(window))
@@ -288,27 +288,6 @@ class TimestepTokenizer(nn.Module):
         source = Path(folder) / "model.safetensors"
         load_into(model, load_tensors(source), source)
         return model.eval()
-
-    def _values(self, codes: Tensor) -> Float[Tensor, "b k e"]:
-        """Look codes up; vectors pass as they are. UserError for another shape or range."""
-        vectors = codes.is_floating_point()
-        row = (self.num_tokens, self.config.quantizer.code_dim)[: 2 if vectors else 1]
-        if tuple(codes.shape[1:]) != row:
-            wanted = ", ".join(map(str, ("b", *row)))
-            raise UserError(f"decode got codes of shape {tuple(codes.shape)}; expected ({wanted})")
-        if vectors:
-            return codes
-        if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < self.codebook_size:
-            raise UserError(f"decode got a code outside 0..{self.codebook_size - 1}")
-        return self.quantizer.look_up(codes)
-
-    def _check_decode(self, steps: int, visible: int | None, guidance_scale: float) -> None:
-        if steps < 1:
-            raise UserError(f"steps is {steps}; it must be at least 1")
-        if visible is not None and not 0 <= visible <= self.num_tokens:
-            raise UserError(f"visible is {visible}; it must lie in 0..{self.num_tokens}")
-        if not 0 <= guidance_scale < float("inf"):
-            raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
 
     def code_vectors(self) -> Float[Tensor, "v e"]:
         """Return the codebook."""

@@ -1,17 +1,21 @@
 """Probes by name: the sources that models give, quick runs, and going on."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+from stand_in import StandIn
+from torch import Tensor
 
 from ddt_llama.config import UserError, load_json
 from ddt_llama.generation import Model
 from ddt_llama.language.text import TextTokenizer
-from ddt_llama.probes import named
+from ddt_llama.probes import sources as module
 from ddt_llama.probes.learn import Plan
-from ddt_llama.probes.named import Data, carry_out, shortened, sources_of
+from ddt_llama.probes.named import PROBES, carry_out
+from ddt_llama.probes.sources import sources_of
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 
@@ -35,8 +39,23 @@ def with_text(name: str) -> Model:
     return model
 
 
+class ByColour(StandIn):
+    """One code a channel, its mean in eight steps; a language model reads them in `order`."""
+
+    num_tokens, codebook_size, image_size = 3, 8, 32
+
+    def __init__(self, order: list[int]) -> None:
+        self.order = order
+
+    def encode(self, images: Tensor) -> Tensor:
+        return (images.mean((2, 3)) * 4 + 4).long().clamp(0, 7)
+
+    def to_language(self, codes: Tensor) -> Tensor:
+        return codes[:, self.order]
+
+
 def test_models_give_codes_in_language_order_and_their_captions() -> None:
-    codes, texts = sources_of([with_text("x")], Data(40, 8))
+    codes, texts = sources_of([with_text("x")], 40, 8)
     assert (codes.name, codes.alphabet, codes.bits) == ("x", 8, 16 * 3)
     assert (len(codes.train), len(codes.held_out), codes.mean_length) == (32, 8, 16.0)
     assert (texts.name, len(texts.train), len(texts.held_out)) == ("captions", 32, 8)
@@ -45,14 +64,25 @@ def test_models_give_codes_in_language_order_and_their_captions() -> None:
     assert model.text is not None
     told = model.text.decode(cast(Any, texts.train[0].tolist()))
     assert any(word in told for word in ("circle", "square", "triangle", "star", "cross", "ring"))
-    assert [one.name for one in sources_of([spatial("a"), spatial("b")], Data(20, 4))] == ["a", "b"]
+    assert [one.name for one in sources_of([spatial("a"), spatial("b")], 20, 4)] == ["a", "b"]
+
+
+def test_a_tokenizer_with_a_coarse_end_gives_its_codes_in_that_order_too() -> None:
+    tokenizer = ByColour(order=[1, 0, 2])
+    native, coarse, *_ = sources_of([Model(tokenizer, name="x")], 20, 4)
+    assert (native.name, coarse.name) == ("x", "x coarse to fine")
+    row = native.train[0]
+    assert torch.equal(coarse.train[0], row[torch.tensor([2, 0, 1])])
+    flipped = Model(ByColour(order=[2, 1, 0]), name="x")
+    assert [one.name for one in sources_of([flipped], 20, 4)] == ["x"]
 
 
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(named, "QUICK", Data(48, 16))
-    monkeypatch.setattr(named, "SEED", 5)
-    seeds = Plan((0, 1))
-    monkeypatch.setitem(named.PROBES, "shuffle", (seeds, named.PROBES["shuffle"][1]))
+    monkeypatch.setattr(module, "SEED", 5)
+    plan = replace(Plan((0, 1)), pictures=48, held_out=16)
+    short = replace(plan, lesson=plan.quick().lesson)
+    monkeypatch.setattr(Plan, "quick", lambda plan: short)
+    monkeypatch.setitem(PROBES, "shuffle", PROBES["shuffle"]._replace(plan=plan))
     first = carry_out("shuffle", [spatial("a")], tmp_path / "p", quick=True)
     assert first.verdict.startswith("(Quick")
     kept = load_json(tmp_path / "p" / "figures.json")
@@ -68,7 +98,8 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_a_quick_lesson_is_a_thirtieth() -> None:
-    lesson = Plan().lesson
-    short = shortened(lesson)
-    assert short.train.steps * 30 == lesson.train.steps
-    assert short.train.optim.warmup < short.train.steps
+    plan = Plan()
+    short = plan.quick()
+    assert short.lesson.train.steps * 30 == plan.lesson.train.steps
+    assert short.lesson.train.optim.warmup < short.lesson.train.steps
+    assert (short.pictures, short.held_out) < (plan.pictures, plan.held_out)

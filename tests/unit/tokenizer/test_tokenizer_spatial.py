@@ -93,6 +93,9 @@ def test_decoding_is_one_pass_whatever_is_asked() -> None:
     assert torch.equal(once, model.decode(codes, visible=16))
     assert torch.equal(once, model.decode(model.quantizer.look_up(codes)))
     assert torch.allclose(once[1:2], model.decode(codes[1:2]), atol=1e-5)
+    some = torch.arange(16) < 5
+    zeroed = model.quantizer.look_up(codes) * some[:, None]
+    assert torch.equal(model.decode(codes, visible=some), model.decode(zeroed))
     assert (model.refines, model.prefixes) == (False, False)
     assert once.abs().max() <= 1
 

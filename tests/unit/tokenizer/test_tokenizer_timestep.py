@@ -11,6 +11,7 @@ from torch import Tensor
 from ddt_llama.config import UserError, from_dict, save_json, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig, Tokenizer, load
+from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
@@ -329,3 +330,18 @@ def test_it_builds_on_the_meta_device_without_memory():
     assert all(x.is_meta for x in (*model.parameters(), *model.buffers()))
     real = TimestepTokenizer(config(image_size=256))
     assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in real.parameters())
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_any_tokens_can_be_hidden(stream: TokenStream):
+    model, codes = build(config(stream)), some_codes()
+    coarse = torch.arange(TOKENS) >= TOKENS - 2
+    assert torch.equal(model.decode(codes, visible=coarse), model.decode(codes, visible=2))
+    some = torch.tensor([True, False, True, True, False, False])
+    out = model.decode(codes, visible=some, steps=3)
+    hidden_changed = torch.where(some, codes, (codes + 1) % CODES)
+    assert torch.equal(model.decode(hidden_changed, visible=some, steps=3), out)
+    seen_changed = torch.where(some, (codes + 1) % CODES, codes)
+    assert (model.decode(seen_changed, visible=some, steps=3) - out).abs().max() > 1e-3
+    with pytest.raises(UserError, match=r"names 3 tokens; there are 6"):
+        visible_mask(torch.ones(3, dtype=torch.bool), TOKENS)

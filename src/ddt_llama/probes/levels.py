@@ -1,0 +1,100 @@
+"""What the probes share that decode pictures from some of their tokens, level by level."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.pictures import ScenePictures
+from ddt_llama.evaluation.reconstruction import device_of
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import SEED, check_seeds
+from ddt_llama.shapes.scene import Scene
+
+SHOWN_LEVELS = 8  # columns of a picture strip
+SHOWN_PICTURES = 4  # its rows
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """`levels` equal parts of the tokens, `scenes` pictures a seed, `steps` of decoding.
+
+    A seed chooses the scenes and the noise, which is the same at all levels.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    levels: int = 32
+    scenes: int = 64
+    steps: int = 8
+
+    def __post_init__(self) -> None:
+        """Refuse seeds that are none, and numbers that measure nothing."""
+        check_seeds(self.seeds)
+        for name in ("levels", "scenes", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def quick(self) -> "LevelPlan":
+        """Return a plan of few pictures and levels."""
+        return replace(self, levels=8, scenes=8)
+
+    def shares(self) -> list[float]:
+        """Return the share of the tokens at each level, the last 1."""
+        return [(level + 1) / self.levels for level in range(self.levels)]
+
+    def counts(self, num_tokens: int) -> list[int]:
+        """Return the number of tokens at each level: at least one more than nothing.
+
+        >>> LevelPlan(levels=4).counts(64)
+        [16, 32, 48, 64]
+        """
+        return [max(1, round(share * num_tokens)) for share in self.shares()]
+
+    def shown(self) -> list[int]:
+        """Return the levels on a picture strip."""
+        step = max(1, self.levels // SHOWN_LEVELS)
+        return list(range(self.levels - 1, -1, -step))[::-1]
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """The pictures of one seed, their codes by one model, and how they are decoded."""
+
+    model: Model
+    scenes: Sequence[Scene]
+    images: Float[Tensor, "b 3 h w"]
+    codes: Int[Tensor, "b k"]
+    steps: int
+    seed: int
+
+    @classmethod
+    def of(cls, model: Model, plan: LevelPlan, seed: int, count: int | None = None) -> "Subjects":
+        """Draw held-out scenes and encode them."""
+        number = plan.scenes if count is None else count
+        size = model.tokenizer.image_size
+        pictures = ScenePictures(number, size, "heldout", SEED + seed)
+        images = pictures.images(0, number)
+        codes = model.tokenizer.encode(images.to(device_of(model.tokenizer)))
+        return cls(model, pictures.scenes(0, number), images, codes, plan.steps, seed)
+
+    def decode(
+        self, codes: Int[Tensor, "b k"], visible: Bool[Tensor, " k"] | None = None
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Decode codes; the noise of a picture is the same at every call."""
+        first = self.seed * 1_000_003
+        decoded = self.model.tokenizer.decode(
+            codes, steps=self.steps, visible=visible, seed=range(first, first + len(codes))
+        )
+        return decoded.float().cpu()
+
+
+def last(count: int, num_tokens: int) -> Bool[Tensor, " k"]:
+    """Return the mask of the last `count` tokens: the coarse end.
+
+    >>> last(1, 3).tolist()
+    [False, False, True]
+    """
+    return torch.arange(num_tokens) >= num_tokens - count

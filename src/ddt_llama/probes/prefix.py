@@ -1,0 +1,182 @@
+"""What do the first tokens hold? Pictures decoded from a growing share, from either end.
+
+Tokens tied to timesteps should give back a whole picture at every level, the coarse first: counts
+and colours early, forms late. A spatial token gives back its square. Source: DDT-LLaMA, the figure
+of progressive reconstruction, and Selftok; 32 levels, the same noise at all.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ddt_llama.data.images import to_pil
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.metrics import psnr
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import Outcome, kept
+from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects, last
+from ddt_llama.reports.pictures import sheet
+from ddt_llama.reports.plots import Curves
+from ddt_llama.shapes.judge import PLACE_TOLERANCE
+from ddt_llama.shapes.scene import Scene
+from ddt_llama.shapes.verify import read
+
+ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
+ATTRIBUTES = ("count", "colour", "shape", "size", "position")
+Measured = Mapping[str, Mapping[str, list[float]]]  # end -> quantity -> its value at each level
+
+
+def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
+    """Decode from either end at every level with every seed; see what is back when."""
+    figures: dict[str, Figure] = {}
+    plots: dict[str, Curves] = {}
+    pictures = {}
+    told = []
+    for model in models:
+        measured: list[Measured] = []
+        for seed in watch(plan.seeds, f"prefixes of {model.name}"):
+            path = folder / "parts" / f"{model.name}-{seed}.json"
+            measured.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
+        found = figures_of(plan, measured)
+        figures |= {f"{model.name}.{name}": figure for name, figure in found.items()}
+        plots |= plots_of(model, plan, measured)
+        pictures[f"{model.name}, from the coarse end above, from the fine end below"] = strip(
+            model, plan
+        )
+        told.append(f"{model.name}: {verdict(found)}")
+    return Outcome(figures, f"{'; '.join(told)}.", plots, pictures)
+
+
+def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, Any]:
+    """Return PSNR in dB and verified attributes at each level, means over the scenes of a seed."""
+    subjects = Subjects.of(model, plan, seed)
+    measured: dict[str, Any] = {end: {name: [] for name in ("psnr", *ATTRIBUTES)} for end in ENDS}
+    for end in ENDS:
+        for count in plan.counts(model.tokenizer.num_tokens):
+            images = subjects.decode(subjects.codes, mask_of(end, count, subjects.codes.shape[1]))
+            measured[end]["psnr"].append(float(psnr(images, subjects.images).mean()))
+            pairs = zip(read(images), subjects.scenes, strict=True)
+            shares = np.mean([attributes(found, wanted) for found, wanted in pairs], axis=0)
+            for name, share in zip(ATTRIBUTES, shares, strict=True):
+                measured[end][name].append(float(share))
+    return measured
+
+
+def mask_of(end: str, count: int, num_tokens: int) -> torch.Tensor:
+    """Return which tokens are kept: `count` from the coarse or from the fine end."""
+    return last(count, num_tokens) if end == "coarse" else ~last(num_tokens - count, num_tokens)
+
+
+def attributes(found: Scene | None, wanted: Scene) -> list[float]:
+    """Return how much of each of `ATTRIBUTES` a picture shows, 0 to 1; nothing if unreadable.
+
+    Count is right or wrong. Of colours, shapes and sizes it is the share of the objects that have a
+    partner of the same one, wherever it stands; of positions, of those with a partner within
+    `PLACE_TOLERANCE`, whatever it is. Objects too many count as objects without a partner.
+    """
+    if found is None:
+        return [0.0] * len(ATTRIBUTES)
+    total = max(len(found.objects), len(wanted.objects), 1)
+    shares = [float(len(found.objects) == len(wanted.objects))]
+    for name in ("colour", "shape", "size"):
+        left = [getattr(item, name) for item in found.objects]
+        shares.append(_partners([getattr(item, name) for item in wanted.objects], left) / total)
+    left_places = [(item.x, item.y) for item in found.objects]
+    close = 0
+    for item in wanted.objects:
+        near = [
+            place
+            for place in left_places
+            if max(abs(place[0] - item.x), abs(place[1] - item.y)) <= PLACE_TOLERANCE
+        ]
+        if near:
+            left_places.remove(near[0])
+            close += 1
+    return [*shares, close / total]
+
+
+def _partners(wanted: Sequence[object], left: list[Any]) -> int:
+    count = 0
+    for one in wanted:
+        if one in left:
+            left.remove(one)
+            count += 1
+    return count
+
+
+def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
+    """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.half`.
+
+    `half` is the share of the tokens from which on a quantity is at least half of what all tokens
+    give (PSNR: half of the way from the first level).
+    """
+    figures = {}
+    quarters = [round(plan.levels * part / 4) - 1 for part in (1, 2, 3, 4)]
+    for end in ENDS:
+        for name in ("psnr", *ATTRIBUTES):
+            rows = [one[end][name] for one in measured]
+            for level in sorted({max(0, level) for level in quarters}):
+                percent = round(100 * (level + 1) / plan.levels)
+                figures[f"{end}.{name}.{percent}"] = mean([row[level] for row in rows])
+            figures[f"{end}.{name}.half"] = mean([half(row, name == "psnr") for row in rows])
+    return figures
+
+
+def half(values: Sequence[float], from_first: bool = False) -> float:
+    """Return the share of the levels from which on values stay at half of the last or above.
+
+    >>> half([0.0, 0.6, 0.4, 0.6, 1.0])
+    0.8
+    """
+    start = values[0] if from_first else 0.0
+    border = start + (values[-1] - start) / 2
+    below = [level for level, value in enumerate(values) if value < border]
+    return (below[-1] + 2 if below else 1) / len(values)
+
+
+def verdict(figures: Mapping[str, Figure]) -> str:
+    """Say with how many tokens from the coarse end half of each attribute is back."""
+    parts = []
+    for name in ("psnr", *ATTRIBUTES):
+        one = figures[f"coarse.{name}.half"]
+        parts.append(
+            f"{name} {100 * one.value:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
+        )
+    return (
+        "of its tokens, from the coarse end, half of what all give is there with these shares: "
+        + ", ".join(parts)
+    )
+
+
+def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Curves]:
+    """Return PSNR from both ends, and the attributes from each, over the percent of the tokens."""
+    percent = [100 * share for share in plan.shares()]
+
+    def curve(end: str, name: str) -> tuple[list[float], list[float]]:
+        return percent, np.mean([one[end][name] for one in measured], axis=0).tolist()
+
+    plots: dict[str, Curves] = {
+        f"{model.name}, PSNR in dB by percent of tokens": {
+            f"from the {end} end": curve(end, "psnr") for end in ENDS
+        }
+    }
+    for end in ENDS:
+        title = f"{model.name}, verified by percent of tokens from the {end} end"
+        plots[title] = {name: curve(end, name) for name in ATTRIBUTES}
+    return plots
+
+
+def strip(model: Model, plan: LevelPlan) -> Any:
+    """Return pictures of the first seed, level by level, the originals in the last column."""
+    subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
+    counts = plan.counts(model.tokenizer.num_tokens)
+    rows = []
+    for end in ENDS:
+        masks = [mask_of(end, counts[level], len(subjects.codes[0])) for level in plan.shown()]
+        columns = [subjects.decode(subjects.codes, mask) for mask in masks]
+        rows.append(torch.stack([*columns, subjects.images], dim=1).flatten(0, 1))
+    return sheet(to_pil(torch.cat(rows)), len(plan.shown()) + 1)

@@ -1,0 +1,51 @@
+"""The sequences that models give to be learned: codes of the same scenes, and their captions."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ddt_llama.evaluation.pictures import ScenePictures, batches
+from ddt_llama.evaluation.reconstruction import device_of
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import SEED
+from ddt_llama.probes.sequences import Sequences, of_codes, of_texts
+from ddt_llama.shapes.captions import caption
+from ddt_llama.tokenizer import Tokenizer
+
+ENCODED_AT_ONCE = 64
+
+
+def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Sequences]:
+    """Return the codes of the same scenes from every model, and their captions as ids of text.
+
+    Codes come in the order that the model's language model reads. Where that is another one than
+    coarse to fine, and the tokenizer has such an order, they come a second time in it.
+    """
+    sources = []
+    for model in models:
+        tokenizer = model.tokenizer
+        codes = encoded(tokenizer, pictures, model.name)
+        orders = {model.name: tokenizer.to_language(codes)}
+        if tokenizer.prefixes and not torch.equal(orders[model.name], codes.flip(1)):
+            orders[f"{model.name} coarse to fine"] = codes.flip(1)
+        for name, rows in orders.items():
+            sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
+    text = next((model.text for model in models if model.text is not None), None)
+    if text is not None:
+        scenes = ScenePictures(pictures, 64, "train", SEED).scenes(0, pictures)
+        rows = [text.encode(caption(scene, SEED, n)) for n, scene in enumerate(scenes)]
+        sources.append(of_texts("captions", rows, text.size, held_out))
+    return sources
+
+
+def encoded(tokenizer: Tokenizer, count: int, name: str) -> Int[Tensor, "n k"]:
+    """Return the codes of `count` scenes, column 0 the finest."""
+    pictures = ScenePictures(count, tokenizer.image_size, "train", SEED)
+    parts = []
+    for start, stop in watch(list(batches(count, ENCODED_AT_ONCE)), f"encode by {name}"):
+        images = pictures.images(start, stop).to(device_of(tokenizer))
+        parts.append(tokenizer.encode(images).cpu())
+    return torch.cat(parts)

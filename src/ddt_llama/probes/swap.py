@@ -1,0 +1,129 @@
+"""Half the tokens of one picture, half of another: a blend, or a collage?
+
+Level by level the coarse tokens of A meet the fine ones of B. The paper shows that timestep tokens
+give one picture between both, spatial tokens a picture cut and pasted. Here each region of the
+mixture is placed between A (1) and B (0); what varies from region to region is collage, what all
+share is blend. Source: DDT-LLaMA and Selftok, the figures of token swapping.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.data.images import to_pil
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import Outcome, kept
+from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects, last
+from ddt_llama.reports.pictures import sheet
+from ddt_llama.reports.plots import Curves
+
+REGIONS = 8  # along one side
+MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
+SCALE = {"share": "share of A", "collage": "collage (1) or blend (0)", "neither": "neither A nor B"}
+
+
+def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
+    """Mix pairs of pictures at every level with every seed; see how the regions side."""
+    figures: dict[str, Figure] = {}
+    plots: dict[str, Curves] = {}
+    pictures = {}
+    told = []
+    for model in models:
+        rows = []
+        for seed in watch(plan.seeds, f"swaps of {model.name}"):
+            path = folder / "parts" / f"{model.name}-{seed}.json"
+            rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
+        for name in ("collage", "neither"):
+            figures[f"{model.name}.{name}"] = mean([among_mixed(row, name) for row in rows])
+        plots[f"{model.name}, by percent of tokens from A"] = {
+            label: over_levels(plan, [row[name] for row in rows]) for name, label in SCALE.items()
+        }
+        pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
+        one = figures[f"{model.name}.collage"]
+        told.append(f"{model.name} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})")
+    verdict = f"Between collage (1) and blend (0) stands {', '.join(told)}."
+    return Outcome(figures, verdict, plots, pictures)
+
+
+def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
+    """Return the figures of `regions` at each level, means over pairs of pictures."""
+    subjects = Subjects.of(model, plan, seed)
+    one, other = subjects.codes, subjects.codes.roll(1, 0)
+    a, b = subjects.decode(one), subjects.decode(other)
+    measured: dict[str, list[float]] = {name: [] for name in SCALE}
+    for count in plan.counts(one.shape[1]):
+        chosen = last(count, one.shape[1]).to(one.device)
+        mixture = subjects.decode(torch.where(chosen, one, other))
+        for name, value in zip(SCALE, regions(mixture, a, b), strict=True):
+            measured[name].append(value)
+    return measured
+
+
+def regions(
+    mixture: Float[Tensor, "b 3 h w"], a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]
+) -> tuple[float, float, float]:
+    """Return share of A, collage and neither, means over pictures.
+
+    A region of the mixture m is w A + (1 - w) B, w = <m - B, A - B> / |A - B|^2 within 0..1, and
+    counts as much as A and B differ there (|A - B|^2). Collage is the variance of w over the
+    regions as a share of the most that their mean allows, mean (1 - mean): 1 where each is A or B,
+    0 where all are the same mixture. Neither is the part of |m - (w A + (1 - w) B)|^2 in |A - B|^2.
+    """
+    m, start, end = (cut(images) for images in (mixture, b, a))
+    along, offset = end - start, m - start
+    weight = along.square().sum(-1)
+    total = weight.sum(-1).clamp_min(1e-9)
+    w = ((offset * along).sum(-1) / weight.clamp_min(1e-9)).clamp(0, 1)
+    share = (w * weight).sum(-1) / total
+    variance = ((w - share[:, None]).square() * weight).sum(-1) / total
+    collage = variance / (share * (1 - share)).clamp_min(1e-9)
+    rest = (offset - w[..., None] * along).square().sum((-2, -1)) / total
+    mixed = (share > MIXED[0]) & (share < MIXED[1])
+    told = float(collage[mixed].mean()) if mixed.any() else math.nan
+    return float(share.mean()), told, float(rest.mean())
+
+
+def cut(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r p"]:
+    """Cut images into `REGIONS` x `REGIONS` regions; sizes that leave a rest are stretched."""
+    side = -(-images.shape[-1] // REGIONS) * REGIONS
+    if side != images.shape[-1]:
+        images = F.interpolate(images, size=(side, side), mode="nearest")
+    return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", y=REGIONS, x=REGIONS)
+
+
+def among_mixed(row: Mapping[str, Sequence[float | None]], name: str) -> float:
+    """Return the mean of a quantity over the levels at which both pictures have a part, or nan."""
+    shares, values = (np.array(row[key], dtype=float) for key in ("share", name))
+    mixed = (shares > MIXED[0]) & (shares < MIXED[1]) & np.isfinite(values)
+    return float(values[mixed].mean()) if mixed.any() else math.nan
+
+
+def over_levels(
+    plan: LevelPlan, rows: Sequence[Sequence[float | None]]
+) -> tuple[list[float], list[float]]:
+    """Return a curve over the percent of tokens, where every seed has a value."""
+    values = np.array(rows, dtype=float)
+    known = np.isfinite(values).all(0)
+    percent = 100 * np.array(plan.shares())
+    return percent[known].tolist(), values[:, known].mean(0).tolist()
+
+
+def strip(model: Model, plan: LevelPlan) -> Any:
+    """Return pairs of the first seed, level by level: B in the first column, A in the last."""
+    subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
+    one, other = subjects.codes, subjects.codes.roll(1, 0)
+    counts = plan.counts(one.shape[1])
+    masks = [last(counts[level], one.shape[1]).to(one.device) for level in plan.shown()[:-1]]
+    mixed = [subjects.decode(torch.where(mask, one, other)) for mask in masks]
+    columns = [subjects.images.roll(1, 0), *mixed, subjects.images]
+    return sheet(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), len(columns))

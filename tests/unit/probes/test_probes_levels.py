@@ -1,0 +1,157 @@
+"""Probes that decode some of the tokens, on tokenizers whose answer is known."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from stand_in import StandIn
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.generation import Model
+from ddt_llama.probes.levels import LevelPlan, Subjects, last
+from ddt_llama.probes.prefix import ENDS, attributes, half, mask_of, prefix
+from ddt_llama.probes.swap import among_mixed, regions, swap
+from ddt_llama.shapes.scene import Object, Scene
+
+TOKENS = 8
+PLAN = LevelPlan(seeds=(0, 1), levels=4, scenes=6, steps=1)
+
+
+class Album(StandIn):
+    """Knows every picture it has encoded; each token names it.
+
+    A token adds what `mask` (k 1 h w) takes of its picture: "blend" an equal part everywhere,
+    "collage" its rows alone, "last" everything by the last token.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self.pictures: list[Tensor] = []
+        self.seeds: list[Any] = []
+        self.mask = torch.zeros(TOKENS, 1, 64, 64)
+        if kind == "blend":
+            self.mask += 1 / TOKENS
+        elif kind == "last":
+            self.mask[-1] = 1
+        for k in range(TOKENS if kind == "collage" else 0):
+            self.mask[k, :, 8 * k : 8 * k + 8] = 1
+
+    def encode(self, images: Tensor) -> Tensor:
+        first = len(self.pictures)
+        self.pictures += list(images)
+        return torch.arange(first, len(self.pictures))[:, None].repeat(1, TOKENS)
+
+    def decode(
+        self,
+        codes: Tensor,
+        *,
+        steps: int = 8,
+        visible: Any = None,
+        seed: Any = 0,
+        guidance_scale: float = 1.0,
+    ) -> Tensor:
+        self.seeds.append((steps, list(seed)))
+        kept = torch.ones(TOKENS) if visible is None else visible.float()
+        table = torch.stack(self.pictures)
+        return (table[codes] * self.mask * kept[:, None, None, None]).sum(1)
+
+
+def album(kind: str) -> Model:
+    return Model(Album(kind), name=kind)
+
+
+def test_tokens_that_all_hold_the_picture_blend_and_squares_make_a_collage(tmp_path: Path) -> None:
+    outcome = swap(PLAN, [album("blend"), album("collage")], tmp_path)
+    figures = outcome.figures
+    assert figures["blend.collage"].value == pytest.approx(0, abs=1e-4)
+    assert figures["collage.collage"].value == pytest.approx(1, abs=1e-4)
+    assert figures["blend.neither"].value == pytest.approx(0, abs=1e-4)
+    assert figures["collage.neither"].value == pytest.approx(0, abs=1e-4)
+    percent, share = outcome.plots["blend, by percent of tokens from A"]["share of A"]
+    assert percent == [25, 50, 75, 100]
+    assert share == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-4)
+    assert "collage 1.00 (1.00 to 1.00)" in outcome.verdict
+    assert len(outcome.pictures) == 2
+
+
+def test_what_is_neither_of_both_is_told() -> None:
+    a, b = torch.ones(1, 3, 16, 16), -torch.ones(1, 3, 16, 16)
+    pattern = torch.ones(16, 16)
+    pattern[:, ::2] = -1
+    share, collage, neither = regions(0.5 * pattern.expand(1, 3, 16, 16), a, b)
+    assert (share, collage) == pytest.approx((0.5, 0.0))
+    assert neither == pytest.approx(0.25 / 4)  # |0.5 pattern|^2 of |a - b|^2 = 4
+    row = {"share": [0.05, 0.3, 0.5, 1.0], "collage": [9.0, 0.2, 0.4, None]}
+    assert among_mixed(row, "collage") == pytest.approx(0.3)
+
+
+def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:
+    outcome = prefix(PLAN, [album("last")], tmp_path)
+    for name in ("count", "colour", "shape", "size", "position"):
+        assert outcome.figures[f"last.coarse.{name}.25"].value == 1
+        assert outcome.figures[f"last.coarse.{name}.half"].value == 0.25
+        assert outcome.figures[f"last.fine.{name}.75"].value == 0
+        assert outcome.figures[f"last.fine.{name}.half"].value == 1
+    assert outcome.figures["last.coarse.psnr.25"].value > 60
+    assert outcome.figures["last.fine.psnr.75"].value < 20
+    assert "count 25 % (25 to 25)" in outcome.verdict
+    assert len(outcome.plots) == 3
+    again = prefix(PLAN, [replace_album(tmp_path)], tmp_path)
+    assert again.figures == outcome.figures
+
+
+def replace_album(folder: Path) -> Model:
+    """Return a model of the same name that knows nothing: what was measured is read, not made."""
+    assert {path.name for path in (folder / "parts").iterdir()} == {"last-0.json", "last-1.json"}
+    model = album("blend")
+    model.name = "last"
+    return model
+
+
+def test_noise_is_the_same_at_all_levels_and_differs_between_pictures_and_seeds() -> None:
+    model = album("blend")
+    for seed in (0, 1):
+        subjects = Subjects.of(model, replace(PLAN, steps=3), seed)
+        subjects.decode(subjects.codes)
+        subjects.decode(subjects.codes, last(3, TOKENS))
+    first, again, other, _ = cast(Any, model.tokenizer).seeds
+    assert first == again
+    assert first[0] == 3
+    assert len({*first[1], *other[1]}) == 2 * PLAN.scenes
+
+
+def test_ends_meet_at_all_tokens() -> None:
+    assert mask_of("coarse", 2, 5).tolist() == [False, False, False, True, True]
+    assert mask_of("fine", 2, 5).tolist() == [True, True, False, False, False]
+    assert all(mask_of(end, 5, 5).all() for end in ENDS)
+    assert LevelPlan().counts(64) == list(range(2, 65, 2))
+    assert LevelPlan().counts(8)[:5] == [1, 1, 1, 1, 1]
+    assert LevelPlan(levels=4).shown() == [0, 1, 2, 3]
+    assert LevelPlan().shown()[-1] == 31
+
+
+def test_attributes_are_those_of_the_objects() -> None:
+    circle, star = Object(0, 0, 0, 0.25, 0.25), Object(3, 1, 1, 0.75, 0.75)
+    wanted = Scene(0, (circle, star))
+    assert attributes(wanted, wanted) == [1, 1, 1, 1, 1]
+    assert attributes(None, wanted) == [0, 0, 0, 0, 0]
+    assert attributes(Scene(0, (circle,)), wanted) == [0, 0.5, 0.5, 0.5, 0.5]
+    changed = replace(star, colour=5, x=0.5)
+    assert attributes(Scene(0, (circle, changed)), wanted) == [1, 0.5, 1, 1, 0.5]
+    assert attributes(Scene(0, (circle, star, star)), wanted) == pytest.approx(
+        [0, 2 / 3, 2 / 3, 2 / 3, 2 / 3]
+    )
+
+
+def test_half_is_where_a_curve_stays_above_half_of_its_end() -> None:
+    assert half([0.5, 0.6, 1.0]) == pytest.approx(1 / 3)
+    assert half([10.0, 14.0, 16.0, 20.0], from_first=True) == pytest.approx(3 / 4)
+    assert half([0.0, 0.0]) == 0.5
+
+
+@pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])
+def test_plans_of_nothing_are_refused(changes: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"at least 1|one or more"):
+        LevelPlan(**changes)
