@@ -1,6 +1,7 @@
 """The language side runs on a rival's codes as on our own, through the command line."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,11 @@ from tiny_pipeline import LANGUAGE
 
 import ddt_llama
 from ddt_llama.cli import main
+from ddt_llama.cli.measure import opened
+from ddt_llama.evaluation.reconstruction import ReconstructionSuite
+from ddt_llama.evaluation.shapes_suite import ShapesSuite
+from ddt_llama.evaluation.text import TextSuite
+from ddt_llama.probes.compare import ComparisonPlan
 
 SPATIAL = [
     "--tokenizer.widths=4,4,4,8",
@@ -18,11 +24,17 @@ SPATIAL = [
     "--train.prefetch=0",
     "--train.tensorboard=false",
 ]
+# Of the suites, what seconds allow.
+QUICK = ComparisonPlan(
+    ReconstructionSuite(scenes=6, codebook_scenes=40, whole=False, visible_steps=1),
+    ShapesSuite(prompts=1, images=1, edits=3, questions=6),
+    TextSuite(captions=4),
+)
 
 
 @pytest.mark.slow
 def test_a_spatial_tokenizer_goes_the_whole_way(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer, pretrain, instruct = (str(tmp_path / name) for name in ("see", "pre", "ins"))
     assert main(["train", "spatial_nano", "--steps", "3", "--out", tokenizer, *SPATIAL]) == 0
@@ -53,3 +65,19 @@ def test_a_spatial_tokenizer_goes_the_whole_way(
     assert "all 64 codes only" in capsys.readouterr().err
     assert main(["recipes", "spatial_nano"]) == 0
     assert "bits an image, of nano_tokenizer's" in capsys.readouterr().out
+
+    side = tmp_path / "side"
+    command = ["compare", instruct, tokenizer, "--out", str(side), "--quick"]
+    monkeypatch.setattr(ComparisonPlan, "quick", lambda plan: QUICK)
+    assert main(command) == 0
+    assert "|  | nano_instruct | spatial_nano |" in capsys.readouterr().out
+    table = (side / "README.md").read_text()
+    assert all(words in table for words in ("prompts obeyed", "bits a character", "seconds"))
+    shown = json.loads((side / "results.json").read_text())
+    assert [bool(one["pictures"][1]) for one in shown["drawn"]] == [False] * 6
+    assert main(["compare", instruct, "--out", str(side)]) == 2
+    names = [
+        one.name
+        for one in opened([instruct, tokenizer, str(shutil.copytree(instruct, side / "x"))])
+    ]
+    assert names == ["ins", "spatial_nano", "x"]

@@ -50,7 +50,10 @@ def test_the_one_command_trains_everything_on_a_folder_of_pictures(tmp_path: Pat
     assert model.tokenizer.num_tokens == 8
     assert model.draw(["a plain picture"])[0].size == (64, 64)
     trained = (runs / "instruct" / "FINISHED").stat().st_mtime_ns
+    shutil.rmtree(runs / "codes")
+    (runs / "codes").mkdir()  # as a kill may leave it
     assert "the model:" in speedrun()
+    assert (runs / "codes" / "config.json").is_file()
     assert (runs / "instruct" / "FINISHED").stat().st_mtime_ns == trained
 
 
@@ -99,7 +102,13 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
     subprocess.run(["sh", script], env=os.environ | settings, check=True, timeout=60)
 
     commands = [json.loads(line) for line in Path(settings["RECORD"]).read_text().splitlines()]
-    assert [command[0] for command in commands] == ["train"] * len(stages) + ["publish", "draw"]
+    lessons = [command for command in commands if command[0] == "train"]
+    words = next(place for place, command in enumerate(commands) if "--tokenizer" in command)
+    assert [command[0] for command in commands[-2:]] == ["publish", "draw"]
+    assert len(commands) == len(lessons) + 3
+    # The language model learns the codes of the release, whose weights have few bits.
+    published = ["publish", stages[words - 2], "codes", "--bits", "8"]
+    assert [Path(part).name for part in commands[words - 1]] == published
     trained: dict[str, Recipe] = {}
 
     def keep(recipe: Recipe, folder: Path) -> int:
@@ -107,7 +116,7 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
         return 0
 
     monkeypatch.setattr("ddt_llama.cli.training.train_and_tell", keep)
-    for command in commands[: len(stages)]:
+    for command in lessons:
         assert main(command) == 0
     assert list(trained) == stages
     last = None
@@ -115,7 +124,7 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
         recipe.data.check()
         begins = [recipe.start] + ([recipe.tokenizer] if isinstance(recipe, LanguageRecipe) else [])
         assert last is None or last in [Path(one).name for one in begins if one]
-        last = name
+        last = "codes" if name == stages[words - 2] else name
     assert trained["instruct"].train.steps == 7
     assert commands[-2][1] == str(tmp_path / "runs" / stages[-1])
     assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / size)

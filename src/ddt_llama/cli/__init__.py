@@ -29,6 +29,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "publish": teach.publish,
     "encode": measure.encode,
     "evaluate": measure.evaluate,
+    "compare": measure.compare,
     "probe": measure.probe,
 }
 # Verbs that pass the options they do not know on, as fields of a recipe or a suite.

@@ -1,8 +1,9 @@
-"""The verbs that measure models and encode data: evaluate, probe, encode."""
+"""The verbs that measure models and encode data: evaluate, compare, probe, encode."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -21,14 +22,14 @@ def evaluate(
     """Measure a model, with 95 % intervals.
 
     Suite reconstruction: how well pictures survive encoding and decoding. Suite shapes: drawing,
-    editing and questions on held-out scenes. Suite speed: the decode engine against the plain loop.
-    Any field of a suite can be changed: --prompts 20.
+    editing and questions on held-out scenes. Suite text: how well captions are known. Suite speed:
+    the decode engine against the plain loop. Any field of a suite can be changed: --prompts 20.
 
     Example: ddt evaluate nano --suite shapes --json shapes.json
 
     Args:
         model: nano (comes with the program), the folder of a training run, or a hub name.
-        suite: reconstruction, shapes or speed.
+        suite: reconstruction, shapes, text or speed.
         json: Write the figures to this file, too.
         data: For reconstruction: pictures in place of scenes.
         split: Which of them; "val" of data without splits is the share that training leaves out.
@@ -61,6 +62,44 @@ def evaluate(
         print(json)
 
 
+def compare(
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    *,
+    out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")] = Path("compare"),
+    quick: bool = False,
+) -> None:
+    """Measure models on the same scenes, prompts and captions, side by side.
+
+    Writes a page (index.html, pictures first) and a table (README.md). The same command started
+    again goes on where it stopped.
+
+    Example: ddt compare nano runs/spatial_instruct --out compare
+
+    Args:
+        models: nano (comes with the program), folders of training runs, or hub names.
+        out: The folder to write into.
+        quick: A run of minutes that proves that everything works, and nothing else.
+    """
+    from ddt_llama.probes.compare import ComparisonPlan
+    from ddt_llama.probes.compare import compare as measure
+
+    plan = ComparisonPlan()
+    measure(opened(models), out, plan.quick() if quick else plan)
+    print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
+
+
+def opened(models: Sequence[str]) -> list[Any]:
+    """Open models; those of one recipe, and so of one name, are told apart by their folders."""
+    from ddt_llama.generation import load
+
+    loaded = [load(model) for model in models]
+    names = [one.name for one in loaded]
+    for one, source in zip(loaded, models, strict=True):
+        if names.count(one.name) > 1:
+            one.name = Path(source).name
+    return loaded
+
+
 def probe(
     name: Annotated[Positional[str], arg(metavar="NAME")],
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
@@ -84,12 +123,11 @@ def probe(
         quick: A run of minutes that proves that everything works, and nothing else.
     """
     from ddt_llama.evaluation.result import print_figures
-    from ddt_llama.generation import load
     from ddt_llama.probes.named import carry_out, check_name
 
     check_name(name)
     folder = out if out is not None else Path("probes") / name
-    outcome = carry_out(name, [load(model) for model in models], folder, quick)
+    outcome = carry_out(name, opened(models), folder, quick)
     print_figures(outcome.figures, name)
     print(f"{outcome.verdict}\n{folder / 'README.md'}")
 

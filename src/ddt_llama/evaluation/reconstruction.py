@@ -35,14 +35,15 @@ GROUPS = 20  # of pictures, for the jackknife of the codebook figures
 class ReconstructionSuite:
     """Says what to measure.
 
-    `steps`: numbers of decoding steps; as many steps as tokens are always added; one step alone
-    where a tokenizer decodes in one pass. `visible`: numbers of tokens, counted from the coarse end
-    (None: 1, 4, 8, 16, ... all), decoded in `visible_steps`.
+    `steps`: numbers of decoding steps, with `whole` also as many as there are tokens (the paper's
+    loop); one step alone where a tokenizer decodes in one pass. `visible`: numbers of tokens,
+    counted from the coarse end (None: 1, 4, 8, 16, ... all), decoded in `visible_steps`.
     `codebook_scenes`: pictures encoded to see which codes are in use.
     """
 
     scenes: int = 1000
     steps: tuple[int, ...] = (1, 2, 4, 8, 16, 32)
+    whole: bool = True
     visible: tuple[int, ...] | None = None
     visible_steps: int = 8
     codebook_scenes: int = 10_000
@@ -87,7 +88,8 @@ class ReconstructionSuite:
         if max(visible) > num_tokens or min(visible) < 0:
             raise UserError(f"visible is {visible}; this tokenizer has {num_tokens} tokens")
         wanted: dict[str, tuple[int, int | None]] = {}
-        for count in useful_steps(tokenizer, sorted({*self.steps, num_tokens})):
+        counts = {*self.steps, *([num_tokens] if self.whole else [])}
+        for count in useful_steps(tokenizer, sorted(counts)):
             wanted[f"reconstruction.{{}}.{count}"] = (count, None)
         for count in visible:
             wanted[f"reconstruction.visible.{{}}.{count}"] = (self.visible_steps, count)

@@ -17,6 +17,7 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.pictures import Pictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
+from ddt_llama.evaluation.text import TextSuite
 from ddt_llama.generation.model import Model
 
 
@@ -41,12 +42,13 @@ class SpeedSuite:
         }
 
 
-Suite = ReconstructionSuite | ShapesSuite | SpeedSuite
+Suite = ReconstructionSuite | ShapesSuite | SpeedSuite | TextSuite
 
 SUITES: Mapping[str, type[Suite]] = {
     "reconstruction": ReconstructionSuite,
     "shapes": ShapesSuite,
     "speed": SpeedSuite,
+    "text": TextSuite,
 }
 
 

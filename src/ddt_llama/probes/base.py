@@ -11,6 +11,7 @@ from PIL import Image
 from ddt_llama.config import UserError, load_json, replace_file, save_json, to_dict
 from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat
+from ddt_llama.generation.model import Model
 from ddt_llama.reports.plots import Curves, save_plot
 
 FINISHED = "figures.json"
@@ -33,6 +34,16 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"seeds: given {tuple(seeds)}; give one or more different ones")
 
 
+def check_names(models: Sequence[Model]) -> tuple[str, ...]:
+    """Return the names of models; UserError for no model, and for two of one name."""
+    if not models:
+        raise UserError("no model was given; give at least one")
+    names = tuple(model.name for model in models)
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise UserError(f"two models are named {twice[0]!r}; give models of different names")
+    return names
+
+
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return what `measure` returned (JSON), or what it returned before the probe was stopped."""
     if not path.is_file():
@@ -42,7 +53,10 @@ def kept(path: Path, measure: Callable[[], Any]) -> Any:
 
 
 def open_folder(folder: Path, config: object) -> None:
-    """Begin a probe in `folder`, or go on with the same one; UserError for another's folder."""
+    """Begin a measurement in `folder`, or go on with the same one.
+
+    Raises UserError where another one was begun, or other things lie there.
+    """
     described = folder / "config.json"
     if described.is_file():
         if load_json(described) != to_dict(config):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, close_folder, open_folder
+from ddt_llama.probes.base import Outcome, check_names, close_folder, open_folder
 from ddt_llama.probes.entropy import entropy
 from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.levels import LevelPlan
@@ -60,11 +60,7 @@ def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False
     unknown probe, models of one name, and a folder of another probe.
     """
     check_name(name)
-    if not models:
-        raise UserError("no model was given; give at least one")
-    names = tuple(model.name for model in models)
-    if twice := [one for one in names if names.count(one) > 1]:
-        raise UserError(f"two models are named {twice[0]!r}; give models of different names")
+    names = check_names(models)
     plan, action = PROBES[name]
     if quick:
         plan = plan.quick()

@@ -123,7 +123,7 @@ def small_tokenizer() -> TokenizerRecipe:
             pieces=EARLY_PIECES,
             language_order="raster",
             shift=3.0,
-            quantizer=QuantizerConfig(codebook_size=8192, code_dim=8, dead_share=0.03),
+            quantizer=QuantizerConfig(codebook_size=8192, code_dim=8, dead_share=0.03, rate=0.005),
             encoder=EncoderConfig(dim=320, depth=4, num_heads=5),
             decoder=DecoderConfig(dim=320, depth=6, num_heads=5, gate_start=1.0),
         ),

@@ -6,7 +6,7 @@ import PIL.Image
 import torch
 
 from ddt_llama.recipes.data import DataConfig
-from ddt_llama.recipes.publish import best_steps, tuning_pictures
+from ddt_llama.recipes.publish import best_steps, changed_codes, tuning_pictures
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
@@ -53,3 +53,15 @@ def test_own_pictures_are_tuned_on_those_that_training_left_alone(tmp_path: Path
     chosen = {image[0, 0, 0].item() for image in tuning_pictures(data, 16)}
     assert chosen
     assert chosen.isdisjoint(trained[i].image[0, 0, 0].item() for i in range(len(trained)))
+
+
+def test_codes_that_fewer_bits_change_are_counted() -> None:
+    class Fixed(Noisy):
+        def encode(self, images: torch.Tensor) -> torch.Tensor:
+            codes = torch.zeros(len(images), self.num_tokens, dtype=torch.long)
+            codes[0, :8] = int(self.errors[1])
+            return codes
+
+    one, other = Fixed({1: 0.0}), Fixed({1: 3.0})
+    assert changed_codes(one, one, IMAGES) == 0
+    assert changed_codes(one, other, IMAGES) == 8 / (2 * one.num_tokens)

@@ -1,0 +1,235 @@
+"""Models side by side: the same suites, seeds, prompts and pictures; one page and one table.
+
+What a model cannot do (a tokenizer alone draws nothing) is left out of its column. FLOPs are
+counted as they are computed, so that no formula favours a kind.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from ddt_llama.data.images import save_png, to_pil
+from ddt_llama.evaluation.bench import PROMPTS
+from ddt_llama.evaluation.intervals import flat
+from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures
+from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, useful_steps
+from ddt_llama.evaluation.shapes_suite import ShapesSuite
+from ddt_llama.evaluation.text import TextSuite
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import check_names, kept, open_folder
+from ddt_llama.reports.comparison import NOTHING, Comparison, Row, Shown, save_comparison
+from ddt_llama.shapes.prompts import CATEGORIES, edit_suite
+from ddt_llama.shapes.render import render
+
+SHOWN = 6  # pictures of each kind
+TIMED = 3  # drawings of a batch, the fastest of which counts
+BACKWARD = 2  # times the forward pass
+
+
+@dataclass(frozen=True)
+class ComparisonPlan:
+    """The suites that every model goes through."""
+
+    reconstruction: ReconstructionSuite = field(
+        default_factory=lambda: ReconstructionSuite(whole=False, visible_steps=1)
+    )
+    shapes: ShapesSuite = field(default_factory=ShapesSuite)
+    text: TextSuite = field(default_factory=TextSuite)
+
+    def quick(self) -> "ComparisonPlan":
+        """Return a plan of minutes, which proves that everything works and nothing else."""
+        return ComparisonPlan(
+            replace(self.reconstruction, scenes=32, codebook_scenes=256),
+            replace(self.shapes, prompts=2, images=1, edits=6, questions=12),
+            replace(self.text, captions=32),
+        )
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What belongs to one comparison folder."""
+
+    models: tuple[str, ...]
+    plan: ComparisonPlan
+
+
+# Label, key, and how a value is written.
+LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("bits an image", "bits", lambda x: f"{x:,.0f}"),
+    ("parameters of the tokenizer", "parameters.tokenizer", lambda x: f"{x / 1e6:.2f} M"),
+    ("parameters of the language model", "parameters.language", lambda x: f"{x / 1e6:.2f} M"),
+    ("FLOPs to encode an image", "flops.encode", lambda x: f"{x / 1e9:.3f} G"),
+    ("FLOPs to decode an image", "flops.decode", lambda x: f"{x / 1e9:.3f} G"),
+    ("FLOPs to learn from an image once", "flops.learn", lambda x: f"{x / 1e9:.3f} G"),
+    ("PSNR in dB", "psnr", lambda x: f"{x:.2f}"),
+    ("SSIM", "ssim", lambda x: f"{x:.3f}"),
+    ("scenes read back exactly", "exact", lambda x: f"{100 * x:.1f} %"),
+    ("codebook in use", "codebook.used", lambda x: f"{100 * x:.1f} %"),
+    ("prompts obeyed", "shapes.overall", lambda x: f"{100 * x:.1f} %"),
+    *((f"... {name}", f"shapes.{name}", lambda x: f"{100 * x:.1f} %") for name in CATEGORIES),
+    ("edits done", "shapes.edit.done", lambda x: f"{100 * x:.1f} %"),
+    ("... and the rest untouched", "shapes.edit.both", lambda x: f"{100 * x:.1f} %"),
+    ("questions", "shapes.questions", lambda x: f"{100 * x:.1f} %"),
+    ("descriptions without an error", "shapes.descriptions", lambda x: f"{100 * x:.1f} %"),
+    ("bits a character of captions", "text.bits_a_character", lambda x: f"{x:.3f}"),
+    ("perplexity of captions", "text.perplexity", lambda x: f"{x:.2f}"),
+    ("seconds to draw an image, of 8 at once", "seconds", lambda x: f"{x:.2f}"),
+)
+
+
+def compare(
+    models: Sequence[Model], out: Path, plan: ComparisonPlan | None = None
+) -> dict[str, dict[str, float]]:
+    """Measure models in the folder `out`, or go on; returns flat figures by model.
+
+    Writes index.html (pictures first), README.md (the table) and results.json. Raises UserError for
+    no model, models of one name, and a folder of another comparison.
+    """
+    names = check_names(models)
+    plan = plan or ComparisonPlan()
+    open_folder(out, Begun(names, plan))
+    figures = {
+        model.name: kept(out / "parts" / f"{model.name}.json", lambda m=model: measure(m, plan))
+        for model in models
+    }
+    rows = [
+        Row(label, tuple(cell(figures[name], key, write) for name in names))
+        for label, key, write in LINES
+        if any(key in figures[name] for name in names)
+    ]
+    about = (
+        f"{plan.reconstruction.scenes} held-out scenes, {plan.shapes.prompts} prompts a category, "
+        f"{plan.shapes.images} images a prompt, {plan.shapes.edits} edits, "
+        f"{plan.shapes.questions} questions, {plan.text.captions} captions; the same for all. "
+        "One training of each model: differences between trainings are not in the intervals."
+    )
+    drawn, edited, rebuilt = pictures(models, out)
+    save_comparison(out, Comparison(names, about, tuple(rows), drawn, edited, rebuilt))
+    return figures
+
+
+def measure(model: Model, plan: ComparisonPlan) -> dict[str, float]:
+    """Return the figures of one model, flat; those of language only where it has one."""
+    steps, tokenizer = model.settings.steps, model.tokenizer
+    suite = replace(plan.reconstruction, steps=(steps,), visible=(tokenizer.num_tokens,))
+    own = suite.run(tokenizer)
+    (taken,) = useful_steps(tokenizer, (steps,))
+    figures = {name: own[f"reconstruction.{name}.{taken}"] for name in ("psnr", "ssim", "exact")}
+    figures["codebook.used"] = own["codebook.used"]
+    known = network(model)
+    if model.vocabulary is not None:
+        figures |= TextSuite.run(plan.text, model)
+        known["seconds"] = seconds(model)
+        if model.stage == "instruct":
+            figures |= plan.shapes.run(model)
+    return flat(figures) | known
+
+
+def network(model: Model) -> dict[str, float]:
+    """Return bits, parameters and counted FLOPs of an image.
+
+    "learn" is three times encoding and decoding in one step: forward and backward, one noise draw.
+    """
+    tokenizer, size = model.tokenizer, model.tokenizer.image_size
+    if isinstance(tokenizer, nn.Module):  # the counter cannot follow weights that can be trained
+        tokenizer = copy.deepcopy(tokenizer).requires_grad_(False)
+    images = torch.zeros(1, 3, size, size, device=device_of(tokenizer))
+    found = {
+        "bits": tokenizer.num_tokens * math.log2(tokenizer.codebook_size),
+        "flops.encode": counted(lambda: tokenizer.encode(images)),
+    }
+    codes = tokenizer.encode(images)
+    found["flops.decode"] = counted(lambda: tokenizer.decode(codes, steps=model.settings.steps))
+    once = counted(lambda: tokenizer.decode(codes, steps=1))
+    found["flops.learn"] = (1 + BACKWARD) * (found["flops.encode"] + once)
+    if isinstance(tokenizer, nn.Module):
+        found["parameters.tokenizer"] = sum(p.numel() for p in tokenizer.parameters())
+    if model.vocabulary is not None:
+        found["parameters.language"] = sum(p.numel() for p in model.language.parameters())
+    return found
+
+
+def counted(action: Callable[[], Any]) -> float:
+    """Return the FLOPs of the matrix products and convolutions of a call.
+
+    Attention is taken apart into products: fused kernels of a CPU are not counted.
+    """
+    kernel, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with kernel, counter:
+        action()
+    return float(counter.get_total_flops())
+
+
+def seconds(model: Model) -> float:
+    """Return the seconds an image that drawing eight at once takes, pixels included."""
+    taken = []
+    for _ in range(TIMED):
+        begun = time.perf_counter()
+        model.draw(PROMPTS)
+        taken.append(time.perf_counter() - begun)
+    return min(taken) / len(PROMPTS)
+
+
+def cell(figures: Mapping[str, float], key: str, write: Callable[[float], str]) -> str:
+    """Write a figure with its interval, or that there is none."""
+    if key not in figures:
+        return NOTHING
+    value = figures[key]
+    low, high = (figures.get(f"{key}.{bound}") for bound in ("low", "high"))
+    if low is None or high is None or low == high:
+        return write(value)
+    unit = " %" if write(value).endswith(" %") else ""
+    low_text, high_text = (write(bound).removesuffix(unit) for bound in (low, high))
+    return f"{write(value)} [{low_text} to {high_text}]"
+
+
+def pictures(
+    models: Sequence[Model], out: Path
+) -> tuple[tuple[Shown, ...], tuple[Shown, ...], tuple[Shown, ...]]:
+    """Draw, edit and rebuild the same things by every model, and write the pictures."""
+    folder = out / "pictures"
+    folder.mkdir(exist_ok=True)
+
+    def shown(
+        kind: str, words: Sequence[str], made: Mapping[str, Any], originals: Any = None
+    ) -> tuple[Shown, ...]:
+        columns = {**made, **({} if originals is None else {"original": originals})}
+        for name, images in columns.items():
+            for number, picture in enumerate(images):
+                save_png(picture, folder / f"{kind}-{name}-{number}.png")
+        return tuple(
+            Shown(
+                told,
+                tuple(
+                    f"pictures/{kind}-{model.name}-{number}.png" if model.name in made else ""
+                    for model in models
+                ),
+                "" if originals is None else f"pictures/{kind}-original-{number}.png",
+            )
+            for number, told in enumerate(words)
+        )
+
+    able = [model for model in models if model.vocabulary is not None]
+    prompts = PROMPTS[:SHOWN]
+    drawn = shown("drawn", prompts, {model.name: model.draw(prompts) for model in able})
+    edits = edit_suite(SHOWN, EVALUATION_SEED)
+    told = [made.instruction for made in edits]
+    taught = [model for model in able if model.stage == "instruct"]
+    sources = to_pil(render([made.source for made in edits], 64))
+    edited = shown(
+        "edited", told, {model.name: model.edit(sources, told) for model in taught}, sources
+    )
+    scenes = to_pil(ScenePictures(SHOWN, 64).images(0, SHOWN))
+    rebuilt = shown(
+        "rebuilt", [""] * SHOWN, {model.name: model.reconstruct(scenes) for model in models}, scenes
+    )
+    return drawn if able else (), edited if taught else (), rebuilt

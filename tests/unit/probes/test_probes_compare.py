@@ -1,0 +1,108 @@
+"""Models side by side: what is counted, what is left out, and the page."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ddt_llama.config import UserError, load_json
+from ddt_llama.evaluation.reconstruction import ReconstructionSuite
+from ddt_llama.generation import Model
+from ddt_llama.probes import compare as module
+from ddt_llama.probes.compare import ComparisonPlan, cell, compare, network
+from ddt_llama.recipes.cost import (
+    decoder_flops,
+    encoder_flops,
+    spatial_flops,
+    token_stream_flops,
+)
+from ddt_llama.reports.comparison import NOTHING
+from ddt_llama.tokenizer import (
+    SpatialTokenizer,
+    SpatialTokenizerConfig,
+    TimestepTokenizer,
+    TimestepTokenizerConfig,
+)
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+
+CODES = QuantizerConfig(codebook_size=16, code_dim=4)
+PLAN = ComparisonPlan(
+    ReconstructionSuite(scenes=6, codebook_scenes=40, whole=False, visible_steps=1)
+)
+
+
+def spatial() -> SpatialTokenizer:
+    torch.manual_seed(0)
+    config = SpatialTokenizerConfig(
+        widths=(4, 4, 4, 8), blocks=(0, 0, 0, 1), groups=2, quantizer=CODES
+    )
+    return SpatialTokenizer(config).eval()
+
+
+def timestep() -> TimestepTokenizer:
+    torch.manual_seed(0)
+    config = TimestepTokenizerConfig(
+        num_tokens=4,
+        quantizer=CODES,
+        encoder=EncoderConfig(16, 1, 2),
+        decoder=DecoderConfig(16, 2, 2),
+    )
+    return TimestepTokenizer(config).eval()
+
+
+def test_flops_are_those_of_the_formulas() -> None:
+    one, other = timestep(), spatial()
+    found = network(Model(one, name="a"))
+    once = token_stream_flops(one) + decoder_flops(one)
+    assert found["flops.encode"] == encoder_flops(one)
+    assert found["flops.learn"] == 3 * (encoder_flops(one) + once)
+    assert found["bits"] == 4 * 4
+    encode, decode, _ = spatial_flops(other)
+    found = network(Model(other, name="b"))
+    assert (found["flops.encode"], found["flops.decode"]) == (encode, decode)
+    assert found["flops.learn"] == 3 * (encode + decode)
+    assert found["parameters.tokenizer"] == sum(p.numel() for p in other.parameters())
+    assert "parameters.language" not in found
+
+
+def test_models_stand_side_by_side_and_are_measured_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [Model(timestep(), name="ours"), Model(spatial(), name="theirs")]
+    figures = compare(models, tmp_path / "c", PLAN)
+    table = (tmp_path / "c" / "README.md").read_text()
+    assert "|  | ours | theirs |" in table
+    psnr = figures["ours"]["psnr"]
+    assert f"| PSNR in dB | {psnr:.2f} [" in table
+    assert "prompts obeyed" not in table  # nobody could
+    page = (tmp_path / "c" / "index.html").read_text()
+    assert page.count("<img") == 6 * 3  # original, ours, theirs
+    assert "Drawn" not in page
+    assert load_json(tmp_path / "c" / "results.json")["models"] == ["ours", "theirs"]
+
+    monkeypatch.setattr(module, "measure", None)
+    assert compare(models, tmp_path / "c", PLAN) == figures
+    with pytest.raises(UserError, match="was begun here"):
+        compare(models, tmp_path / "c")
+    with pytest.raises(UserError, match="two models are named"):
+        compare([models[0], models[0]], tmp_path / "d", PLAN)
+
+
+def test_cells_have_intervals_where_there_are_any() -> None:
+    figures = {"a": 0.5, "a.low": 0.4, "a.high": 0.6, "b": 3.0}
+
+    def percent(value: float) -> str:
+        return f"{100 * value:.0f} %"
+
+    assert cell(figures, "a", percent) == "50 % [40 to 60]"
+    assert cell(figures, "b", str) == "3.0"
+    assert cell(figures, "c", str) == NOTHING
+
+
+def test_a_quick_plan_is_short() -> None:
+    plan, quick = ComparisonPlan(), ComparisonPlan().quick()
+    assert quick.shapes.prompts < plan.shapes.prompts
+    assert quick.reconstruction.scenes < plan.reconstruction.scenes
+    assert not quick.reconstruction.whole
