@@ -81,3 +81,17 @@ def test_a_spatial_tokenizer_goes_the_whole_way(
         for one in opened([instruct, tokenizer, str(shutil.copytree(instruct, side / "x"))])
     ]
     assert names == ["ins", "spatial_nano", "x"]
+
+
+def test_a_critic_is_trained_beside_and_a_run_with_one_goes_on(tmp_path: Path) -> None:
+    run = str(tmp_path / "see")
+    train = ["train", "spatial_nano", "--out", run, *SPATIAL]
+    critic = ["--objective.adversarial", "0.1", "--objective.critic_widths", "8,16"]
+    assert main([*train, "--steps", "3", *critic]) == 0
+    assert main([*train, "--steps", "6", *critic, "--train.log_every", "1"]) == 0
+    rows = [
+        json.loads(line) for line in (tmp_path / "see" / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert [row["step"] for row in rows] == [3, 4, 5, 6]
+    assert all(row["critic"] > 0 for row in rows)
+    assert ddt_llama.load(run).tokenizer.num_tokens == 64

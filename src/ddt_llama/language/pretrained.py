@@ -26,7 +26,7 @@ INDEX_FILE = "model.safetensors.index.json"
 def read_config(folder: Path) -> PretrainedConfig:
     """Read config.json of a checkpoint. Raises UserError where it is absent or unknown."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the folder of a causal LM")
+        raise UserError(f"{folder}: no such folder; give that of a checkpoint")
     load_json(folder / CONFIG_FILE)  # says plainly what is wrong with the file
     try:
         with quiet():

@@ -87,7 +87,7 @@ LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 
 def compare(
-    models: Sequence[Model], out: Path, plan: ComparisonPlan | None = None
+    models: Sequence[Model], out: Path, plan: ComparisonPlan
 ) -> dict[str, dict[str, float]]:
     """Measure models in the folder `out`, or go on; returns flat figures by model.
 
@@ -95,7 +95,6 @@ def compare(
     no model, models of one name, and a folder of another comparison.
     """
     names = check_names(models)
-    plan = plan or ComparisonPlan()
     open_folder(out, Begun(names, plan))
     figures = {
         model.name: kept(out / "parts" / f"{model.name}.json", lambda m=model: measure(m, plan))

@@ -25,6 +25,7 @@ from ddt_llama.tokenizer import (
     TimestepTokenizerConfig,
 )
 from ddt_llama.tokenizer.sd3 import load_image_stream
+from ddt_llama.training.critics import PatchCritic
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig
 from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig
@@ -114,6 +115,13 @@ class SpatialRecipe:
     def build(self, begins: bool = True) -> SpatialTokenizer:
         """Return the network with random weights."""
         return SpatialTokenizer(self.tokenizer)
+
+    def equip(self, model: SpatialTokenizer) -> None:
+        """Give a network the critic that its training needs."""
+        if self.objective.adversarial > 0:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.train.seed)
+                model.critic = PatchCritic(self.objective.critic_widths)
 
     def loss(self, probe_images: Float[Tensor, "b 3 h w"]) -> SpatialObjective:
         """Return the objective; `probe_images` are held out."""

@@ -96,6 +96,7 @@ class SpatialTokenizer(nn.Module):
         self.quantizer = Quantizer(config.quantizer, self.num_tokens)
         sizes = config.widths, config.blocks, config.groups, config.quantizer.code_dim
         self.encoder, self.decoder = _encoder(*sizes), _decoder(*sizes)
+        self.critic: nn.Module | None = None  # in training only; no folder holds it
 
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k e"]:
         """Return the features of all cells in raster order; UserError for another size."""
@@ -157,7 +158,8 @@ class SpatialTokenizer(nn.Module):
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; float16 halves the file."""
-        save_release(folder, self.state_dict(), {"kind": KIND, **to_dict(self.config)}, dtype)
+        kept = {n: t for n, t in self.state_dict().items() if not n.startswith("critic.")}
+        save_release(folder, kept, {"kind": KIND, **to_dict(self.config)}, dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> "SpatialTokenizer":

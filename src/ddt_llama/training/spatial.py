@@ -1,6 +1,7 @@
 """The objective of the spatial tokenizer: squared error of the picture + commitment.
 
 Source: van den Oord et al. 2017, equation 3, with the codebook moved by averages instead of a loss.
+With a network of features and a critic it is VQGAN's (Esser et al. 2021), at fixed weights.
 """
 
 from collections.abc import Mapping
@@ -11,8 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama import distributed
+from ddt_llama.config import UserError
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
+from ddt_llama.training.critics import Features, hinge
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,30 @@ class SpatialObjectiveConfig:
 
     The quantizer is phased in: features pass unrounded up to step `round_from`, fully rounded from
     `round_until` on. `probe_every`: steps between measurements of what the tokens hold.
+    `perceptual` weighs the distance in the features of the vision model in the folder `features`;
+    `adversarial`, from step `adversarial_from` on, the scores of a critic of `critic_widths`.
     """
 
     commitment: float = 0.25
     round_from: int = 0
     round_until: int = 1
     probe_every: int = 100
+    perceptual: float = 0.0
+    features: str | None = None
+    adversarial: float = 0.0
+    adversarial_from: int = 0
+    critic_widths: tuple[int, ...] = (32, 64, 128)
+
+    def __post_init__(self) -> None:
+        """Refuse weights below 0, and features that nobody gives."""
+        for name in ("commitment", "perceptual", "adversarial"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 or more")
+        if self.perceptual > 0 and self.features is None:
+            raise UserError(
+                "perceptual: no network of features comes with this program; give the folder of a "
+                "vision model with --objective.features"
+            )
 
 
 class SpatialObjective:
@@ -38,11 +59,16 @@ class SpatialObjective:
         self.config = config
         self.probe_images = probe_images
         self.rounding = 0.0
+        self.judging = False
         self.keeper = CodebookKeeper()
+        self.features = None
+        if config.perceptual > 0 and config.features is not None:
+            self.features = Features(config.features)
 
     def before_step(self, model: SpatialTokenizer, step: int) -> None:
-        """Set how far features are rounded in this step."""
+        """Set how far features are rounded in this step, and whether the critic has its say."""
         self.rounding = rounding_at(step, self.config.round_from, self.config.round_until)
+        self.judging = step >= self.config.adversarial_from
 
     def __call__(
         self, model: SpatialTokenizer, images: Float[Tensor, "b 3 h w"], step_seed: int, /
@@ -52,8 +78,17 @@ class SpatialObjective:
         quantized = rebuilt.quantized
         error = (rebuilt.output.float() - images).square().mean()
         loss = error + self.config.commitment * self.rounding * quantized.commitment
+        figures = {"error": error.detach(), "commitment": quantized.commitment.detach()}
+        if self.features is not None:
+            distance = self.features.distance(rebuilt.output, images)
+            loss = loss + self.config.perceptual * distance
+            figures["perceptual"] = distance.detach()
+        if model.critic is not None and self.judging:
+            maker, critic = hinge(model.critic, rebuilt.output, images)
+            loss = loss + self.config.adversarial * maker + critic
+            figures |= {"adversarial": maker.detach(), "critic": critic.detach()}
         self.keeper.see(rebuilt.features, quantized.codes)
-        return loss, {"error": error.detach(), "commitment": quantized.commitment.detach()}
+        return loss, figures
 
     def after_step(self, model: SpatialTokenizer, step: int) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps measure what the tokens hold."""

@@ -85,7 +85,7 @@ def test_models_stand_side_by_side_and_are_measured_once(
     monkeypatch.setattr(module, "measure", None)
     assert compare(models, tmp_path / "c", PLAN) == figures
     with pytest.raises(UserError, match="was begun here"):
-        compare(models, tmp_path / "c")
+        compare(models, tmp_path / "c", ComparisonPlan())
     with pytest.raises(UserError, match="two models are named"):
         compare([models[0], models[0]], tmp_path / "d", PLAN)
 

@@ -1,10 +1,13 @@
 """The spatial objective: its loss by hand, its phases, and that it learns."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.critics import PatchCritic
 from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig, probe
 
 CONFIG = SpatialTokenizerConfig(
@@ -87,3 +90,28 @@ def test_wrong_tokens_cost_nothing_where_tokens_say_nothing(model: SpatialTokeni
     figures = probe(model.eval(), same)
     assert figures["probe.own"] == pytest.approx(figures["probe.wrong"], rel=1e-5)
     assert figures["probe.spread"] == pytest.approx(0, abs=1e-5)
+
+
+def test_a_critic_adds_its_terms_from_its_step_on(model: SpatialTokenizer) -> None:
+    config = SpatialObjectiveConfig(adversarial=0.5, adversarial_from=3, critic_widths=(8,))
+    objective = SpatialObjective(config, squares(2))
+    images = squares(6)
+    objective.before_step(model, 3)
+    plain, _ = objective(model, images, 0)  # a tokenizer without a critic
+    model.critic = PatchCritic(config.critic_widths)
+    objective.before_step(model, 2)
+    early, figures = objective(model, images, 0)
+    assert torch.equal(early, plain)
+    assert "critic" not in figures
+    objective.before_step(model, 3)
+    loss, figures = objective(model, images, 0)
+    maker, critic = (torch.as_tensor(figures[name]) for name in ("adversarial", "critic"))
+    assert torch.allclose(loss, plain + 0.5 * maker + critic)
+    loss.backward()
+    assert all(weight.grad is not None for weight in model.critic.parameters())
+
+
+def test_a_folder_holds_no_critic(model: SpatialTokenizer, tmp_path: Path) -> None:
+    model.critic = PatchCritic((8,))
+    model.save(tmp_path)
+    assert SpatialTokenizer.load(tmp_path).critic is None
