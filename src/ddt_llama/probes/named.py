@@ -16,6 +16,7 @@ from ddt_llama.probes.sequences import Sequences
 from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.probes.sources import sources_of
 from ddt_llama.probes.swap import swap
+from ddt_llama.probes.synergy import synergy
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ PROBES = {
     "entropy": Probe(Plan(), on_sequences(entropy)),
     "prefix": Probe(LevelPlan(), prefix),
     "swap": Probe(LevelPlan(), swap),
+    "synergy": Probe(Plan(), synergy),
 }
 
 

@@ -10,6 +10,7 @@ from ddt_llama.evaluation.pictures import ScenePictures, batches
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
+from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED
 from ddt_llama.probes.sequences import Sequences, of_codes, of_texts
 from ddt_llama.shapes.captions import caption
@@ -35,10 +36,14 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
             sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
     text = next((model.text for model in models if model.text is not None), None)
     if text is not None:
-        scenes = ScenePictures(pictures, 64, "train", SEED).scenes(0, pictures)
-        rows = [text.encode(caption(scene, SEED, n)) for n, scene in enumerate(scenes)]
-        sources.append(of_texts("captions", rows, text.size, held_out))
+        sources.append(of_texts("captions", captions_of(text, pictures), text.size, held_out))
     return sources
+
+
+def captions_of(text: TextTokenizer, count: int) -> list[list[int]]:
+    """Return the ids of one caption of each of the scenes that `encoded` encodes."""
+    scenes = ScenePictures(count, 64, "train", SEED).scenes(0, count)
+    return [text.encode(caption(scene, SEED, number)) for number, scene in enumerate(scenes)]
 
 
 def encoded(tokenizer: Tokenizer, count: int, name: str) -> Int[Tensor, "n k"]:

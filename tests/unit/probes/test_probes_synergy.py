@@ -1,0 +1,87 @@
+"""What stands beside text in training, and what of it is measured."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.generation import Model
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.probes.learn import Learned, Lesson, Plan, learn_all
+from ddt_llama.probes.synergy import ALONE, NOISE, conditions, gaps, synergy, verdict
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.optim import OptimConfig
+from stand_in import StandIn
+
+LESSON = Lesson(
+    "",
+    "",
+    shape=BackboneConfig(dim=32, depth=1, num_heads=2, num_kv_heads=2, mlp_dim=64),
+    train=TrainConfig(
+        steps=12, batch=8, sample_every=6, tensorboard=False, optim=OptimConfig(lr=1e-2, warmup=4)
+    ),
+)
+PLAN = Plan((0, 1), LESSON, pictures=40, held_out=8)
+
+
+class Bright(StandIn):
+    """Codes of a picture: its mean, in a thousand steps, eight times."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        steps = (images.mean((1, 2, 3)) * 500 + 500).long().clamp(0, 999)
+        return steps[:, None].repeat(1, self.num_tokens)
+
+
+def texts(count: int) -> list[Tensor]:
+    return [torch.arange(2 + n % 3) for n in range(count)]
+
+
+def test_captions_come_before_codes_and_are_held_out_alone() -> None:
+    rows = torch.arange(40).view(10, 4)
+    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, 50, 6, 2)
+    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", NOISE]
+    assert beside.train[1].tolist() == [0, 1, 2, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
+    assert [len(row) for row in noise.train[:3]] == [2 + 6, 3 + 6, 4 + 6]
+    assert all(row[len(row) - 6 :].min() >= 5 for row in noise.train)
+    for one in (alone, beside, noise):
+        assert (one.alphabet, len(one.train)) == (55, 8)
+        assert [row.tolist() for row in one.held_out] == [t.tolist() for t in texts(10)[-2:]]
+
+
+def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
+    empty = torch.zeros(40, 0, dtype=torch.long)
+    sources = conditions(texts(40), 5, {"x": empty}, 3, 4, 8)
+    done = learn_all(PLAN, sources, ("native",), tmp_path)
+    for seed in PLAN.seeds:
+        alone, beside, noise = (done[one.name, "native", seed] for one in sources)
+        assert beside.bits == alone.bits
+        assert noise.bits != alone.bits
+        assert len(alone.by_place) == len(noise.by_place) == 4
+
+
+def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
+    def runs(*bits: float) -> list[Learned]:
+        return [Learned(one, [(8, one)], [one], [one]) for one in bits]
+
+    learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88), NOISE: runs(2, 3, 5)}
+    figures = gaps(learned)
+    assert figures["text + x.gap"].value == pytest.approx(-0.34 / 3)
+    assert figures["text alone.perplexity"].value == pytest.approx((4 + 8 + 16) / 3)
+    told = verdict(learned, figures)
+    assert "x helps (-0.113 bits" in told
+    assert "noise neither helps nor hurts" in told
+
+
+def test_the_whole_probe(tmp_path: Path) -> None:
+    model = Model(Bright(), name="bright")
+    with pytest.raises(UserError, match="synergy needs text"):
+        synergy(PLAN, [model], tmp_path / "a")
+    model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
+    short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))
+    outcome = synergy(replace(short, pictures=24), [model], tmp_path / "b")
+    assert {"text + bright.gap", f"{NOISE}.gap", f"{ALONE}.bits"} <= set(outcome.figures)
+    assert len(outcome.plots["bits an id of text"]) == 3
