@@ -1,10 +1,13 @@
 """What the objectives of image tokenizers share: a codebook that moves once a step."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+from ddt_llama import distributed
 
 
 class CodebookKeeper:
@@ -16,6 +19,21 @@ class CodebookKeeper:
     def see(self, features: Float[Tensor, "b k e"], codes: Int[Tensor, "b k"]) -> None:
         """Remember the features of a batch, and the codes they were rounded to."""
         self._seen.append((features.detach(), codes))
+
+    def after_step(
+        self, model: Any, step: int, probe_every: int, probe: Callable[[], Mapping[str, float]]
+    ) -> dict[str, float]:
+        """Move the codebook; every `probe_every` steps add its use and what `probe` measures.
+
+        The main process alone measures.
+        """
+        figures = self.move(model, step)
+        if figures is None:
+            return {}
+        if step % probe_every == 0:
+            figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
+            figures |= probe() if distributed.is_main() else {}
+        return figures
 
     def move(self, model: Any, step: int) -> dict[str, float] | None:
         """Move the codebook of `model`; `codebook.replaced` counts its dead codes.

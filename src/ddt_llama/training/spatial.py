@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
@@ -92,15 +91,12 @@ class SpatialObjective:
 
     def after_step(self, model: SpatialTokenizer, step: int) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps measure what the tokens hold."""
-        figures = self.keeper.move(model, step)
-        if figures is None:
-            return {}
-        if step % self.config.probe_every == 0:
-            figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
-            if distributed.is_main():
-                device = next(model.parameters()).device
-                figures |= probe(model, self.probe_images.to(device), self.rounding)
-        return figures
+
+        def measure() -> dict[str, float]:
+            device = next(model.parameters()).device
+            return probe(model, self.probe_images.to(device), self.rounding)
+
+        return self.keeper.after_step(model, step, self.config.probe_every, measure)
 
 
 @torch.no_grad()
