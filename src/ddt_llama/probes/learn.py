@@ -97,13 +97,18 @@ class Learned(NamedTuple):
     """What a lesson left: held-out bits a symbol, by number of sequences seen and by step of a row.
 
     `bits` is the last of `curve`; `by_place` the mean surprise, `entropy` the mean entropy of the
-    prediction, at each step of the order, both in bits.
+    prediction, at each step of the order, both in bits; `scores` what an `Examiner` found.
     """
 
     bits: float
     curve: list[tuple[int, float]]
     by_place: list[float]
     entropy: list[float]
+    scores: dict[str, float]
+
+
+# What else is asked of a model that has learned its lesson.
+Examiner = Callable[[Any, Vocabulary], dict[str, float]]
 
 
 def learn_all(
@@ -125,7 +130,9 @@ def learn_all(
     return done
 
 
-def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
+def learn(
+    lesson: Lesson, sequences: Sequences, folder: Path, examine: Examiner | None = None
+) -> Learned:
     """Carry a lesson out in `folder`, go on with it, or return what it left."""
     if (folder / RESULT).is_file():
         Run.create_or_resume(folder, lesson).close()  # refuse another lesson
@@ -149,11 +156,13 @@ def learn(lesson: Lesson, sequences: Sequences, folder: Path) -> Learned:
         curve = list(zip(seen, values, strict=True))
         with outcome.ema.swapped():
             surprise, entropy = surprises(model.eval(), sequences, lesson, vocabulary)
+            scores = examine(model, vocabulary) if examine is not None else {}
         learned = Learned(
             float(surprise.nanmean()),
             curve,
             surprise.nanmean(0).tolist(),
             entropy.nanmean(0).tolist(),
+            scores,
         )
         save_json(folder / RESULT, learned._asdict())
     return learned
@@ -195,9 +204,9 @@ def in_order(
 def surprises(
     model: Any, sequences: Sequences, lesson: Lesson, vocabulary: Vocabulary
 ) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
-    """Return -log2 p of each held-out symbol and the entropy of its prediction, nan behind a row.
+    """Return -log2 p of each held-out symbol and the entropy of its prediction.
 
-    Columns are the steps of the order.
+    Columns are the steps of the order; both are nan behind a row, and where it is told.
     """
     rows = list(sequences.held_out)
     longest = max(map(len, rows))
@@ -212,6 +221,9 @@ def surprises(
         log = F.log_softmax(logits.float(), dim=-1)
         wanted = labels[:, 1:]
         seen = wanted != IGNORED
+        if sequences.told is not None:
+            told = torch.tensor(sequences.told[start : start + len(part)], device=device)
+            seen = seen & (torch.arange(wanted.shape[1], device=device) >= told[:, None])
         surprise = -log.gather(-1, wanted.where(seen, 0)[..., None])[..., 0]
         entropy = -(log.exp() * log).sum(-1)
         for place, value in enumerate((surprise, entropy)):

@@ -12,9 +12,10 @@ from ddt_llama.probes.entropy import entropy
 from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.levels import LevelPlan
 from ddt_llama.probes.prefix import prefix
+from ddt_llama.probes.scaling import ScalingPlan, scaling
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.probes.shuffle import shuffle
-from ddt_llama.probes.sources import sources_of
+from ddt_llama.probes.sources import sources_of, text_of
 from ddt_llama.probes.swap import swap
 from ddt_llama.probes.synergy import synergy
 
@@ -29,10 +30,20 @@ class Begun:
 
 
 class Probe(NamedTuple):
-    """Settings, which know a `quick` variant of themselves, and how the probe is carried out."""
+    """Settings, which know a `quick` variant of themselves, and how the probe is carried out.
+
+    `check` refuses models that cannot do what is asked, before anything is written.
+    """
 
     plan: Any
     action: Callable[[Any, Sequence[Model], Path], Outcome]
+    check: Callable[[Sequence[Model]], object] = check_names
+
+
+def each_has_text(models: Sequence[Model]) -> None:
+    """Raise UserError for a model without a text tokenizer."""
+    for model in models:
+        text_of([model])
 
 
 def on_sequences(
@@ -51,7 +62,8 @@ PROBES = {
     "entropy": Probe(Plan(), on_sequences(entropy)),
     "prefix": Probe(LevelPlan(), prefix),
     "swap": Probe(LevelPlan(), swap),
-    "synergy": Probe(Plan(), synergy),
+    "synergy": Probe(Plan(), synergy, text_of),
+    "scaling": Probe(ScalingPlan(), scaling, each_has_text),
 }
 
 
@@ -63,7 +75,8 @@ def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False
     """
     check_name(name)
     names = check_names(models)
-    plan, action = PROBES[name]
+    plan, action, check = PROBES[name]
+    check(models)
     if quick:
         plan = plan.quick()
     open_folder(out, Begun(name, names, plan))

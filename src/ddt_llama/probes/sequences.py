@@ -17,7 +17,8 @@ class Sequences:
     """What one source gives: sequences of symbols 0..alphabet-1, some of them held out.
 
     `bits` are those of one sequence before anything is known of it (codes: tokens times log2 of
-    the codebook; texts: none).
+    the codebook; texts: none). `told`: so many first symbols of each held-out sequence are given,
+    and are not measured.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Sequences:
     train: tuple[Int[Tensor, " _"], ...]
     held_out: tuple[Int[Tensor, " _"], ...]
     bits: float | None = None
+    told: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         """Refuse sources of nothing."""

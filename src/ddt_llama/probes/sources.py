@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ddt_llama.config import UserError
 from ddt_llama.evaluation.pictures import ScenePictures, batches
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.evaluation.result import watch
@@ -34,10 +35,21 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
             orders[f"{model.name} coarse to fine"] = codes.flip(1)
         for name, rows in orders.items():
             sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
-    text = next((model.text for model in models if model.text is not None), None)
-    if text is not None:
+    if any(model.text is not None for model in models):
+        text = text_of(models)
         sources.append(of_texts("captions", captions_of(text, pictures), text.size, held_out))
     return sources
+
+
+def text_of(models: Sequence[Model]) -> TextTokenizer:
+    """Return the text tokenizer of the first model that has one; UserError where none has."""
+    text = next((model.text for model in models if model.text is not None), None)
+    if text is None:
+        names = ", ".join(model.name for model in models)
+        raise UserError(
+            f"this probe needs text, and there is no language model in {names}; give one that has"
+        )
+    return text
 
 
 def captions_of(text: TextTokenizer, count: int) -> list[list[int]]:

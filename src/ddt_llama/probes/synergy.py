@@ -14,13 +14,12 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
-from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import SEED, Outcome
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.sequences import Sequences
-from ddt_llama.probes.sources import captions_of, encoded
+from ddt_llama.probes.sources import captions_of, encoded, text_of
 from ddt_llama.reports.plots import Curves
 
 ALONE, NOISE = "text alone", "text + noise"
@@ -32,9 +31,7 @@ def synergy(plan: Plan, models: Sequence[Model], folder: Path) -> Outcome:
 
     Raises UserError where no model brings a text tokenizer.
     """
-    text = next((model.text for model in models if model.text is not None), None)
-    if text is None:
-        raise UserError("synergy needs text: give a model with a language model among the models")
+    text = text_of(models)
     texts = [torch.tensor(one) for one in captions_of(text, plan.pictures)]
     codes = {
         model.name: model.tokenizer.to_language(encoded(model.tokenizer, plan.pictures, model.name))

@@ -65,7 +65,7 @@ def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
 
 def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
     def runs(*bits: float) -> list[Learned]:
-        return [Learned(one, [(8, one)], [one], [one]) for one in bits]
+        return [Learned(one, [(8, one)], [one], [one], {}) for one in bits]
 
     learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88), NOISE: runs(2, 3, 5)}
     figures = gaps(learned)
@@ -78,7 +78,7 @@ def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
 
 def test_the_whole_probe(tmp_path: Path) -> None:
     model = Model(Bright(), name="bright")
-    with pytest.raises(UserError, match="synergy needs text"):
+    with pytest.raises(UserError, match="no language model in bright"):
         synergy(PLAN, [model], tmp_path / "a")
     model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
     short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))

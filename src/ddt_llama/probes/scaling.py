@@ -1,0 +1,245 @@
+"""How does loss fall with the size of the language model and with the data?
+
+Language models of four sizes learn to draw from three amounts of captioned pictures (captions, then
+codes), each for as many passes. Two slopes say how fast: of log bits over log parameters at most
+data, and over log pictures for the largest model, L ~ N^-a and L ~ D^-b (Kaplan et al. 2020). Each
+model then draws prompts that training never held. Source: DDT-LLaMA, the scaling study.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Generator, Tensor
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.reconstruction import device_of
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.model import Model
+from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.probes.base import SEED, Outcome, check_seeds
+from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
+from ddt_llama.probes.sequences import Sequences
+from ddt_llama.probes.sources import captions_of, encoded, text_of
+from ddt_llama.reports.plots import Curves
+from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts, satisfies
+from ddt_llama.shapes.verify import read
+
+SIZES = tuple(
+    replace(NANO, dim=dim, depth=depth, num_heads=4, num_kv_heads=4, mlp_dim=3 * dim)
+    for dim, depth in ((64, 2), (96, 3), (128, 4), (192, 6))
+)
+
+
+@dataclass(frozen=True)
+class ScalingPlan:
+    """Shapes of the language models, amounts of captioned pictures, passes over them.
+
+    `prompts` a category are drawn by each model, none where 0.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    shapes: tuple[BackboneConfig, ...] = SIZES
+    amounts: tuple[int, ...] = (2_000, 6_000, 18_000)
+    passes: float = 2.0
+    held_out: int = 512
+    prompts: int = 20
+    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+
+    def __post_init__(self) -> None:
+        """Refuse one size or one amount: a slope needs two."""
+        check_seeds(self.seeds)
+        if min(len(set(self.shapes)), len(set(self.amounts))) < 2:
+            raise UserError("scaling needs two or more different sizes and amounts")
+
+    def quick(self) -> "ScalingPlan":
+        """Return a plan of two small models and hardly any data."""
+        return replace(
+            self, shapes=SIZES[:2], amounts=(128, 256), passes=1.0, held_out=64, prompts=1
+        )
+
+    def lesson_for(self, shape: BackboneConfig, amount: int, seed: int) -> Lesson:
+        """Return the lesson of one model."""
+        train = self.lesson.train
+        steps = max(2, round(self.passes * amount / train.batch))
+        optim = replace(train.optim, warmup=min(train.optim.warmup, steps // 4))
+        train = replace(train, steps=steps, sample_every=steps, seed=seed, optim=optim)
+        return replace(self.lesson, shape=shape, seed=seed, train=train)
+
+
+def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome:
+    """Train every size on every amount with every seed, on the codes of every model."""
+    figures: dict[str, Figure] = {}
+    plots: dict[str, Curves] = {}
+    told = []
+    for model in models:
+        done = learn_grid(plan, model, folder)
+        sizes = [parameters(shape, model) for shape in plan.shapes]
+        figures |= {f"{model.name}.{name}": f for name, f in figures_of(plan, sizes, done).items()}
+        plots |= plots_of(plan, sizes, done, model.name)
+        by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))
+        told.append(
+            f"of {model.name} fall with parameters^-{by_size.value:.3f} ({by_size.low:.3f} to "
+            f"{by_size.high:.3f}) and pictures^-{by_data.value:.3f} ({by_data.low:.3f} to "
+            f"{by_data.high:.3f})"
+        )
+    return Outcome(figures, f"Bits a code {'; '.join(told)}.", plots)
+
+
+Key = tuple[int, int, int]  # place of the shape, amount, seed
+
+
+def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learned]:
+    """Carry out every lesson on the codes of one model."""
+    text = text_of([model])
+    count = max(plan.amounts) + plan.held_out
+    codes = model.tokenizer.to_language(encoded(model.tokenizer, count, model.name))
+    captions = [torch.tensor(one) for one in captions_of(text, count)]
+    pairs = [torch.cat([one, text.size + row]) for one, row in zip(captions, codes, strict=True)]
+    kept = slice(-plan.held_out, None)
+    everything = Sequences(
+        model.name,
+        text.size + model.tokenizer.codebook_size,
+        tuple(pairs[: -plan.held_out]),
+        tuple(pairs[kept]),
+        told=tuple(map(len, captions[kept])),
+    )
+
+    def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
+        return {"shapes": drawn(pupil, vocabulary, model, plan.prompts)} if plan.prompts else {}
+
+    done: dict[Key, Learned] = {}
+    grid = list(product(range(len(plan.shapes)), plan.amounts, plan.seeds))
+    for place, amount, seed in watch(grid, f"lessons of {model.name}"):
+        part = replace(everything, train=everything.train[:amount])
+        lesson = replace(
+            plan.lesson_for(plan.shapes[place], amount, seed),
+            source=model.name,
+            fingerprint=part.fingerprint(),
+        )
+        where = folder / "lessons" / f"{model.name}-{place}-{amount}-{seed}"
+        done[place, amount, seed] = learn(lesson, part, where, examine)
+    return done
+
+
+@torch.no_grad()
+def drawn(pupil: Any, vocabulary: Vocabulary, model: Model, prompts: int) -> float:
+    """Return the share of held-out prompts that a lesson's model obeys, mean of six categories."""
+    text, tokenizer = text_of([model]), model.tokenizer
+    shares = []
+    for number, category in enumerate(CATEGORIES):
+        asked = heldout_prompts(category, prompts, SEED)
+        told = [vocabulary.to_ids(torch.tensor(text.encode(prompt))) for prompt, _ in asked]
+        symbols = write(pupil, vocabulary, told, text.size, tokenizer.num_tokens, SEED + number)
+        codes = tokenizer.from_language(symbols - text.size).to(device_of(tokenizer))
+        images = tokenizer.decode(codes, steps=model.settings.steps, seed=SEED)
+        found = zip(read(images), asked, strict=True)
+        shares.append(np.mean([satisfies(scene, demand) for scene, (_, demand) in found]))
+    return float(np.mean(shares))
+
+
+def write(
+    pupil: Any,
+    vocabulary: Vocabulary,
+    told: Sequence[Int[Tensor, " _"]],
+    first: int,
+    count: int,
+    seed: int,
+) -> Int[Tensor, "n k"]:
+    """Draw `count` symbols from `first` on behind each beginning, at temperature 1.
+
+    Beginnings of one length are written together; a row does not depend on the others.
+    """
+    device = next(pupil.parameters()).device
+    written = torch.zeros(len(told), count, dtype=torch.long)
+    lowest = int(vocabulary.to_ids(torch.tensor(first)))
+    for length in sorted({len(one) for one in told}):
+        rows = [place for place, one in enumerate(told) if len(one) == length]
+        generators = [Generator().manual_seed(seed * 1_000_003 + row) for row in rows]
+        ids = torch.stack([told[row] for row in rows])
+        ids = torch.cat([torch.full((len(rows), 1), vocabulary.bos), ids], dim=1).to(device)
+        cache = None
+        for step in range(count):
+            out = pupil(input_ids=ids, past_key_values=cache, use_cache=True)
+            cache = out.past_key_values
+            chances = out.logits[:, -1, lowest:].float().softmax(-1).cpu()
+            picks = torch.stack(
+                [
+                    torch.multinomial(p, 1, generator=g)
+                    for p, g in zip(chances, generators, strict=True)
+                ]
+            )
+            written[rows, step] = first + picks[:, 0]
+            ids = (lowest + picks).to(device)
+    return written
+
+
+def parameters(shape: BackboneConfig, model: Model) -> int:
+    """Return the parameters of a lesson's model that are no rows of the vocabulary."""
+    vocabulary = Vocabulary(1, model.tokenizer.codebook_size, model.tokenizer.num_tokens)
+    rows = vocabulary.size * shape.dim * (1 if shape.tied else 2)
+    return backbone.count_parameters(shape, vocabulary) - rows
+
+
+def figures_of(
+    plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]
+) -> dict[str, Figure]:
+    """Return bits and score of every size and amount, and both exponents, slopes seed by seed."""
+    figures = {}
+    for place, amount in product(range(len(sizes)), plan.amounts):
+        runs = [done[place, amount, seed] for seed in plan.seeds]
+        name = f"{sizes[place]}.{amount}"
+        figures[f"{name}.bits"] = mean([run.bits for run in runs])
+        if plan.prompts:
+            figures[f"{name}.shapes"] = mean([run.scores["shapes"] for run in runs])
+    most, largest = max(plan.amounts), int(np.argmax(sizes))
+    by_size, by_data = [], []
+    for seed in plan.seeds:
+        bits = [done[place, most, seed].bits for place in range(len(sizes))]
+        by_size.append(exponent(sizes, bits))
+        by_data.append(
+            exponent(plan.amounts, [done[largest, amount, seed].bits for amount in plan.amounts])
+        )
+    return figures | {"exponent.size": mean(by_size), "exponent.data": mean(by_data)}
+
+
+def exponent(amounts: Sequence[float], bits: Sequence[float]) -> float:
+    """Return a of bits ~ amount^-a, by least squares of the logarithms.
+
+    >>> round(exponent([10, 100, 1000], [4.0, 2.0, 1.0]), 4)
+    0.301
+    """
+    slope = np.polyfit([math.log(x) for x in amounts], [math.log(y) for y in bits], 1)[0]
+    return -float(slope)
+
+
+def plots_of(
+    plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned], name: str
+) -> dict[str, Curves]:
+    """Return bits and score over the parameters, a curve an amount."""
+
+    def over_sizes(value: Any) -> Curves:
+        return {
+            f"{amount} pictures": (
+                [float(size) for size in sizes],
+                [
+                    float(np.mean([value(done[place, amount, seed]) for seed in plan.seeds]))
+                    for place in range(len(sizes))
+                ],
+            )
+            for amount in plan.amounts
+        }
+
+    plots = {f"{name}, bits a code by parameters": over_sizes(lambda run: run.bits)}
+    if plan.prompts:
+        scores = over_sizes(lambda run: run.scores["shapes"])
+        plots[f"{name}, prompts obeyed by parameters"] = scores
+    return plots

@@ -1,0 +1,147 @@
+"""Exponents of curves that are known, what a lesson's model writes, and the whole grid."""
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ddt_llama.config import UserError
+from ddt_llama.generation import Model
+from ddt_llama.language import Vocabulary
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.probes import scaling as module
+from ddt_llama.probes.learn import Learned, Lesson, learn, surprises
+from ddt_llama.probes.scaling import (
+    SIZES,
+    ScalingPlan,
+    exponent,
+    figures_of,
+    learn_grid,
+    scaling,
+    write,
+)
+from ddt_llama.probes.sequences import Sequences
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.optim import OptimConfig
+from stand_in import StandIn
+
+TRAIN = TrainConfig(
+    steps=4, batch=8, sample_every=4, tensorboard=False, optim=OptimConfig(lr=1e-2, warmup=1)
+)
+SMALL = tuple(replace(SIZES[0], dim=dim, depth=1, mlp_dim=dim) for dim in (16, 32))
+PLAN = ScalingPlan(
+    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, prompts=0, lesson=Lesson("", "", train=TRAIN)
+)
+
+
+def test_the_exponents_are_those_of_a_power_law_and_its_noise_is_their_interval() -> None:
+    plan = replace(PLAN, seeds=(0, 1, 2))
+    sizes = [1000, 8000]
+    done = {
+        (place, amount, seed): Learned(
+            8 * size**-0.1 * amount ** -(0.2 + 0.01 * seed), [(1, 1.0)], [1.0], [1.0], {}
+        )
+        for place, size in enumerate(sizes)
+        for amount in plan.amounts
+        for seed in plan.seeds
+    }
+    figures = figures_of(plan, sizes, done)
+    assert figures["exponent.size"].value == pytest.approx(0.1)
+    assert figures["exponent.data"].value == pytest.approx(0.21)
+    assert figures["exponent.data"].low < 0.2 < 0.22 < figures["exponent.data"].high
+    assert figures["8000.32.bits"].value < figures["1000.16.bits"].value
+    assert exponent([1, 10], [5.0, 5.0]) == pytest.approx(0)
+
+
+class Counter(nn.Module):
+    """Writes the row's last symbol plus one, around after the last; knows it from its cache."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+        self.vocabulary = vocabulary
+
+    def forward(self, input_ids: Tensor, past_key_values: Any, use_cache: bool) -> Any:
+        assert use_cache
+        assert (past_key_values is None) == (input_ids.shape[1] > 1)
+        following = (input_ids[:, -1] - self.vocabulary.code_offset + 1) % 10
+        hot = nn.functional.one_hot(self.vocabulary.to_ids(following), self.vocabulary.size)
+        return SimpleNamespace(logits=1e4 * hot[:, None].float(), past_key_values="known")
+
+
+def test_symbols_are_written_behind_beginnings_of_any_length() -> None:
+    vocabulary = Vocabulary(1, 10, 4)
+    told = [torch.tensor([3, 5]), torch.tensor([7]), torch.tensor([2, 4])]
+    ids = [vocabulary.to_ids(one) for one in told]
+    found = write(Counter(vocabulary), vocabulary, ids, first=5, count=3, seed=0)
+    assert found[0].tolist() == [6, 7, 8]
+    assert found[1].tolist()[:2] == [8, 9]
+    assert found[1][2] >= 5  # behind 9 comes 0, which is no code: then any code may
+    assert found[2].tolist() == [5, 6, 7]
+
+
+def test_what_is_told_is_not_measured(tmp_path: Path) -> None:
+    rows = tuple(torch.tensor([0, 1, 2, 3]) for _ in range(8))
+    lesson = Lesson("x", "y", shape=SMALL[0], train=TRAIN)
+    plain = Sequences("x", 4, rows, rows)
+    told = replace(plain, told=tuple(n % 4 for n in range(8)))
+    found = learn(lesson, told, tmp_path, lambda pupil, vocabulary: {"asked": vocabulary.size})
+    assert found.scores == {"asked": Vocabulary(1, 4, 4).size}
+    assert learn(lesson, told, tmp_path) == found
+
+    class Even(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: Tensor, use_cache: bool) -> Any:
+            return SimpleNamespace(logits=torch.zeros(*input_ids.shape, 11))
+
+    surprise, entropy = surprises(Even(), told, lesson, Vocabulary(1, 4, 4))
+    assert surprise.isnan().sum(1).tolist() == entropy.isnan().sum(1).tolist() == [0, 1, 2, 3] * 2
+
+
+class Grey(StandIn):
+    """Codes of a picture: its brightness, eight times."""
+
+    codebook_size = 16
+
+    def encode(self, images: Tensor) -> Tensor:
+        steps = (images.mean((1, 2, 3)) * 8 + 8).long().clamp(0, 15)
+        return steps[:, None].repeat(1, self.num_tokens)
+
+    def decode(self, codes: Tensor, **_: Any) -> Tensor:
+        return (codes[:, :1, None, None] / 8 - 1).expand(-1, 3, 64, 64).float()
+
+
+def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
+    model = Model(Grey(), name="grey")
+    with pytest.raises(UserError, match="no language model in grey"):
+        scaling(PLAN, [model], tmp_path)
+    model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
+    outcome = scaling(replace(PLAN, prompts=1), [model], tmp_path)
+    names = set(outcome.figures)
+    assert {"grey.exponent.size", "grey.exponent.data"} <= names
+    assert sum(name.endswith(".bits") for name in names) == 4
+    assert all(
+        outcome.figures[name].value == 0 for name in names if name.endswith(".shapes")
+    )  # a grey picture obeys nobody
+    assert "Bits a code of grey fall with parameters^" in outcome.verdict
+    again = learn_grid(replace(PLAN, prompts=1), model, tmp_path)
+    assert again[1, 32, 0].scores == {"shapes": 0.0}
+
+
+def test_steps_follow_the_data_and_slopes_need_two_points() -> None:
+    assert PLAN.lesson_for(SMALL[0], 16, 0).train.steps == 2
+    assert PLAN.lesson_for(SMALL[1], 32, 1).train.steps == 4
+    assert PLAN.lesson_for(SMALL[1], 32, 1).train.seed == 1
+    for changes in ({"amounts": (5, 5)}, {"shapes": SMALL[:1]}):
+        with pytest.raises(UserError, match="two or more"):
+            replace(PLAN, **changes)
+    sizes = [module.parameters(shape, Model(Grey(), name="x")) for shape in SIZES]
+    assert sizes == sorted(sizes)
+    assert ScalingPlan().quick().held_out < ScalingPlan().held_out
