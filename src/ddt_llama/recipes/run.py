@@ -126,8 +126,7 @@ def _tokenizer_model(
         tensors = load_tensors(source)
         grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
         load_into(model, tensors, source)
-    if isinstance(recipe, SpatialRecipe) and isinstance(model, SpatialTokenizer):
-        recipe.equip(model)
+    recipe.equip(model)
     if recipe.keep_codes:
         model.encoder.requires_grad_(False)
     return model

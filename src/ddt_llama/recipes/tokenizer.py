@@ -81,6 +81,9 @@ class TokenizerRecipe:
             load_image_stream(model.decoder, self.image_stream)
         return model
 
+    def equip(self, model: Any) -> None:
+        """Leave a network as it is: its training needs nothing beside it."""
+
     def loss(self, probe_images: Float[Tensor, "b 3 h w"]) -> TimestepObjective:
         """Return the objective; `probe_images` are held out."""
         return TimestepObjective(self.objective, probe_images)
@@ -116,7 +119,7 @@ class SpatialRecipe:
         """Return the network with random weights."""
         return SpatialTokenizer(self.tokenizer)
 
-    def equip(self, model: SpatialTokenizer) -> None:
+    def equip(self, model: Any) -> None:
         """Give a network the critic that its training needs."""
         if self.objective.adversarial > 0:
             with torch.random.fork_rng(devices=[]):
