@@ -79,7 +79,7 @@ def open_folder(folder: Path, config: object) -> None:
 def close_folder(folder: Path, outcome: Outcome, title: str) -> None:
     """Write figures, table, plots, pictures and verdict."""
     shown = [*outcome.plots, *outcome.pictures]
-    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower())}.png" for name in shown}
+    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
     for name, curves in outcome.plots.items():
         save_plot(folder / files[name], curves, name)
     for name, picture in outcome.pictures.items():
