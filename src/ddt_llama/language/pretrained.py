@@ -7,7 +7,7 @@ Stands under `backbone`, which grows and loads models. What transformers would o
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -47,16 +47,23 @@ def open_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
     files = _check_weights(folder)
     if any(_has_eight_bits(path) for path in files):
         return _open_eight_bits(folder, files, dtype)
-    opener = cast(Any, AutoModelForCausalLM)
+    return open_whole(AutoModelForCausalLM, folder, dtype=dtype)
+
+
+def open_whole(opener: Any, folder: Path, **options: Any) -> PreTrainedModel:
+    """Load a checkpoint by a class of transformers: safetensors of this folder, every weight.
+
+    Raises UserError where weights are absent, damaged or of another model.
+    """
     try:
         with quiet():
             model, report = opener.from_pretrained(
                 str(folder),
-                dtype=dtype,
                 trust_remote_code=False,
                 local_files_only=True,
                 use_safetensors=True,
                 output_loading_info=True,
+                **options,
             )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: its weights cannot be loaded ({one_line(error)})") from None

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -89,12 +88,3 @@ class Subjects:
             codes, steps=self.steps, visible=visible, seed=range(first, first + len(codes))
         )
         return decoded.float().cpu()
-
-
-def last(count: int, num_tokens: int) -> Bool[Tensor, " k"]:
-    """Return the mask of the last `count` tokens: the coarse end.
-
-    >>> last(1, 3).tolist()
-    [False, False, True]
-    """
-    return torch.arange(num_tokens) >= num_tokens - count

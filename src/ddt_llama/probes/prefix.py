@@ -18,12 +18,13 @@ from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome, kept
-from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects, last
+from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.reports.plots import Curves
 from ddt_llama.shapes.judge import PLACE_TOLERANCE
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.verify import read
+from ddt_llama.tokenizer.base import visible_mask
 
 ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
 ATTRIBUTES = ("count", "colour", "shape", "size", "position")
@@ -68,7 +69,9 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, Any]:
 
 def mask_of(end: str, count: int, num_tokens: int) -> torch.Tensor:
     """Return which tokens are kept: `count` from the coarse or from the fine end."""
-    return last(count, num_tokens) if end == "coarse" else ~last(num_tokens - count, num_tokens)
+    if end == "coarse":
+        return visible_mask(count, num_tokens)
+    return ~visible_mask(num_tokens - count, num_tokens)
 
 
 def attributes(found: Scene | None, wanted: Scene) -> list[float]:

@@ -23,9 +23,10 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome, kept
-from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects, last
+from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.reports.plots import Curves
+from ddt_llama.tokenizer.base import visible_mask
 
 REGIONS = 8  # along one side
 MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
@@ -62,7 +63,7 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
     a, b = subjects.decode(one), subjects.decode(other)
     measured: dict[str, list[float]] = {name: [] for name in SCALE}
     for count in plan.counts(one.shape[1]):
-        chosen = last(count, one.shape[1]).to(one.device)
+        chosen = visible_mask(count, one.shape[1]).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
         for name, value in zip(SCALE, regions(mixture, a, b), strict=True):
             measured[name].append(value)
@@ -123,7 +124,9 @@ def strip(model: Model, plan: LevelPlan) -> Any:
     subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     counts = plan.counts(one.shape[1])
-    masks = [last(counts[level], one.shape[1]).to(one.device) for level in plan.shown()[:-1]]
+    masks = [
+        visible_mask(counts[level], one.shape[1]).to(one.device) for level in plan.shown()[:-1]
+    ]
     mixed = [subjects.decode(torch.where(mask, one, other)) for mask in masks]
     columns = [subjects.images.roll(1, 0), *mixed, subjects.images]
     return sheet(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), len(columns))

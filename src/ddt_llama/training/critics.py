@@ -6,19 +6,17 @@ of features comes with this project: give the folder of one.
 """
 
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
 from ddt_llama.config import UserError, load_json
-from ddt_llama.language.pretrained import quiet, read_config
-from ddt_llama.language.text import one_line
+from ddt_llama.language.pretrained import open_whole, read_config
 
 
 class PatchCritic(nn.Module):
@@ -74,26 +72,10 @@ class Features:
                 f"features: {folder} holds a {config.model_type} model; give a vision backbone of "
                 "transformers, such as a ResNet, a ConvNeXt or a DINOv2"
             )
-        opener: Any = MODEL_FOR_BACKBONE_MAPPING[type(config)]
-        try:
-            with quiet():
-                network, report = opener.from_pretrained(
-                    str(path),
-                    local_files_only=True,
-                    use_safetensors=True,
-                    output_loading_info=True,
-                )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise UserError(
-                f"features: the weights in {folder} cannot be loaded ({one_line(error)})"
-            ) from None
-        if report["missing_keys"]:  # transformers would draw them at random
-            raise UserError(
-                f"features: {folder} lacks {len(report['missing_keys'])} weights of a "
-                f"{config.model_type} backbone; give a whole one"
-            )
+        # A concrete class: AutoBackbone asks a hub whether a folder is one of its own.
+        network: Any = open_whole(MODEL_FOR_BACKBONE_MAPPING[type(config)], path)
         network.out_indices = list(range(1, len(network.stage_names)))
-        self.network = cast(nn.Module, network).eval().requires_grad_(False)
+        self.network: nn.Module = network.eval().requires_grad_(False)
         described = path / "preprocessor_config.json"
         known = load_json(described) if described.is_file() else {}
         self.mean, self.std = (

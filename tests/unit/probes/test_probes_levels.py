@@ -6,15 +6,16 @@ from typing import Any, cast
 
 import pytest
 import torch
-from stand_in import StandIn
 from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
-from ddt_llama.probes.levels import LevelPlan, Subjects, last
+from ddt_llama.probes.levels import LevelPlan, Subjects
 from ddt_llama.probes.prefix import ENDS, attributes, half, mask_of, prefix
 from ddt_llama.probes.swap import among_mixed, regions, swap
 from ddt_llama.shapes.scene import Object, Scene
+from ddt_llama.tokenizer.base import visible_mask
+from stand_in import StandIn
 
 TOKENS = 8
 PLAN = LevelPlan(seeds=(0, 1), levels=4, scenes=6, steps=1)
@@ -115,7 +116,7 @@ def test_noise_is_the_same_at_all_levels_and_differs_between_pictures_and_seeds(
     for seed in (0, 1):
         subjects = Subjects.of(model, replace(PLAN, steps=3), seed)
         subjects.decode(subjects.codes)
-        subjects.decode(subjects.codes, last(3, TOKENS))
+        subjects.decode(subjects.codes, visible_mask(3, TOKENS))
     first, again, other, _ = cast(Any, model.tokenizer).seeds
     assert first == again
     assert first[0] == 3
