@@ -5,6 +5,7 @@ and colours early, forms late. A spatial token gives back its square. Source: DD
 of progressive reconstruction, and Selftok; 32 levels, the same noise at all.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,8 +87,10 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
     total = max(len(found.objects), len(wanted.objects), 1)
     shares = [float(len(found.objects) == len(wanted.objects))]
     for name in ("colour", "shape", "size"):
-        left = [getattr(item, name) for item in found.objects]
-        shares.append(_partners([getattr(item, name) for item in wanted.objects], left) / total)
+        shown, asked = (
+            Counter(getattr(item, name) for item in scene.objects) for scene in (found, wanted)
+        )
+        shares.append((shown & asked).total() / total)
     left_places = [(item.x, item.y) for item in found.objects]
     close = 0
     for item in wanted.objects:
@@ -100,15 +103,6 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
             left_places.remove(near[0])
             close += 1
     return [*shares, close / total]
-
-
-def _partners(wanted: Sequence[object], left: list[Any]) -> int:
-    count = 0
-    for one in wanted:
-        if one in left:
-            left.remove(one)
-            count += 1
-    return count
 
 
 def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
@@ -132,10 +126,14 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
 def half(values: Sequence[float], from_first: bool = False) -> float:
     """Return the share of the levels from which on values stay at half of the last or above.
 
+    1 where all levels together give nothing.
+
     >>> half([0.0, 0.6, 0.4, 0.6, 1.0])
     0.8
     """
     start = values[0] if from_first else 0.0
+    if values[-1] <= start:
+        return 1.0
     border = start + (values[-1] - start) / 2
     below = [level for level, value in enumerate(values) if value < border]
     return (below[-1] + 2 if below else 1) / len(values)

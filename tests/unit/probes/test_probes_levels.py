@@ -147,9 +147,10 @@ def test_attributes_are_those_of_the_objects() -> None:
 
 
 def test_half_is_where_a_curve_stays_above_half_of_its_end() -> None:
+    assert half([3.0, 2.0], from_first=True) == 1
     assert half([0.5, 0.6, 1.0]) == pytest.approx(1 / 3)
     assert half([10.0, 14.0, 16.0, 20.0], from_first=True) == pytest.approx(3 / 4)
-    assert half([0.0, 0.0]) == 0.5
+    assert half([0.0, 0.0]) == 1  # nothing never comes back
 
 
 @pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])
