@@ -6,7 +6,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from stand_in import StandIn
 from torch import Tensor
 
 from ddt_llama.config import UserError, load_json
@@ -18,6 +17,7 @@ from ddt_llama.probes.named import PROBES, carry_out
 from ddt_llama.probes.sources import sources_of
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from stand_in import StandIn
 
 TINY = SpatialTokenizerConfig(
     image_size=32,
