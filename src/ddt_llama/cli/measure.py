@@ -112,13 +112,14 @@ def probe(
     shuffle: what do other orders of the tokens cost a language model? entropy: does the next token
     become more certain along the sequence? prefix: what do the first tokens hold? swap: do tokens
     of two pictures make a blend or a collage? synergy: do codes beside it help a language model
-    with text? scaling: how does loss fall with size and data? Writes figures, plots, pictures and a
+    with text? length: how many tokens should an image have? ablate: which choices in the tokenizer
+    matter? scaling: how does loss fall with size and data? Writes figures, plots, pictures and a
     verdict. The same command started again goes on where it stopped.
 
     Example: ddt probe shuffle nano runs/spatial_nano --out probes/shuffle
 
     Args:
-        name: shuffle, entropy, prefix, swap, synergy or scaling.
+        name: shuffle, entropy, prefix, swap, synergy, length, ablate or scaling.
         models: nano (comes with the program), folders of training runs, or hub names.
         out: The folder to write into; probes/NAME unless given.
         quick: A run of minutes that proves that everything works, and nothing else.

@@ -15,10 +15,13 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure, proportion
@@ -221,3 +224,14 @@ def _seconds(call: Callable[[], object], device: torch.device) -> float:
 
 def _median(values: Sequence[float]) -> Figure:
     return Figure(statistics.median(values), min(values), max(values))
+
+
+def counted(action: Callable[[], Any]) -> float:
+    """Return the FLOPs of the matrix products and convolutions of a call.
+
+    Attention is taken apart into products: fused kernels of a CPU are not counted.
+    """
+    kernel, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
+    with kernel, counter:
+        action()
+    return float(counter.get_total_flops())

@@ -14,11 +14,9 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from ddt_llama.data.images import save_png, to_pil
-from ddt_llama.evaluation.bench import PROMPTS
+from ddt_llama.evaluation.bench import PROMPTS, counted
 from ddt_llama.evaluation.intervals import flat
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, useful_steps
@@ -155,17 +153,6 @@ def network(model: Model) -> dict[str, float]:
     if model.vocabulary is not None:
         found["parameters.language"] = sum(p.numel() for p in model.language.parameters())
     return found
-
-
-def counted(action: Callable[[], Any]) -> float:
-    """Return the FLOPs of the matrix products and convolutions of a call.
-
-    Attention is taken apart into products: fused kernels of a CPU are not counted.
-    """
-    kernel, counter = sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False)
-    with kernel, counter:
-        action()
-    return float(counter.get_total_flops())
 
 
 def seconds(model: Model) -> float:

@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.model import Model
+from ddt_llama.probes.ablate import ablate
 from ddt_llama.probes.base import Outcome, check_names, close_folder, open_folder
 from ddt_llama.probes.entropy import entropy
 from ddt_llama.probes.learn import Plan
+from ddt_llama.probes.length import length
 from ddt_llama.probes.levels import LevelPlan
 from ddt_llama.probes.prefix import prefix
 from ddt_llama.probes.scaling import ScalingPlan, scaling
@@ -18,6 +20,7 @@ from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.probes.sources import sources_of, text_of
 from ddt_llama.probes.swap import swap
 from ddt_llama.probes.synergy import synergy
+from ddt_llama.probes.variants import VariantPlan, each_can_vary
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,8 @@ PROBES = {
     "prefix": Probe(LevelPlan(), prefix),
     "swap": Probe(LevelPlan(), swap),
     "synergy": Probe(Plan(), synergy, text_of),
+    "length": Probe(VariantPlan(), length, each_can_vary),
+    "ablate": Probe(VariantPlan(), ablate, each_can_vary),
     "scaling": Probe(ScalingPlan(), scaling, each_has_text),
 }
 

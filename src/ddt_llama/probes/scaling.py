@@ -14,24 +14,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Generator, Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure, mean
-from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.probes.base import SEED, Outcome, check_seeds
+from ddt_llama.probes.base import Outcome, check_seeds
+from ddt_llama.probes.drawing import captioned, obeyed
 from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
-from ddt_llama.probes.sequences import Sequences
-from ddt_llama.probes.sources import captions_of, encoded, text_of
+from ddt_llama.probes.sources import text_of
 from ddt_llama.reports.plots import Curves
-from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts, satisfies
-from ddt_llama.shapes.verify import read
 
 SIZES = tuple(
     replace(NANO, dim=dim, depth=depth, num_heads=4, num_kv_heads=4, mlp_dim=3 * dim)
@@ -100,21 +94,16 @@ Key = tuple[int, int, int]  # place of the shape, amount, seed
 def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learned]:
     """Carry out every lesson on the codes of one model."""
     text = text_of([model])
-    count = max(plan.amounts) + plan.held_out
-    codes = model.tokenizer.to_language(encoded(model.tokenizer, count, model.name))
-    captions = [torch.tensor(one) for one in captions_of(text, count)]
-    pairs = [torch.cat([one, text.size + row]) for one, row in zip(captions, codes, strict=True)]
-    kept = slice(-plan.held_out, None)
-    everything = Sequences(
-        model.name,
-        text.size + model.tokenizer.codebook_size,
-        tuple(pairs[: -plan.held_out]),
-        tuple(pairs[kept]),
-        told=tuple(map(len, captions[kept])),
+    everything = captioned(
+        model.tokenizer, text, model.name, max(plan.amounts) + plan.held_out, plan.held_out
     )
 
     def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
-        return {"shapes": drawn(pupil, vocabulary, model, plan.prompts)} if plan.prompts else {}
+        if not plan.prompts:
+            return {}
+        steps = model.settings.steps
+        share = obeyed(pupil, vocabulary, model.tokenizer, text, plan.prompts, steps)
+        return {"shapes": share}
 
     done: dict[Key, Learned] = {}
     grid = list(product(range(len(plan.shapes)), plan.amounts, plan.seeds))
@@ -128,58 +117,6 @@ def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learn
         where = folder / "lessons" / f"{model.name}-{place}-{amount}-{seed}"
         done[place, amount, seed] = learn(lesson, part, where, examine)
     return done
-
-
-@torch.no_grad()
-def drawn(pupil: Any, vocabulary: Vocabulary, model: Model, prompts: int) -> float:
-    """Return the share of held-out prompts that a lesson's model obeys, mean of six categories."""
-    text, tokenizer = text_of([model]), model.tokenizer
-    shares = []
-    for number, category in enumerate(CATEGORIES):
-        asked = heldout_prompts(category, prompts, SEED)
-        told = [vocabulary.to_ids(torch.tensor(text.encode(prompt))) for prompt, _ in asked]
-        symbols = write(pupil, vocabulary, told, text.size, tokenizer.num_tokens, SEED + number)
-        codes = tokenizer.from_language(symbols - text.size).to(device_of(tokenizer))
-        images = tokenizer.decode(codes, steps=model.settings.steps, seed=SEED)
-        found = zip(read(images), asked, strict=True)
-        shares.append(np.mean([satisfies(scene, demand) for scene, (_, demand) in found]))
-    return float(np.mean(shares))
-
-
-def write(
-    pupil: Any,
-    vocabulary: Vocabulary,
-    told: Sequence[Int[Tensor, " _"]],
-    first: int,
-    count: int,
-    seed: int,
-) -> Int[Tensor, "n k"]:
-    """Draw `count` symbols from `first` on behind each beginning, at temperature 1.
-
-    Beginnings of one length are written together; a row does not depend on the others.
-    """
-    device = next(pupil.parameters()).device
-    written = torch.zeros(len(told), count, dtype=torch.long)
-    lowest = int(vocabulary.to_ids(torch.tensor(first)))
-    for length in sorted({len(one) for one in told}):
-        rows = [place for place, one in enumerate(told) if len(one) == length]
-        generators = [Generator().manual_seed(seed * 1_000_003 + row) for row in rows]
-        ids = torch.stack([told[row] for row in rows])
-        ids = torch.cat([torch.full((len(rows), 1), vocabulary.bos), ids], dim=1).to(device)
-        cache = None
-        for step in range(count):
-            out = pupil(input_ids=ids, past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
-            chances = out.logits[:, -1, lowest:].float().softmax(-1).cpu()
-            picks = torch.stack(
-                [
-                    torch.multinomial(p, 1, generator=g)
-                    for p, g in zip(chances, generators, strict=True)
-                ]
-            )
-            written[rows, step] = first + picks[:, 0]
-            ids = (lowest + picks).to(device)
-    return written
 
 
 def parameters(shape: BackboneConfig, model: Model) -> int:

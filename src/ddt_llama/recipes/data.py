@@ -43,6 +43,8 @@ class DataConfig:
     edits add or move) stands in the middle of cells of a grid x grid canvas, what edits repaint or
     resize there or on a border, whichever is near; what it is given to edit or to read, and what
     tokenizers train on, stands anywhere.
+    `even`: colours and shapes whose single object is held out are not rarer than others, but for
+    that (experiments/0025).
     `in_words`: seven of eight documents of the shapes world that draw, edit or ask hold the
     complete description of what is drawn or asked about, so that a model may plan and look in
     words first (documents "plan"), and an answer that rests on several facts tells them before it.
@@ -57,6 +59,7 @@ class DataConfig:
     max_objects: int = 4
     scenes: int | None = None
     grid: int | None = None
+    even: bool = False
     in_words: bool = False
     repeats: float = 0.5
     seed: int = 0
@@ -206,7 +209,7 @@ def images_of(
 
 def shapes_source(config: DataConfig) -> ShapesSource:
     """Return the scenes that this recipe trains on."""
-    return ShapesSource(seed=config.seed, max_objects=config.max_objects)
+    return ShapesSource(seed=config.seed, max_objects=config.max_objects, even=config.even)
 
 
 def unseen_images(config: DataConfig, image_size: int, count: int) -> Float[Tensor, "b 3 h w"]:

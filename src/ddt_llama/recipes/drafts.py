@@ -214,7 +214,7 @@ class ShapesDrafts:
 def shapes_text(source: ShapesSource, index: int) -> str:
     """Return a caption, a question with its answer, or an instruction, by turns."""
     task: Task = ("caption", "caption", "question", "edit")[index % 4]
-    item = ShapesSource(source.seed, source.max_objects, source.split, task)[index]
+    item = replace(source, task=task)[index]
     return item.text if item.answer is None else f"{item.text} {item.answer}"
 
 

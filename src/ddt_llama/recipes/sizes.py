@@ -159,7 +159,7 @@ def small_pretrain() -> LanguageRecipe:
             workers=8,
             optim=replace(LANGUAGE_MUON, lr=2e-3, floor=1.0),
         ),
-        data=replace(nano.data, scenes=None, repeats=0.25),
+        data=replace(nano.data, scenes=None, repeats=0.25, even=True),
     )
 
 

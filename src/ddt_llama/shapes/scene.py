@@ -135,6 +135,7 @@ def sample_scene(
     min_objects: int = 1,
     split: Split = "train",
     grid: int | None = None,
+    even: bool = False,
 ) -> Scene:
     """Draw scene `index` of `seed`: a pure function of its arguments.
 
@@ -142,6 +143,10 @@ def sample_scene(
     objects repeat a colour and shape, so that there is something to count. Split "train" never
     holds a held-out combination, "heldout" always holds one. With `grid`, centres lie in the middle
     of cells of a grid x grid canvas, except where so many objects have no room there.
+
+    A scene that is in the wrong split is drawn anew. Pairs of colour and shape that never stand
+    alone in training so become four times rarer than others; with `even`, the first such pair gets
+    another member in the place of some object, where that makes a training scene of it.
     """
     if not 1 <= min_objects <= max_objects <= MAX_OBJECTS:
         raise UserError(
@@ -153,7 +158,8 @@ def sample_scene(
     wanted = split == "heldout"
     kinds = _sample_kinds(rng, count)
     while _kinds_heldout(kinds) != wanted:
-        kinds = _sample_kinds(rng, count)
+        fuller = _one_more(kinds) if even and not wanted else kinds
+        kinds = _sample_kinds(rng, count) if _kinds_heldout(fuller) != wanted else fuller
     sizes = [int(rng.random() * len(SIZES)) for _ in kinds]
     background = int(rng.random() * len(BACKGROUNDS))
     spots = _place(rng, [SIZES[size][1] for size in sizes], grid)
@@ -173,6 +179,13 @@ def _sample_kinds(rng: Random, count: int) -> list[tuple[int, int]]:
         repeats = 2 + int(draw() * (count - 1))
         kinds[:repeats] = [kinds[0]] * repeats
     return kinds
+
+
+def _one_more(kinds: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Give the first held-out group of a scene the place of the last object that is none of it."""
+    short = next(kind for kind in kinds if is_heldout_group(*kind, kinds.count(kind)))
+    others = [place for place, kind in enumerate(kinds) if kind != short]
+    return [short if place in others[-1:] else kind for place, kind in enumerate(kinds)]
 
 
 def coordinate(rng: Random, low: float, high: float, grid: int | None = None) -> float | None:

@@ -33,8 +33,8 @@ class Item:
 class ShapesSource:
     """An endless source: `source[index]` for any index from 0 up, always the same.
 
-    Sources of different tasks with one seed share their scenes. With `grid`, objects stand in the
-    middle of cells of a grid x grid canvas.
+    Sources of different tasks with one seed share their scenes. `grid` and `even` as in
+    `sample_scene`.
     """
 
     seed: int = 0
@@ -43,6 +43,7 @@ class ShapesSource:
     task: Task = "caption"
     min_objects: int = 1
     grid: int | None = None
+    even: bool = False
 
     def scene(self, index: int) -> Scene:
         """Return the scene of an item without its texts."""
@@ -53,6 +54,7 @@ class ShapesSource:
             min_objects=self.min_objects,
             split=self.split,
             grid=self.grid,
+            even=self.even,
         )
 
     def __getitem__(self, index: int) -> Item:

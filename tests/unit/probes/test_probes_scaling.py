@@ -14,6 +14,7 @@ from ddt_llama.generation import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes import scaling as module
+from ddt_llama.probes.drawing import write
 from ddt_llama.probes.learn import Learned, Lesson, learn, surprises
 from ddt_llama.probes.scaling import (
     SIZES,
@@ -22,7 +23,6 @@ from ddt_llama.probes.scaling import (
     figures_of,
     learn_grid,
     scaling,
-    write,
 )
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.training.loop import TrainConfig

@@ -73,6 +73,32 @@ def test_training_holds_everything_else(train: list[Scene]):
     assert 0.08 < len(HELDOUT) / (8 * 6 * 6) < 0.12
 
 
+def test_even_scenes_hold_the_pairs_that_never_stand_alone_as_often_as_others():
+    alone = {(c, s) for c, s, n in HELDOUT if n == 1}
+    shares = []
+    for even in (False, True):
+        scenes = [sample_scene(5, i, even=even) for i in range(6000)]
+        assert not any(map(is_heldout, scenes))
+        seen = Counter((c, s) for scene in scenes for c, s, _ in combos(scene))
+        assert len(seen) == 48
+        rare = sum(seen[pair] for pair in alone) / len(alone)
+        common = (seen.total() - rare * len(alone)) / (48 - len(alone))
+        shares.append(rare / common)
+        assert Counter(len(scene.objects) for scene in scenes) == Counter(
+            len(sample_scene(5, i).objects) for i in range(6000)
+        )
+    assert shares[0] < 0.3
+    assert 0.7 < shares[1] < 1.1
+
+
+def test_even_changes_no_scene_that_was_in_the_right_split_at_once():
+    pairs = [(sample_scene(6, i), sample_scene(6, i, even=True)) for i in range(500)]
+    changed = [one for one, other in pairs if one != other]
+    assert 0.05 < len(changed) / len(pairs) < 0.3
+    for split_scene, other in ((sample_scene(6, i, split="heldout"), i) for i in range(50)):
+        assert split_scene == sample_scene(6, other, split="heldout", even=True)
+
+
 def test_the_heldout_split_always_holds_one():
     for i in range(500):
         scene = sample_scene(0, i, split="heldout")

@@ -1,0 +1,100 @@
+"""Which of the choices in a DDT tokenizer matter? One at a time is made otherwise.
+
+Every variant is trained and judged as the tokenizer "as it is", with the same seeds; differences
+are taken seed by seed. The defaults of the recipes rest on this table.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ddt_llama.evaluation.intervals import Figure
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.variants import VariantPlan, base_of, differences, figures_of, judged
+from ddt_llama.recipes.sizes import EARLY_PIECES
+from ddt_llama.recipes.tokenizer import TokenizerRecipe
+
+BASE = "as it is"
+
+
+def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
+    """Return the recipe as it is, and with one thing changed, by what is changed.
+
+    A prediction of the velocity cannot learn from the network's own answers: compare it with the
+    variant without them.
+    """
+    network, objective = base.tokenizer, base.objective
+
+    def changed(**fields: Any) -> TokenizerRecipe:
+        return replace(base, tokenizer=replace(network, **fields))
+
+    def taught(**fields: Any) -> TokenizerRecipe:
+        return replace(base, objective=replace(objective, **fields))
+
+    linear, coarse = network.pieces == (1.0,), network.language_order == "coarse_to_fine"
+    local = network.encoder.queries == "spatial"
+    hidden, static = objective.hide_fine > 0, network.decoder.token_stream == "static"
+    starts = "normal" if local else "spatial"
+    velocity = replace(taught(own=0.0), tokenizer=replace(network, prediction="velocity"))
+    return {
+        BASE: base,
+        f"written {'in raster order' if coarse else 'coarse to fine'}": changed(
+            language_order="raster" if coarse else "coarse_to_fine"
+        ),
+        f"k(t) {'early' if linear else 'linear'}": changed(
+            pieces=EARLY_PIECES if linear else (1.0,)
+        ),
+        "without own answers": taught(own=0.0),
+        "velocity without own answers": velocity,
+        f"gradients {'not ' if objective.balance else ''}weighed": taught(
+            balance=not objective.balance
+        ),
+        f"fine end {'never' if hidden else 'sometimes'} hidden": taught(
+            hide_fine=0.0 if hidden else 0.2
+        ),
+        f"token stream {'sees' if static else 'does not see'} x_t": changed(
+            decoder=replace(network.decoder, token_stream="joint" if static else "static")
+        ),
+        f"queries start {'anywhere' if local else 'in place'}": changed(
+            encoder=replace(network.encoder, queries=starts),
+            decoder=replace(network.decoder, positions=starts),
+        ),
+    }
+
+
+def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
+    """Train every variant of each model's tokenizer with every seed, and compare."""
+    figures: dict[str, Figure] = {}
+    told = []
+    for model in models:
+        found = judged(plan, variants_of(base_of(plan, model)), model, folder)
+        apart = differences(found, BASE)
+        own = figures_of(found) | {
+            f"{name}.{quantity}.more": figure
+            for name, row in apart.items()
+            for quantity, figure in row.items()
+        }
+        figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
+        told.append(f"{model.name}: {verdict(apart)}")
+    return Outcome(figures, f"{'; '.join(told)}.")
+
+
+def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:
+    """Say which changes are seen in PSNR and in prompts obeyed, and which are not."""
+    parts, unseen = [], []
+    for name, row in apart.items():
+        seen = []
+        for quantity, unit, scale in (("psnr", "dB", 1.0), ("shapes", "points of prompts", 100.0)):
+            one = row.get(quantity)
+            if one is not None and (one.low > 0 or one.high < 0):
+                value, low, high = (scale * x for x in (one.value, one.low, one.high))
+                seen.append(f"{value:+.1f} {unit} ({low:+.1f} to {high:+.1f})")
+        if seen:
+            parts.append(f"{name} {' and '.join(seen)}")
+        else:
+            unseen.append(name)
+    if unseen:
+        parts.append(f"no clear difference: {', '.join(unseen)}")
+    return "; ".join(parts)

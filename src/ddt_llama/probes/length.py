@@ -1,0 +1,64 @@
+"""How many tokens should an image have?
+
+The tokenizer of each model is trained anew with 8, 16, 32, 64 and 128 tokens, everything else the
+same: what more tokens give in fidelity, and what they cost a language model that has to write them.
+Networks differ by one row a token alone.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ddt_llama.evaluation.intervals import Figure
+from ddt_llama.generation.model import Model
+from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.variants import (
+    QUANTITIES,
+    VariantPlan,
+    base_of,
+    figures_of,
+    judged,
+)
+from ddt_llama.reports.plots import Curves
+
+LENGTHS = (8, 16, 32, 64, 128)
+
+
+def length(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
+    """Train each tokenizer in every length with every seed."""
+    figures: dict[str, Figure] = {}
+    plots: dict[str, Curves] = {}
+    told = []
+    for model in models:
+        base = base_of(plan, model)
+        variants = {
+            f"{count} tokens": replace(base, tokenizer=replace(base.tokenizer, num_tokens=count))
+            for count in LENGTHS
+        }
+        found = judged(plan, variants, model, folder)
+        own = figures_of(found)
+        figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
+        told.append(f"{model.name}: {verdict(own)}")
+        for quantity, title in QUANTITIES.items():
+            if f"{LENGTHS[0]} tokens.{quantity}" in own:
+                values = [np.mean([run[quantity] for run in runs]) for runs in found.values()]
+                curve = [float(count) for count in LENGTHS], [float(value) for value in values]
+                plots[f"{model.name}, {title} by tokens"] = {"mean": curve}
+    return Outcome(figures, f"{'; '.join(told)}.", plots)
+
+
+def verdict(figures: dict[str, Figure]) -> str:
+    """Say what each length reaches."""
+    parts = []
+    for count in LENGTHS:
+        dB = figures[f"{count} tokens.psnr"]
+        part = f"{count} tokens give {dB.value:.1f} dB ({dB.low:.1f} to {dB.high:.1f})"
+        if (shapes := figures.get(f"{count} tokens.shapes")) is not None:
+            low, high = max(0.0, shapes.low), min(1.0, shapes.high)
+            part += (
+                f" and {100 * shapes.value:.0f} % of prompts ({100 * low:.0f} to {100 * high:.0f})"
+            )
+        parts.append(part)
+    return ", ".join(parts)

@@ -1,0 +1,228 @@
+"""Tokenizers that differ in one thing, each trained from nothing and judged alike.
+
+A variant is a recipe. Its tokenizer is trained briefly, encodes and decodes held-out scenes, and
+gives the codes from which a small language model learns to draw. The work of `length` and `ablate`.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ddt_llama.config import UserError
+from ddt_llama.evaluation.bench import counted
+from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.metrics import psnr
+from ddt_llama.evaluation.pictures import ScenePictures
+from ddt_llama.evaluation.reconstruction import device_of, read_back
+from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.model import Model
+from ddt_llama.language import Vocabulary
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.probes.base import SEED, check_names, check_seeds, kept
+from ddt_llama.probes.drawing import captioned, obeyed
+from ddt_llama.probes.learn import Lesson, learn
+from ddt_llama.probes.sources import text_of
+from ddt_llama.recipes.run import run
+from ddt_llama.recipes.sizes import nano_tokenizer
+from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.tokenizer import Tokenizer, load
+
+Judged = Mapping[str, float]  # by the names of QUANTITIES
+QUANTITIES = {
+    "psnr": "PSNR in dB",
+    "exact": "share of scenes read back exactly",
+    "bits": "bits of an image to the language model",
+    "shapes": "share of prompts obeyed",
+    "parameters": "parameters of the tokenizer",
+    "flops": "FLOPs of the language model for an image",
+}
+MEASURED = ("psnr", "exact", "bits", "shapes")  # the others are known beforehand
+
+
+def shortened() -> TokenizerRecipe:
+    """Return nano's training of a tokenizer in a sixth of its steps."""
+    recipe = nano_tokenizer()
+    train = replace(recipe.train, steps=900, ema=0.99, sample_every=900, keep=1, tensorboard=False)
+    objective = replace(recipe.objective, round_from=150, round_until=300)
+    return replace(recipe, train=train, objective=objective)
+
+
+@dataclass(frozen=True)
+class VariantPlan:
+    """How every variant is trained and judged.
+
+    `recipe` trains the tokenizers; its network is replaced by that of the model asked about.
+    `lesson` trains the language models on `pictures` scenes, of which `held_out` are measured on;
+    each then draws `prompts` a category, none where 0. `scenes` are encoded and decoded in `steps`.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    recipe: TokenizerRecipe = field(default_factory=shortened)
+    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+    pictures: int = 10_000
+    held_out: int = 512
+    scenes: int = 256
+    steps: int = 8
+    prompts: int = 20
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that measure nothing."""
+        check_seeds(self.seeds)
+        for name in ("scenes", "steps"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def quick(self) -> "VariantPlan":
+        """Return a plan of two seeds and a handful of steps."""
+        train, lesson = self.recipe.train, self.lesson.train
+        train = replace(train, steps=3, batch=8, sample_every=3, optim=_hasty(train.optim))
+        lesson = replace(lesson, steps=4, batch=8, sample_every=4, optim=_hasty(lesson.optim))
+        return replace(
+            self,
+            seeds=self.seeds[:2],
+            recipe=replace(self.recipe, train=train),
+            lesson=replace(self.lesson, train=lesson),
+            pictures=48,
+            held_out=16,
+            scenes=16,
+            prompts=1,
+        )
+
+
+def _hasty(optim: Any) -> Any:
+    return replace(optim, warmup=1)
+
+
+def each_can_vary(models: Sequence[Model]) -> None:
+    """Raise UserError for a model without tokens tied to timesteps, or without text."""
+    check_names(models)
+    for model in models:
+        if not (model.tokenizer.refines and model.tokenizer.prefixes):
+            raise UserError(
+                f"this probe varies tokens that are tied to timesteps; {model.name} has none; "
+                "give a model that has, such as nano"
+            )
+        text_of([model])
+
+
+def judged(
+    plan: VariantPlan,
+    variants: Mapping[str, TokenizerRecipe],
+    model: Model,
+    folder: Path,
+) -> dict[str, list[Judged]]:
+    """Train and judge every variant with every seed; values are in the order of the seeds."""
+    found: dict[str, list[Judged]] = {name: [] for name in variants}
+    text = text_of([model])
+    work = list(product(variants, plan.seeds))
+    for name, seed in watch(work, f"variants of {model.name}"):
+        where = f"{model.name}-{name.replace(' ', '-')}-{seed}"
+        part = folder / "parts" / f"{where}.json"
+        found[name].append(
+            kept(part, lambda n=name, s=seed, w=where: judge(plan, variants[n], s, text, folder, w))
+        )
+    return found
+
+
+def judge(
+    plan: VariantPlan,
+    recipe: TokenizerRecipe,
+    seed: int,
+    text: TextTokenizer,
+    folder: Path,
+    where: str,
+) -> Judged:
+    """Train one tokenizer, or go on with it, and return what it is worth."""
+    own = replace(
+        recipe,
+        train=replace(recipe.train, seed=seed),
+        data=replace(recipe.data, seed=seed),
+    )
+    trained = run(own, folder / "tokenizers" / where)
+    if not trained.finished:  # a signal: half a training must not be compared with whole ones
+        raise KeyboardInterrupt
+    tokenizer = load(trained.release / "tokenizer")
+    pictures = ScenePictures(plan.scenes, tokenizer.image_size, "heldout", SEED + seed)
+    images, scenes = pictures.images(0, plan.scenes), pictures.scenes(0, plan.scenes)
+    codes = tokenizer.encode(images.to(device_of(tokenizer)))
+    decoded = tokenizer.decode(codes, steps=plan.steps, seed=seed).float().cpu()
+    found = {
+        "psnr": float(psnr(decoded, images).mean()),
+        "exact": sum(read_back(decoded, scenes)) / plan.scenes,
+        "parameters": float(sum(p.numel() for p in _network(tokenizer).parameters())),
+    }
+    return found | learned(plan, tokenizer, seed, text, folder / "lessons" / where)
+
+
+def learned(
+    plan: VariantPlan, tokenizer: Tokenizer, seed: int, text: TextTokenizer, folder: Path
+) -> dict[str, float]:
+    """Return what a language model makes of a tokenizer's codes, and what it costs."""
+    pairs = captioned(tokenizer, text, folder.name, plan.pictures, plan.held_out)
+
+    def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
+        found = {"flops": flops(pupil, tokenizer.num_tokens)}
+        if plan.prompts:
+            found["shapes"] = obeyed(pupil, vocabulary, tokenizer, text, plan.prompts, plan.steps)
+        return found
+
+    lesson = replace(
+        plan.lesson,
+        source=folder.name,
+        fingerprint=pairs.fingerprint(),
+        seed=seed,
+        train=replace(plan.lesson.train, seed=seed),
+    )
+    outcome = learn(lesson, pairs, folder, examine)
+    return {"bits": outcome.bits * tokenizer.num_tokens, **outcome.scores}
+
+
+def flops(pupil: nn.Module, num_tokens: int) -> float:
+    """Return the FLOPs of one forward pass over the codes of an image."""
+    frozen = copy.deepcopy(pupil).requires_grad_(False)  # the counter follows no weights to train
+    device = next(frozen.parameters()).device
+    ids = torch.zeros(1, num_tokens, dtype=torch.long, device=device)
+    return counted(lambda: frozen(input_ids=ids, use_cache=False))
+
+
+def figures_of(found: Mapping[str, Sequence[Judged]]) -> dict[str, Figure]:
+    """Return `VARIANT.QUANTITY`, means over the seeds."""
+    return {
+        f"{name}.{quantity}": mean([run[quantity] for run in runs])
+        for name, runs in found.items()
+        for quantity in QUANTITIES
+        if quantity in runs[0]
+    }
+
+
+def differences(found: Mapping[str, Sequence[Judged]], base: str) -> dict[str, dict[str, Figure]]:
+    """Return what each variant has more than `base`, by variant and quantity, seed by seed."""
+    return {
+        name: {
+            quantity: mean(
+                [a[quantity] - b[quantity] for a, b in zip(runs, found[base], strict=True)]
+            )
+            for quantity in MEASURED
+            if quantity in runs[0]
+        }
+        for name, runs in found.items()
+        if name != base
+    }
+
+
+def base_of(plan: VariantPlan, model: Model) -> TokenizerRecipe:
+    """Return the recipe of the plan with the network of a model."""
+    config: Any = _network(model.tokenizer).config
+    return replace(plan.recipe, tokenizer=config)
+
+
+def _network(tokenizer: Tokenizer) -> Any:
+    if not isinstance(tokenizer, nn.Module):
+        raise UserError("this probe trains networks; give a model whose tokenizer is one")
+    return tokenizer

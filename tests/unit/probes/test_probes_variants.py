@@ -1,0 +1,193 @@
+"""Variants differ in what their name says, are trained once each, and are compared seed by seed."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ddt_llama.config import UserError, to_dict
+from ddt_llama.evaluation.intervals import Figure
+from ddt_llama.generation import Model
+from ddt_llama.language.text import TextTokenizer
+from ddt_llama.probes import length as length_module
+from ddt_llama.probes import variants as module
+from ddt_llama.probes.ablate import ablate, variants_of
+from ddt_llama.probes.ablate import verdict as ablate_verdict
+from ddt_llama.probes.learn import NANO, Lesson
+from ddt_llama.probes.length import length
+from ddt_llama.probes.length import verdict as length_verdict
+from ddt_llama.probes.variants import (
+    VariantPlan,
+    base_of,
+    differences,
+    each_can_vary,
+    figures_of,
+    judged,
+)
+from ddt_llama.recipes.sizes import EARLY_PIECES, nano_tokenizer
+from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
+from ddt_llama.tokenizer.decoder import DecoderConfig
+from ddt_llama.tokenizer.encoder import EncoderConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.optim import OptimConfig
+from stand_in import StandIn
+
+TINY = TimestepTokenizerConfig(
+    image_size=32,
+    patch=16,
+    num_tokens=4,
+    quantizer=QuantizerConfig(codebook_size=8, code_dim=2),
+    encoder=EncoderConfig(dim=16, depth=1, num_heads=2),
+    decoder=DecoderConfig(dim=16, depth=1, num_heads=2),
+)
+TRAIN = TrainConfig(
+    steps=2, batch=4, sample_every=9, tensorboard=False, optim=OptimConfig(lr=1e-3, warmup=1)
+)
+PLAN = VariantPlan(
+    (0, 1),
+    TokenizerRecipe("tiny", tokenizer=TINY, train=TRAIN),
+    Lesson("", "", shape=replace(NANO, dim=16, depth=1, mlp_dim=16), train=TRAIN),
+    pictures=16,
+    held_out=8,
+    scenes=4,
+    steps=2,
+    prompts=1,
+)
+
+
+@pytest.fixture
+def model() -> Model:
+    torch.manual_seed(0)
+    made = Model(TimestepTokenizer(TINY).eval(), name="tiny")
+    made.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
+    return made
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from leaves(inner, f"{path}.{name}")
+    else:
+        yield path, value
+
+
+@pytest.mark.parametrize("base", [nano_tokenizer(), PLAN.recipe], ids=["nano", "other"])
+def test_each_variant_differs_in_what_its_name_says(base: TokenizerRecipe) -> None:
+    own = dict(leaves(to_dict(base)))
+    changed = {
+        name: {path.removeprefix(".") for path, value in leaves(to_dict(one)) if own[path] != value}
+        for name, one in variants_of(base).items()
+    }
+    nano = base.objective.own > 0
+    assert list(changed.values()) == [
+        set(),
+        {"tokenizer.language_order"},
+        {"tokenizer.pieces"},
+        {"objective.own"} if nano else set(),
+        {"tokenizer.prediction", *(["objective.own"] if nano else [])},
+        {"objective.balance"},
+        {"objective.hide_fine"},
+        {"tokenizer.decoder.token_stream"},
+        {"tokenizer.encoder.queries", "tokenizer.decoder.positions"},
+    ]
+    assert "k(t) linear" in changed if base.tokenizer.pieces == EARLY_PIECES else "k(t) early"
+
+
+def test_variants_are_trained_once_and_their_names_tell_them_apart(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+    train = module.run
+    monkeypatch.setattr(module, "run", lambda recipe, out: begun.append(out) or train(recipe, out))
+    base = base_of(PLAN, model)
+    longer = replace(base, tokenizer=replace(TINY, num_tokens=8))
+    found = judged(PLAN, {"as it is": base, "longer": longer}, model, tmp_path)
+    assert len(begun) == len(set(begun)) == 4
+    assert [set(run) for runs in found.values() for run in runs] == [set(module.QUANTITIES)] * 4
+    assert found["as it is"][0] != found["as it is"][1]  # two seeds are two trainings
+    assert found["longer"][0]["flops"] > 1.9 * found["as it is"][0]["flops"]
+    assert found["longer"][0]["parameters"] == found["as it is"][0]["parameters"] + 4 * 16 * 2
+    assert judged(PLAN, {"as it is": base}, model, tmp_path)["as it is"] == found["as it is"]
+    assert len(begun) == 4
+
+
+def test_a_training_that_was_stopped_is_not_judged(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = module.run
+    monkeypatch.setattr(
+        module, "run", lambda recipe, out: train(recipe, out)._replace(finished=False)
+    )
+    with pytest.raises(KeyboardInterrupt):
+        judged(PLAN, {"as it is": base_of(PLAN, model)}, model, tmp_path)
+    assert not list(tmp_path.glob("parts/*.json"))
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    found = {
+        "as it is": [
+            {"psnr": 20.0, "shapes": 0.5, "flops": 1.0},
+            {"psnr": 30.0, "shapes": 0.1, "flops": 1.0},
+        ],
+        "better": [{"psnr": 21.0, "shapes": 0.5}, {"psnr": 31.0, "shapes": 0.2}],
+    }
+    apart = differences(found, "as it is")
+    assert list(apart) == ["better"]
+    assert apart["better"]["psnr"] == Figure(1.0, 1.0, 1.0)
+    assert apart["better"]["shapes"].low < 0 < apart["better"]["shapes"].high
+    assert set(apart["better"]) == {"psnr", "shapes"}
+    assert ablate_verdict(apart) == "better +1.0 dB (+1.0 to +1.0)"
+    assert ablate_verdict({"same": {"psnr": Figure(0.1, -0.1, 0.3)}}) == (
+        "no clear difference: same"
+    )
+    assert figures_of(found)["better.psnr"].value == 26.0
+
+
+def test_only_networks_with_tokens_tied_to_timesteps_can_vary(model: Model) -> None:
+    each_can_vary([model])
+    bare = Model(model.tokenizer, name="bare")
+    with pytest.raises(UserError, match="no language model in bare"):
+        each_can_vary([bare])
+
+    class Grid(StandIn):
+        prefixes = False
+
+    with pytest.raises(UserError, match="tied to timesteps; grid has none"):
+        each_can_vary([Model(Grid(), name="grid")])
+    with pytest.raises(UserError, match="trains networks"):
+        base_of(PLAN, Model(StandIn(), name="x"))
+
+
+def test_both_probes_tell_what_they_found(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("length", "ablate"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(length_module, "LENGTHS", (2, 4))
+    told = length(PLAN, [model], tmp_path / "length")
+    assert {"tiny.2 tokens.psnr", "tiny.4 tokens.flops"} <= set(told.figures)
+    assert told.verdict.startswith("tiny: 2 tokens give ")
+    assert "tiny, PSNR in dB by tokens" in told.plots
+    no_prompts = {name: f for name, f in told.figures.items() if "shapes" not in name}
+    own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
+    assert "prompts" not in length_verdict(own)
+
+    two = dict(list(variants_of(PLAN.recipe).items())[:2])
+    monkeypatch.setattr("ddt_llama.probes.ablate.variants_of", lambda base: two)
+    told = ablate(PLAN, [model], tmp_path / "ablate")
+    assert "tiny.written in raster order.psnr.more" in told.figures
+    assert told.verdict.startswith("tiny: ")
+
+
+def test_a_quick_plan_is_short_and_others_are_refused() -> None:
+    short = VariantPlan().quick()
+    assert short.recipe.train.steps < 10 > short.lesson.train.steps
+    assert len(short.seeds) == 2
+    for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}):
+        with pytest.raises(UserError):
+            replace(PLAN, **wrong)
