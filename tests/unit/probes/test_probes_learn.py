@@ -1,8 +1,11 @@
 """The probes on sources whose answer is known."""
 
 import math
+import os
+import signal
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -81,6 +84,26 @@ def test_a_finished_lesson_is_not_learned_again(
 
 
 @pytest.mark.slow
+def test_a_lesson_that_a_signal_stops_leaves_no_result_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = replace(LESSON, train=replace(LESSON.train, steps=20, sample_every=5))
+    whole = learn(short, chain(300), tmp_path / "whole")
+    measure, calls = module.surprises, []
+
+    def stopped(*given: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measure(*given)
+
+    monkeypatch.setattr(module, "surprises", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        learn(short, chain(300), tmp_path / "stopped")
+    assert not (tmp_path / "stopped" / module.RESULT).exists()
+    assert learn(short, chain(300), tmp_path / "stopped") == whole
+
+
 def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path: Path) -> None:
     # Of 12 symbols the s-th repeats the first with probability s / 11, and else is any.
     generator = torch.Generator().manual_seed(0)
