@@ -81,8 +81,12 @@ class VariantPlan:
     def quick(self) -> "VariantPlan":
         """Return a plan of two seeds and a handful of steps."""
         train, lesson = self.recipe.train, self.lesson.train
-        train = replace(train, steps=3, batch=8, sample_every=3, optim=_hasty(train.optim))
-        lesson = replace(lesson, steps=4, batch=8, sample_every=4, optim=_hasty(lesson.optim))
+        train = replace(
+            train, steps=3, batch=8, sample_every=3, optim=replace(train.optim, warmup=1)
+        )
+        lesson = replace(
+            lesson, steps=4, batch=8, sample_every=4, optim=replace(lesson.optim, warmup=1)
+        )
         return replace(
             self,
             seeds=self.seeds[:2],
@@ -93,10 +97,6 @@ class VariantPlan:
             scenes=16,
             prompts=1,
         )
-
-
-def _hasty(optim: Any) -> Any:
-    return replace(optim, warmup=1)
 
 
 def each_can_vary(models: Sequence[Model]) -> None:
