@@ -5,13 +5,16 @@ identity in a single process, so callers never ask which case they are in.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -106,6 +109,25 @@ def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
         dist.barrier()
+
+
+def on_main(action: Callable[[], T]) -> T | None:
+    """Return what `action` returns in the main process, None in the others.
+
+    Where it fails, the main process raises its error and the others end with exit code 2 and
+    without a word, instead of with a traceback about a lost connection.
+    """
+    if not dist.is_initialized():
+        return action() if is_main() else None
+    failed = torch.zeros((), device=device())
+    try:
+        result = action() if is_main() else None
+    except BaseException:
+        broadcast(failed.fill_(1))
+        raise
+    if broadcast(failed):
+        raise SystemExit(2)
+    return result
 
 
 def broadcast_module(module: nn.Module) -> None:

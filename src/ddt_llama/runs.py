@@ -58,8 +58,11 @@ class Run:
         process, holds files that are no run, or belongs to another recipe.
         """
         folder = Path(folder)
-        if not distributed.is_main():
-            return cls(folder, config, None)
+        run = distributed.on_main(lambda: cls._prepare(folder, config))
+        return run or cls(folder, config, None)
+
+    @classmethod
+    def _prepare(cls, folder: Path, config: Any) -> "Run":
         described = folder / "config.json"
         if described.exists():
             _check_same_recipe(described, config)

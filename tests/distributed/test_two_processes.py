@@ -128,13 +128,11 @@ def rank_main(folder):
     distributed.teardown()
 
 
-@pytest.mark.slow
-def test_two_processes_equal_one(tmp_path):
+def in_two_processes(call):
+    """Return exit codes and outputs of two ranks that carry out some Python code."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    folder = str(tmp_path / "two")
-    call = f"import test_two_processes as t; t.rank_main(t.Path({folder!r}))"
     children = []
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
@@ -155,8 +153,29 @@ def test_two_processes_equal_one(tmp_path):
     finally:
         for child in children:
             child.kill()
-    for child, output in zip(children, outputs, strict=True):
-        assert child.returncode == 0, output
+    return [child.returncode for child in children], outputs
+
+
+@pytest.mark.slow
+def test_a_mistake_is_told_once_and_ends_both_processes(tmp_path):
+    (tmp_path / "letter.txt").write_text("somebody's")
+    recipe = f"nano_tokenizer --out {tmp_path} --train.batch 4 --train.tensorboard false"
+    call = f"import sys, ddt_llama.cli as c; sys.exit(c.main(['train', *{recipe.split()!r}]))"
+    codes, (main, other) = in_two_processes(call)
+    assert codes == [2, 2], main + other
+    assert f"error: {tmp_path}: not empty and not a run" in main
+    assert "Traceback" not in main + other
+    assert "error" not in other
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    folder = str(tmp_path / "two")
+    codes, outputs = in_two_processes(
+        f"import test_two_processes as t; t.rank_main(t.Path({folder!r}))"
+    )
+    assert codes == [0, 0], outputs
     _, model = fit(tmp_path / "one")
     two, one = (
         [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
@@ -177,6 +196,7 @@ def test_one_process_needs_no_group():
     assert distributed.all_reduce_sum(tensor) is tensor
     assert distributed.all_gather(tensor) is tensor
     assert distributed.broadcast(tensor) is tensor
+    assert distributed.on_main(lambda: "done") == "done"
     assert tensor.tolist() == [0.0, 1.0, 2.0]
 
 

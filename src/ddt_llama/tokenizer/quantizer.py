@@ -138,6 +138,18 @@ class Quantizer(nn.Module):
         commitment = (unit - target).square().sum(-1).mean()
         return Quantized(unit + rounding * (target - unit).detach(), codes, commitment)
 
+    def kept(
+        self, features: Float[Tensor, "b k e"], noise: Float[Tensor, "b k e"] | None = None
+    ) -> Quantized:
+        """Round features to the codes that `encode` gives; the commitment is 0.
+
+        With `noise`, to those of unit features moved by it: mostly other codes nearby.
+        """
+        unit = F.normalize(features.float(), dim=-1)
+        moved = unit if noise is None else F.normalize(unit + noise, dim=-1)
+        codes = self.cheapest(moved.detach())
+        return Quantized(self.look_up(codes), codes, unit.new_zeros(()))
+
     @torch.no_grad()
     def update(self, features: Float[Tensor, "b k e"], codes: Int[Tensor, "b k"], seed: int) -> int:
         """Move the codebook towards a training batch; return how many dead codes were replaced.

@@ -144,6 +144,7 @@ class TimestepTokenizer(nn.Module):
         own: Bool[Tensor, " b"] | None = None,
         rounding: float = 1.0,
         gradient_weights: Float[Tensor, " k"] | None = None,
+        slips: Float[Tensor, "b k e"] | None = None,
     ) -> Denoised:
         """Encode, round and denoise several noise draws of each image.
 
@@ -151,10 +152,14 @@ class TimestepTokenizer(nn.Module):
         `own` images take their later draws not from the image but, as decoding does, from the
         network's answer to their first draw and its noise (no gradient flows through them);
         `rounding`: see `Quantizer.forward`; `gradient_weights` scale what flows back into each
-        token, without changing its value (Selftok's 1 / P(visible)).
+        token, without changing its value (Selftok's 1 / P(visible)); `slips` move features to
+        other codes. Where the encoder is frozen, codes are those of `encode`.
         """
         features = self.encoder(patches)
-        quantized = self.quantizer(features, rounding)
+        if next(self.encoder.parameters()).requires_grad:
+            quantized = self.quantizer(features, rounding)
+        else:
+            quantized = self.quantizer.kept(features, slips)
         values = quantized.values
         if gradient_weights is not None:
             weights = gradient_weights[:, None]

@@ -29,6 +29,9 @@ class TimestepObjectiveConfig:
     whose first draw is at t = 1 and whose later draws start from the network's own answer to it,
     as in decoding, with t uniform: else x_t always holds the true image in training, and the
     network trusts it more than it may (needs prediction "clean" and two draws).
+    `slips`: up to this share of an image's tokens are moved by noise of length `slip_size`, mostly
+    to other codes nearby, while the decoder still has to draw the image: a language model's tokens
+    slip, too. It needs codes that are kept.
     `probe_every`: steps between measurements of what the tokens hold (see `probe`).
     """
 
@@ -37,6 +40,8 @@ class TimestepObjectiveConfig:
     drop_tokens: float = 0.1
     hide_fine: float = 0.0
     own: float = 0.0
+    slips: float = 0.0
+    slip_size: float = 0.5
     balance: bool = False
     commitment: float = 0.25
     round_from: int = 0
@@ -69,6 +74,11 @@ class TimestepObjective:
                 f"own {c.own} with draws {c.draws} and prediction {model.config.prediction!r}: it "
                 'needs 2 draws or more and prediction "clean"; or set own to 0'
             )
+        if c.slips and next(model.encoder.parameters()).requires_grad:
+            raise UserError(
+                f"slips {c.slips}: only a decoder that trains alone can learn to forgive them; "
+                "add --start RUN --keep-codes true, or set slips to 0"
+            )
         self.rounding = rounding_at(step, c.round_from, c.round_until)
         if c.balance and self.weights is None:
             times = c.density.sample((100_000,), Generator().manual_seed(0))
@@ -97,6 +107,13 @@ class TimestepObjective:
             onward = torch.cat([torch.ones(b, 1), Uniform().sample((b, c.draws - 1), generator)], 1)
             t = torch.where(own[:, None], onward, t)
             own = own.to(device)
+        slips = None
+        if c.slips:
+            row = (b, model.num_tokens, model.config.quantizer.code_dim)
+            share = c.slips * torch.rand(b, 1, generator=generator)
+            moved = torch.rand(row[:2], generator=generator) < share
+            size = c.slip_size * row[-1] ** -0.5
+            slips = (size * torch.randn(row, generator=generator) * moved[..., None]).to(device)
         t, dropped, first = (x.to(device) for x in (t, dropped, first))
         denoised = model(
             patches,
@@ -107,6 +124,7 @@ class TimestepObjective:
             own=own,
             rounding=self.rounding,
             gradient_weights=None if self.weights is None else self.weights.to(device),
+            slips=slips,
         )
         clean = patches[:, None].expand_as(eps).flatten(0, 1)
         target = path.target(clean, eps.flatten(0, 1), t.flatten(), model.config.prediction)

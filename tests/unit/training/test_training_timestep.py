@@ -148,6 +148,67 @@ def test_own_needs_two_draws_and_clean_images(changes: dict[str, Any]):
         objective(config).before_step(model, 0)
 
 
+def decoder_alone(**changes: Any) -> TimestepTokenizer:
+    """Return a tokenizer whose codes are kept, some of them much commoner than others."""
+    model = build(quantizer=QuantizerConfig(16, 4, rate=0.2), **changes)
+    model.quantizer.weigh(torch.arange(16.0) ** 3)
+    model.encoder.requires_grad_(False)
+    return model
+
+
+def test_a_decoder_alone_learns_from_the_codes_that_encode_gives():
+    model, plain = decoder_alone(), decoder_alone()
+    codes = model.encode(images())
+    assert not torch.equal(codes, model.quantizer(model.encoder(model.patchify(images()))).codes)
+    plain.quantizer.nearest = plain.quantizer.cheapest
+    plain.encoder.requires_grad_(True)  # as an encoder that learns, but for which code is taken
+    config = replace(EVERYTHING, commitment=0.0)
+    torch.testing.assert_close(loss_of(model, config), loss_of(plain, config))
+
+
+def test_slips_move_some_tokens_to_other_codes_and_the_image_stays_the_target():
+    model = decoder_alone()
+    seen: list[Tensor] = []
+    look_up = model.quantizer.look_up
+    model.quantizer.look_up = lambda codes: (seen.append(codes), look_up(codes))[1]
+    batch = images(256)
+    config = TimestepObjectiveConfig(draws=1, drop_tokens=0.0, slips=0.8, slip_size=3.0)
+    plain = loss_of(model, replace(config, slips=0.0), batch=batch)
+    slipped = loss_of(model, config, batch=batch)
+    codes, moved = seen
+    assert torch.equal(codes, model.encode(batch))
+    shares = (codes != moved).float().mean(1)
+    assert 0.2 < float(shares.mean()) < 0.4  # half of 0.8 are moved, a few of them to where they were
+    assert float(shares.min()) == 0.0
+    assert slipped > plain
+    seen.clear()
+    again = loss_of(model, config, batch=batch)
+    assert torch.equal(again, slipped)
+    assert torch.equal(seen[0], moved)
+
+
+def test_a_small_slip_goes_to_a_code_nearby():
+    def nearness(size: float) -> tuple[float, float]:
+        model = build(quantizer=QuantizerConfig(512, 4))
+        unit = torch.nn.functional.normalize(torch.randn(64, TOKENS, 4), dim=-1)
+        book, codes = model.quantizer.codebook, model.quantizer.kept(unit).codes
+        noise = size * torch.randn(unit.shape) / 2
+        other = model.quantizer.kept(unit, noise).codes
+        cosine = (book[codes] * book[other]).sum(-1)[codes != other]
+        return float(cosine.mean()), float((codes != other).float().mean())
+
+    torch.manual_seed(1)
+    (close, few), (far, many) = nearness(0.1), nearness(2.0)
+    assert close > 0.9 > 0.6 > far
+    assert few < many
+
+
+def test_slips_need_codes_that_are_kept():
+    with pytest.raises(UserError, match="--keep-codes true"):
+        objective(TimestepObjectiveConfig(slips=0.1)).before_step(build(), 0)
+    objective(TimestepObjectiveConfig(slips=0.1)).before_step(decoder_alone(), 0)
+
+
 def test_the_gradient_is_that_of_the_papers_loss_where_features_are_not_rounded():
     model, plain = build(), build()
     loss_of(model, EVERYTHING, step=0).backward()
