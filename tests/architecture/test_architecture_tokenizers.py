@@ -40,4 +40,5 @@ def test_abilities_are_asked_for_by_name() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("refines", "prefixes")
     }
-    assert users == {"evaluation/reconstruction.py", "probes/sources.py", "probes/variants.py"}
+    probes = {f"probes/{name}.py" for name in ("prefix", "sources", "swap", "variants")}
+    assert users == {"evaluation/reconstruction.py", *probes}

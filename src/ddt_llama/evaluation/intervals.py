@@ -72,8 +72,11 @@ def clustered_proportion(clusters: Sequence[Sequence[bool]]) -> Figure:
     return wilson(share, min(max(size, len(means)), total))
 
 
-def mean(values: Sequence[float]) -> Figure:
-    """Bound the mean of independent values by Student's t (normal for many values)."""
+def mean(values: Sequence[float], comparisons: int = 1) -> Figure:
+    """Bound the mean of independent values by Student's t (normal for many values).
+
+    With `comparisons` > 1 the interval is wider, so that so many hold together (Bonferroni).
+    """
     if not values:
         return Figure(math.nan, math.nan, math.nan)
     from scipy.special import stdtrit
@@ -83,7 +86,7 @@ def mean(values: Sequence[float]) -> Figure:
     if count == 1:
         return Figure(centre, -math.inf, math.inf)
     variance = math.fsum((v - centre) ** 2 for v in values) / (count - 1)
-    half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance / count)
+    half = float(stdtrit(count - 1, 1 - 0.025 / comparisons)) * math.sqrt(variance / count)
     return Figure(centre, centre - half, centre + half)
 
 

@@ -17,14 +17,15 @@ from ddt_llama.recipes.sizes import EARLY_PIECES
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
 
 BASE = "as it is"
+UNTOLD = "without own answers"  # the network's own, which it learns from in training
+VELOCITY = "velocity without own answers"
+ORDERS = {"coarse_to_fine": "coarse to fine", "fine_to_coarse": "fine to coarse"} | {
+    "raster": "in raster order"
+}
 
 
 def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
-    """Return the recipe as it is, and with one thing changed, by what is changed.
-
-    A prediction of the velocity cannot learn from the network's own answers: compare it with the
-    variant without them.
-    """
+    """Return the recipe as it is, and with one thing changed, by what is changed."""
     network, objective = base.tokenizer, base.objective
 
     def changed(**fields: Any) -> TokenizerRecipe:
@@ -33,21 +34,23 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
     def taught(**fields: Any) -> TokenizerRecipe:
         return replace(base, objective=replace(objective, **fields))
 
-    linear, coarse = network.pieces == (1.0,), network.language_order == "coarse_to_fine"
+    linear = network.pieces == (1.0,)
     local = network.encoder.queries == "spatial"
     hidden, static = objective.hide_fine > 0, network.decoder.token_stream == "static"
     starts = "normal" if local else "spatial"
     velocity = replace(taught(own=0.0), tokenizer=replace(network, prediction="velocity"))
     return {
         BASE: base,
-        f"written {'in raster order' if coarse else 'coarse to fine'}": changed(
-            language_order="raster" if coarse else "coarse_to_fine"
-        ),
+        **{
+            f"written {told}": changed(language_order=order)
+            for order, told in ORDERS.items()
+            if order != network.language_order
+        },
         f"k(t) {'early' if linear else 'linear'}": changed(
             pieces=EARLY_PIECES if linear else (1.0,)
         ),
-        "without own answers": taught(own=0.0),
-        "velocity without own answers": velocity,
+        UNTOLD: taught(own=0.0),
+        VELOCITY: velocity,
         f"gradients {'not ' if objective.balance else ''}weighed": taught(
             balance=not objective.balance
         ),
@@ -65,20 +68,27 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
 
 
 def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
-    """Train every variant of each model's tokenizer with every seed, and compare."""
+    """Train every variant of each model's tokenizer with every seed, and compare.
+
+    A prediction of the velocity cannot learn from the network's own answers: it is compared with
+    the variant without them, all others with the tokenizer as it is.
+    """
     figures: dict[str, Figure] = {}
     told = []
     for model in models:
-        found = judged(plan, variants_of(base_of(plan, model)), model, folder)
-        apart = differences(found, BASE)
+        variants = variants_of(base_of(plan, model))
+        found = judged(plan, variants, model, folder)
+        bases = {name: UNTOLD if name == VELOCITY else BASE for name in variants if name != BASE}
+        apart = differences(found, bases)
         own = figures_of(found) | {
             f"{name}.{quantity}.more": figure
             for name, row in apart.items()
             for quantity, figure in row.items()
         }
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
-        told.append(f"{model.name}: {verdict(apart)}")
-    return Outcome(figures, f"{'; '.join(told)}.")
+        told.append(f"{model.name} {verdict(apart)}")
+    after = f"After {plan.recipe.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
+    return Outcome(figures, f"{after}: {'; '.join(told)}.")
 
 
 def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:

@@ -1,12 +1,15 @@
 """What every probe leaves behind, and how it is told."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
+from torch import nn
 
 from ddt_llama.config import UserError, load_json, replace_file, save_json, to_dict
 from ddt_llama.data.images import save_png
@@ -15,6 +18,9 @@ from ddt_llama.generation.model import Model
 from ddt_llama.reports.plots import Curves, save_plot
 
 FINISHED = "figures.json"
+ONE_TRAINING = (
+    "One training of each tokenizer: differences between trainings are not in the intervals."
+)
 SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
 
 
@@ -44,6 +50,21 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
     return names
 
 
+def fingerprint(*parts: object) -> str:
+    """Return letters that stand for the weights of networks: trained further, others.
+
+    What is no network counts by its type alone.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        digest.update(type(part).__name__.encode())
+        tensors = part.state_dict() if isinstance(part, nn.Module) else {}
+        for name, tensor in tensors.items():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return what `measure` returned (JSON), or what it returned before the probe was stopped."""
     if not path.is_file():
@@ -61,8 +82,8 @@ def open_folder(folder: Path, config: object) -> None:
     if described.is_file():
         if load_json(described) != to_dict(config):
             raise UserError(
-                f"{folder}: another probe, or one of other models or settings, was begun here; "
-                "choose another folder with --out"
+                f"{folder}: another probe, or one of other models, weights or settings, was begun "
+                "here; choose another folder with --out"
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -76,15 +97,16 @@ def open_folder(folder: Path, config: object) -> None:
     save_json(described, to_dict(config))
 
 
-def close_folder(folder: Path, outcome: Outcome, title: str) -> None:
-    """Write figures, table, plots, pictures and verdict."""
+def close_folder(folder: Path, outcome: Outcome, title: str, about: str) -> None:
+    """Write figures, table, plots, pictures and verdict; `about` says how it was measured."""
     shown = [*outcome.plots, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
     for name, curves in outcome.plots.items():
         save_plot(folder / files[name], curves, name)
     for name, picture in outcome.pictures.items():
         save_png(picture, folder / files[name])
-    page = [f"# {title}", "", outcome.verdict, "", *table(outcome.figures), ""]
+    page = [f"# {title}", "", outcome.verdict, "", f"{about} All settings: config.json.", ""]
+    page += [*table(outcome.figures), ""]
     page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())
     save_json(folder / FINISHED, flat(outcome.figures))

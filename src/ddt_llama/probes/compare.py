@@ -23,7 +23,7 @@ from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, 
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.evaluation.text import TextSuite
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import check_names, kept, open_folder
+from ddt_llama.probes.base import check_names, fingerprint, kept, open_folder
 from ddt_llama.reports.comparison import NOTHING, Comparison, Row, Shown, save_comparison
 from ddt_llama.shapes.prompts import CATEGORIES, edit_suite
 from ddt_llama.shapes.render import render
@@ -57,6 +57,7 @@ class Begun:
     """What belongs to one comparison folder."""
 
     models: tuple[str, ...]
+    fingerprints: tuple[str, ...]
     plan: ComparisonPlan
 
 
@@ -93,7 +94,11 @@ def compare(
     no model, models of one name, and a folder of another comparison.
     """
     names = check_names(models)
-    open_folder(out, Begun(names, plan))
+    weights = tuple(
+        fingerprint(one.tokenizer, one.language if one.vocabulary is not None else None)
+        for one in models
+    )
+    open_folder(out, Begun(names, weights, plan))
     figures = {
         model.name: kept(out / "parts" / f"{model.name}.json", lambda m=model: measure(m, plan))
         for model in models

@@ -25,7 +25,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
-from ddt_llama.probes.base import check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, check_seeds
 from ddt_llama.probes.orders import Order, places
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.reports.plots import read_metrics
@@ -83,6 +83,16 @@ class Plan:
     def __post_init__(self) -> None:
         """Refuse no seed, and one twice."""
         check_seeds(self.seeds)
+
+    def about(self) -> str:
+        """Say in a sentence or two what is measured on what."""
+        train, shape = self.lesson.train, self.lesson.shape
+        return (
+            f"{len(self.seeds)} seeds of a language model ({shape.depth} blocks of width "
+            f"{shape.dim}, {train.steps} steps of {train.batch} sequences), which choose its "
+            f"weights, the order of the data and the permutation where there is one; "
+            f"{self.pictures:,} scenes, {self.held_out} of them held out. {ONE_TRAINING}"
+        )
 
     def quick(self) -> "Plan":
         """Return a plan of a thirtieth of the steps on a fortieth of the pictures."""

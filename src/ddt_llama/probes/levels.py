@@ -10,7 +10,7 @@ from ddt_llama.config import UserError
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import SEED, check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, SEED, check_seeds
 from ddt_llama.shapes.scene import Scene
 
 SHOWN_LEVELS = 8  # columns of a picture strip
@@ -35,6 +35,13 @@ class LevelPlan:
         for name in ("levels", "scenes", "steps"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    def about(self) -> str:
+        """Say in a sentence or two what is measured on what."""
+        return (
+            f"{len(self.seeds)} seeds of {self.scenes} held-out scenes each, {self.levels} levels, "
+            f"{self.steps} decoding steps. {ONE_TRAINING}"
+        )
 
     def quick(self) -> "LevelPlan":
         """Return a plan of few pictures and levels."""

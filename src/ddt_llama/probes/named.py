@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ddt_llama.config import UserError
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.ablate import ablate
-from ddt_llama.probes.base import Outcome, check_names, close_folder, open_folder
+from ddt_llama.probes.base import Outcome, check_names, close_folder, fingerprint, open_folder
 from ddt_llama.probes.entropy import entropy
 from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.length import length
@@ -25,10 +25,11 @@ from ddt_llama.probes.variants import VariantPlan, each_can_vary
 
 @dataclass(frozen=True)
 class Begun:
-    """What belongs to one probe folder: probe, models and settings."""
+    """What belongs to one probe folder: probe, models, fingerprints of tokenizers, settings."""
 
     probe: str
     models: tuple[str, ...]
+    tokenizers: tuple[str, ...]
     plan: Any
 
 
@@ -84,11 +85,12 @@ def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False
     check(models)
     if quick:
         plan = plan.quick()
-    open_folder(out, Begun(name, names, plan))
+    tokenizers = tuple(fingerprint(model.tokenizer) for model in models)
+    open_folder(out, Begun(name, names, tokenizers, plan))
     outcome = action(plan, models, out)
     if quick:
         outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
-    close_folder(out, outcome, f"{name}: {', '.join(names)}")
+    close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about())
     return outcome
 
 

@@ -49,7 +49,7 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         pictures[f"{model.name}, from the coarse end above, from the fine end below"] = strip(
             model, plan
         )
-        told.append(f"{model.name}: {verdict(found)}")
+        told.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
     return Outcome(figures, f"{'; '.join(told)}.", plots, pictures)
 
 
@@ -139,16 +139,20 @@ def half(values: Sequence[float], from_first: bool = False) -> float:
     return (below[-1] + 2 if below else 1) / len(values)
 
 
-def verdict(figures: Mapping[str, Figure]) -> str:
-    """Say with how many tokens from the coarse end half of each attribute is back."""
+def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
+    """Say with how many tokens from the coarse end half of each attribute is back.
+
+    `prefixes`: whether the tokenizer has such an end, and was trained to be read from it.
+    """
     parts = []
     for name in ("psnr", *ATTRIBUTES):
         one = figures[f"coarse.{name}.half"]
         parts.append(
             f"{name} {100 * one.value:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
         )
+    end = "the coarse end" if prefixes else "the last row, which it was never trained for"
     return (
-        "of its tokens, from the coarse end, half of what all give is there with these shares: "
+        f"of its tokens, from {end}, half of what all give is there with these shares: "
         + ", ".join(parts)
     )
 

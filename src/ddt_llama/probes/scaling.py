@@ -21,7 +21,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.probes.base import Outcome, check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, Outcome, check_seeds
 from ddt_llama.probes.drawing import captioned, obeyed
 from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
@@ -54,6 +54,14 @@ class ScalingPlan:
         if min(len(set(self.shapes)), len(set(self.amounts))) < 2:
             raise UserError("scaling needs two or more different sizes and amounts")
 
+    def about(self) -> str:
+        """Say in a sentence or two what is measured on what."""
+        return (
+            f"{len(self.seeds)} seeds of every language model, {len(self.shapes)} sizes, "
+            f"{self.passes:g} passes over each amount, {self.held_out} held-out scenes, "
+            f"{self.prompts} prompts a category. {ONE_TRAINING}"
+        )
+
     def quick(self) -> "ScalingPlan":
         """Return a plan of two small models and hardly any data."""
         return replace(
@@ -81,9 +89,7 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
         plots |= plots_of(plan, sizes, done, model.name)
         by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))
         told.append(
-            f"of {model.name} fall with parameters^-{by_size.value:.3f} ({by_size.low:.3f} to "
-            f"{by_size.high:.3f}) and pictures^-{by_data.value:.3f} ({by_data.low:.3f} to "
-            f"{by_data.high:.3f})"
+            f"of {model.name} {trend(by_size, 'parameters')} and {trend(by_data, 'pictures')}"
         )
     return Outcome(figures, f"Bits a code {'; '.join(told)}.", plots)
 
@@ -146,6 +152,13 @@ def figures_of(
             exponent(plan.amounts, [done[largest, amount, seed].bits for amount in plan.amounts])
         )
     return figures | {"exponent.size": mean(by_size), "exponent.data": mean(by_data)}
+
+
+def trend(power: Figure, what: str) -> str:
+    """Say how bits go with an amount, as far as the interval of the exponent allows."""
+    way = "fall" if power.low > 0 else "rise" if power.high < 0 else "do not clearly change"
+    value, low, high = (-x for x in (power.value, power.high, power.low))
+    return f"{way} with {what} (exponent {value:.3f}, {low:.3f} to {high:.3f})"
 
 
 def exponent(amounts: Sequence[float], bits: Sequence[float]) -> float:

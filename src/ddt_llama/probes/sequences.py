@@ -56,11 +56,22 @@ def of_codes(name: str, codes: Int[Tensor, "n k"], codebook_size: int, held_out:
 
 
 def of_texts(name: str, texts: Sequence[Sequence[int]], alphabet: int, held_out: int) -> Sequences:
-    """Return the ids of texts; the last `held_out` are held out."""
+    """Return the ids of texts; of the last `held_out` those that are not among the others."""
     if not 0 < held_out < len(texts):
         raise UserError(f"held_out: given {held_out} of {len(texts)} texts; leave some of each")
     rows = tuple(torch.tensor(list(one)) for one in texts)
-    return Sequences(name, alphabet, rows[:-held_out], rows[-held_out:])
+    return Sequences(name, alphabet, rows[:-held_out], unseen(rows[:-held_out], rows[-held_out:]))
+
+
+def unseen(
+    train: Sequence[Int[Tensor, " _"]], rows: Sequence[Int[Tensor, " _"]]
+) -> tuple[Int[Tensor, " _"], ...]:
+    """Return the sequences that do not occur in training: others could be known by heart.
+
+    Pictures of new scenes are new; their captions often are not.
+    """
+    known = {tuple(row.tolist()) for row in train}
+    return tuple(row for row in rows if tuple(row.tolist()) not in known)
 
 
 def iid(count: int, length: int, alphabet: int, held_out: int, seed: int = 0) -> Sequences:

@@ -8,6 +8,7 @@ what order is worth at all: it hides which symbol stands where. Source: DDT-LLaM
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 
 from ddt_llama.evaluation.intervals import Figure, mean
@@ -26,6 +27,7 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     figures: dict[str, Figure] = {}
     for one in sources:
         figures |= gaps(one, {key[1:]: value for key, value in done.items() if key[0] == one.name})
+    figures |= between(sources, done, plan.seeds)
     return Outcome(figures, verdict(sources, figures), plots_of(sources, done, plan.seeds[0]))
 
 
@@ -50,6 +52,30 @@ def gaps(source: Sequences, learned: Mapping[tuple[Order, int], Learned]) -> dic
             scale = source.mean_length / source.bits
             figures[f"{source.name}.{order}.per_bit"] = mean([scale * g for g in gap])
     return figures
+
+
+def between(
+    sources: Sequence[Sequences],
+    learned: Mapping[tuple[str, Order, int], Learned],
+    seeds: Sequence[int],
+) -> dict[str, Figure]:
+    """Return how much more a fixed permutation costs one source of pictures than another.
+
+    In bits per bit of an image, seed by seed, for every two of them.
+    """
+
+    def costs(source: Sequences, bits: float) -> list[float]:
+        scale = source.mean_length / bits
+        runs = [[learned[source.name, order, seed] for order in ORDERS[:2]] for seed in seeds]
+        return [scale * (fixed.bits - native.bits) for native, fixed in runs]
+
+    pictures = {one.name: costs(one, one.bits) for one in sources if one.bits is not None}
+    return {
+        f"{a} less {b}.fixed.per_bit": mean(
+            [x - y for x, y in zip(pictures[a], pictures[b], strict=True)]
+        )
+        for a, b in combinations(pictures, 2)
+    }
 
 
 def verdict(sources: Sequence[Sequences], figures: Mapping[str, Figure]) -> str:

@@ -1,9 +1,11 @@
 """Half the tokens of one picture, half of another: a blend, or a collage?
 
-Level by level the coarse tokens of A meet the fine ones of B. The paper shows that timestep tokens
-give one picture between both, spatial tokens a picture cut and pasted. Here each region of the
-mixture is placed between A (1) and B (0); what varies from region to region is collage, what all
-share is blend. Source: DDT-LLaMA and Selftok, the figures of token swapping.
+Level by level the coarse tokens of A meet the fine ones of B. A tokenizer without a coarse end
+gives codes spread over the picture as the coarse ends of others start: the tokens are to differ,
+not the cut. The paper shows that timestep tokens give one picture between both, spatial tokens a
+picture cut and pasted. Here each region of the mixture is placed between A (1) and B (0); what
+varies from region to region is collage, what all share is blend. Source: DDT-LLaMA and Selftok, the
+figures of token swapping.
 """
 
 import math
@@ -15,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ddt_llama.data.images import to_pil
@@ -26,9 +28,11 @@ from ddt_llama.probes.base import Outcome, kept
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.reports.plots import Curves
+from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.tokenizer.base import visible_mask
+from ddt_llama.tokenizer.schedule import raster_order
 
-REGIONS = 8  # along one side
+REGIONS = 8  # along one side, or more
 MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
 SCALE = {"share": "share of A", "collage": "collage (1) or blend (0)", "neither": "neither A nor B"}
 
@@ -63,24 +67,43 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
     a, b = subjects.decode(one), subjects.decode(other)
     measured: dict[str, list[float]] = {name: [] for name in SCALE}
     for count in plan.counts(one.shape[1]):
-        chosen = visible_mask(count, one.shape[1]).to(one.device)
+        chosen = from_a(model.tokenizer, count).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
-        for name, value in zip(SCALE, regions(mixture, a, b), strict=True):
+        told = regions(mixture, a, b, sides_of(one.shape[1]))
+        for name, value in zip(SCALE, told, strict=True):
             measured[name].append(value)
     return measured
 
 
+def from_a(tokenizer: Tokenizer, count: int) -> Bool[Tensor, " k"]:
+    """Return which codes are those of A: the `count` coarsest, or as many spread as these start."""
+    coarse = visible_mask(count, tokenizer.num_tokens)
+    return coarse if tokenizer.prefixes else coarse[raster_order(tokenizer.num_tokens)]
+
+
+def sides_of(num_tokens: int) -> int:
+    """Return how many regions a side has: a power of two, no region larger than a token's cell.
+
+    >>> sides_of(64), sides_of(128)
+    (8, 16)
+    """
+    return max(REGIONS, 2 ** math.ceil(math.log2(num_tokens) / 2))
+
+
 def regions(
-    mixture: Float[Tensor, "b 3 h w"], a: Float[Tensor, "b 3 h w"], b: Float[Tensor, "b 3 h w"]
+    mixture: Float[Tensor, "b 3 h w"],
+    a: Float[Tensor, "b 3 h w"],
+    b: Float[Tensor, "b 3 h w"],
+    sides: int = REGIONS,
 ) -> tuple[float, float, float]:
-    """Return share of A, collage and neither, means over pictures.
+    """Return share of A, collage and neither, means over pictures of `sides` x `sides` regions.
 
     A region of the mixture m is w A + (1 - w) B, w = <m - B, A - B> / |A - B|^2 within 0..1, and
     counts as much as A and B differ there (|A - B|^2). Collage is the variance of w over the
     regions as a share of the most that their mean allows, mean (1 - mean): 1 where each is A or B,
     0 where all are the same mixture. Neither is the part of |m - (w A + (1 - w) B)|^2 in |A - B|^2.
     """
-    m, start, end = (cut(images) for images in (mixture, b, a))
+    m, start, end = (cut(images, sides) for images in (mixture, b, a))
     along, offset = end - start, m - start
     weight = along.square().sum(-1)
     total = weight.sum(-1).clamp_min(1e-9)
@@ -94,12 +117,12 @@ def regions(
     return float(share.mean()), told, float(rest.mean())
 
 
-def cut(images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b r p"]:
-    """Cut images into `REGIONS` x `REGIONS` regions; sizes that leave a rest are stretched."""
-    side = -(-images.shape[-1] // REGIONS) * REGIONS
+def cut(images: Float[Tensor, "b 3 h w"], sides: int) -> Float[Tensor, "b r p"]:
+    """Cut images into `sides` x `sides` regions; sizes that leave a rest are stretched."""
+    side = -(-images.shape[-1] // sides) * sides
     if side != images.shape[-1]:
         images = F.interpolate(images, size=(side, side), mode="nearest")
-    return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", y=REGIONS, x=REGIONS)
+    return rearrange(images, "b c (y p) (x q) -> b (y x) (p q c)", y=sides, x=sides)
 
 
 def among_mixed(row: Mapping[str, Sequence[float | None]], name: str) -> float:
@@ -124,9 +147,7 @@ def strip(model: Model, plan: LevelPlan) -> Any:
     subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     counts = plan.counts(one.shape[1])
-    masks = [
-        visible_mask(counts[level], one.shape[1]).to(one.device) for level in plan.shown()[:-1]
-    ]
+    masks = [from_a(model.tokenizer, counts[level]).to(one.device) for level in plan.shown()[:-1]]
     mixed = [subjects.decode(torch.where(mask, one, other)) for mask in masks]
     columns = [subjects.images.roll(1, 0), *mixed, subjects.images]
     return sheet(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), len(columns))

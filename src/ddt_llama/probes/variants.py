@@ -78,6 +78,16 @@ class VariantPlan:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
+    def about(self) -> str:
+        """Say in a sentence or two what is measured on what."""
+        image, text = self.recipe.train, self.lesson.train
+        return (
+            f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
+            f"{image.batch}) and of a language model on its codes ({text.steps} steps of "
+            f"{text.batch}, {self.pictures:,} scenes); {self.scenes} held-out scenes, "
+            f"{self.prompts} prompts a category."
+        )
+
     def quick(self) -> "VariantPlan":
         """Return a plan of two seeds and a handful of steps."""
         train, lesson = self.recipe.train, self.lesson.train
@@ -201,18 +211,23 @@ def figures_of(found: Mapping[str, Sequence[Judged]]) -> dict[str, Figure]:
     }
 
 
-def differences(found: Mapping[str, Sequence[Judged]], base: str) -> dict[str, dict[str, Figure]]:
-    """Return what each variant has more than `base`, by variant and quantity, seed by seed."""
+def differences(
+    found: Mapping[str, Sequence[Judged]], bases: Mapping[str, str]
+) -> dict[str, dict[str, Figure]]:
+    """Return what each variant of `bases` has more than its base, seed by seed.
+
+    By variant and quantity. Intervals hold for all variants together with 95 % (Bonferroni).
+    """
     return {
         name: {
             quantity: mean(
-                [a[quantity] - b[quantity] for a, b in zip(runs, found[base], strict=True)]
+                [a[quantity] - b[quantity] for a, b in zip(found[name], found[base], strict=True)],
+                comparisons=len(bases),
             )
             for quantity in MEASURED
-            if quantity in runs[0]
+            if quantity in found[name][0]
         }
-        for name, runs in found.items()
-        if name != base
+        for name, base in bases.items()
     }
 
 

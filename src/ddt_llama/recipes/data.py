@@ -5,7 +5,7 @@ opens; several are mixed by weight. Everything is a pure function of the recipe 
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -41,8 +41,9 @@ class DataConfig:
     endless).
     `grid`: what a language model is to place itself (objects of scenes to draw, and those that
     edits add or move) stands in the middle of cells of a grid x grid canvas, what edits repaint or
-    resize there or on a border, whichever is near; what it is given to edit or to read, and what
-    tokenizers train on, stands anywhere.
+    resize there or on a border, whichever is near; what it is given to edit or to read stands
+    anywhere. Of the scenes that a tokenizer trains on every second one stands so, since these are
+    the places that it will have to draw (experiments/0026).
     `even`: colours and shapes whose single object is held out are not rarer than others, but for
     that (experiments/0025).
     `in_words`: seven of eight documents of the shapes world that draw, edit or ask hold the
@@ -126,10 +127,11 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class Scenes:
-    """The shapes world as scenes, to be rendered a batch at a time."""
+    """The shapes world as scenes, to be rendered a batch at a time; every second on the `grid`."""
 
     source: ShapesSource
     length: int = ENDLESS
+    grid: int | None = None
 
     def __len__(self) -> int:
         """Return the number of different scenes."""
@@ -137,7 +139,8 @@ class Scenes:
 
     def __getitem__(self, index: int, /) -> Scene:
         """Return one scene."""
-        return self.source.scene(index)
+        source = replace(self.source, grid=self.grid) if index % 2 else self.source
+        return source.scene(index)
 
 
 @dataclass(frozen=True)
@@ -178,7 +181,7 @@ def _contents(
     sources: list[Indexed[Scene | Tensor]] = []
     for path in config.paths:
         if path == SHAPES:
-            sources.append(Scenes(shapes_source(config), config.scenes or ENDLESS))
+            sources.append(Scenes(shapes_source(config), config.scenes or ENDLESS, config.grid))
         else:
             sources.append(FilePictures(config.open_images(path, image_size)))
     stream = Stream(

@@ -1,14 +1,15 @@
 """Other ways to make images a language, each matched to the DDT recipe of its size.
 
 Matched are bits an image, parameters, and FLOPs of training on an image (`ddt recipes NAME` prints
-both); data, batch and optimizer are the same. The language side is that of the DDT recipes:
+both); data, batch, steps and optimizer are the same. The language side is that of the DDT recipes:
 `ddt train nano_pretrain --tokenizer runs/spatial_nano`.
 """
+
+from dataclasses import replace
 
 from ddt_llama.recipes.sizes import base_tokenizer, nano_tokenizer, small_tokenizer
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 from ddt_llama.tokenizer import SpatialTokenizerConfig
-from ddt_llama.tokenizer.quantizer import QuantizerConfig
 from ddt_llama.training.spatial import SpatialObjectiveConfig
 
 
@@ -25,12 +26,13 @@ def spatial_nano() -> SpatialRecipe:
 
 def spatial_small() -> SpatialRecipe:
     """A VQ-VAE of small's size: 16 x 16 codes, so few (91) that a picture has as many bits."""
+    rival = small_tokenizer()
     network = SpatialTokenizerConfig(
         widths=(24, 80, 424),
         blocks=(0, 1, 4),
-        quantizer=QuantizerConfig(codebook_size=91, code_dim=8, dead_share=0.03),
+        quantizer=replace(rival.tokenizer.quantizer, codebook_size=91),
     )
-    return _beside(small_tokenizer(), "spatial_small", network)
+    return _beside(rival, "spatial_small", network)
 
 
 def spatial_base() -> SpatialRecipe:

@@ -137,6 +137,7 @@ def small_tokenizer() -> TokenizerRecipe:
             workers=8,
             optim=replace(TOKENIZER_MUON, warmup=200, decay_share=0.4),
         ),
+        data=DataConfig(grid=8, even=True),
     )
 
 

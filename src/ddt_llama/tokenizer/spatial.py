@@ -7,6 +7,7 @@ al. 2017 (arXiv 1711.00937); residual blocks with group normalisation as in VQGA
 2021, arXiv 2012.09841); the quantizer is the one of the DDT tokenizer.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -213,7 +214,7 @@ def _encoder(
             parts.append(nn.Conv2d(widths[place - 1], width, 3, stride=2, padding=1))
         parts += [ResidualBlock(width, groups) for _ in range(count)]
     parts += [nn.GroupNorm(groups, widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], code_dim, 1)]
-    return nn.Sequential(*parts)
+    return _named("patch_in", parts, "code_out")
 
 
 def _decoder(
@@ -227,4 +228,10 @@ def _decoder(
             parts.append(nn.Upsample(scale_factor=2, mode="nearest"))
             parts.append(nn.Conv2d(widths[place], widths[place - 1], 3, padding=1))
     parts += [nn.GroupNorm(groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1)]
-    return nn.Sequential(*parts)
+    return _named("code_in", parts, "patch_out")
+
+
+def _named(first: str, parts: Sequence[nn.Module], last: str) -> nn.Sequential:
+    """Chain parts, the ends with the names that they have in every tokenizer."""
+    names = [first, *map(str, range(1, len(parts) - 1)), last]
+    return nn.Sequential(OrderedDict(zip(names, parts, strict=True)))

@@ -138,9 +138,8 @@ class TimestepTokenizer(nn.Module):
         patches: Float[Tensor, "b n p"],
         eps: Float[Tensor, "b draws n p"],
         t: Float[Tensor, "b draws"],
+        visible: Bool[Tensor, "b draws k"],
         *,
-        first: Int[Tensor, " b"],
-        dropped: Bool[Tensor, "b draws"],
         own: Bool[Tensor, " b"] | None = None,
         rounding: float = 1.0,
         gradient_weights: Float[Tensor, " k"] | None = None,
@@ -148,7 +147,7 @@ class TimestepTokenizer(nn.Module):
     ) -> Denoised:
         """Encode, round and denoise several noise draws of each image.
 
-        `first`: tokens before it are hidden (the fine end); `dropped` draws see no token at all;
+        `visible`: which tokens each draw sees, within the window of its t (`TokenSchedule.window`);
         `own` images take their later draws not from the image but, as decoding does, from the
         network's answer to their first draw and its noise (no gradient flows through them);
         `rounding`: see `Quantizer.forward`; `gradient_weights` scale what flows back into each
@@ -164,7 +163,6 @@ class TimestepTokenizer(nn.Module):
         if gradient_weights is not None:
             weights = gradient_weights[:, None]
             values = values * weights + (values * (1 - weights)).detach()
-        visible = self.schedule.window(t, first[:, None]) & ~dropped[..., None]
         tokens = self.tokens(values, visible)
         if own is None or not own.any():
             noisy = self._mix(patches[:, None].expand_as(eps), eps, t)

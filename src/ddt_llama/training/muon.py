@@ -24,7 +24,8 @@ TOGETHER = 8  # matrices of one shape a batched product: more would only cost me
 class Muon(torch.optim.Optimizer):
     """Nesterov momentum of the gradient, orthogonalised; every parameter is a matrix.
 
-    The step is lr x 0.2 sqrt(max(rows, columns)) long, so that its entries have the size of
+    The weights of a convolution are one, too: outputs by all that a place of the input has for
+    them. The step is lr x 0.2 sqrt(max(rows, columns)) long, so that its entries have the size of
     AdamW's. State: `momentum_buffer`, as in `torch.optim.Muon`.
     """
 
@@ -46,10 +47,11 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            directions = [self._direction(p, group["momentum"]) for p in moving]
+            directions = [self._direction(p, group["momentum"]).flatten(1) for p in moving]
             for p, update in zip(moving, orthogonal_together(directions), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                length = 0.2 * max(update.shape) ** 0.5
+                p.add_(update.reshape(p.shape), alpha=-group["lr"] * length)
         return loss
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:

@@ -21,8 +21,10 @@ from ddt_llama.training.muon import Muon
 
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
 TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*", "*canvas*")
-# Muon is for matrices between hidden activations: not the way in, the way out or a codebook.
+# Muon is for matrices between hidden activations: not the way in, the way out or a codebook, nor
+# for a critic, which is to learn as fast as ever beside it.
 ENDS = ("*head*", "*proj_in*", "*proj_out*", "*patch*", "*code_in*", "*code_out*", "*codebook*")
+ENDS += ("*critic*",)
 
 
 @dataclass(frozen=True)
@@ -90,11 +92,11 @@ def groups(model: nn.Module, config: OptimConfig) -> list[Group]:
     """Sort the trainable parameters into groups.
 
     Weight decay spares vectors, embeddings and `no_decay` patterns. With kind "muon" the weights
-    of `nn.Linear` that no `not_muon` pattern matches go to Muon. Raises UserError for a multiplier
-    that matches nothing.
+    of `nn.Linear` and `nn.Conv2d` that no `not_muon` pattern matches go to Muon. Raises UserError
+    for a multiplier that matches nothing.
     """
     embeddings = _weights_of(model, nn.Embedding)
-    linears = _weights_of(model, nn.Linear)
+    hidden = _weights_of(model, nn.Linear) | _weights_of(model, nn.Conv2d)
     collected: dict[tuple[float, float, bool], list[str]] = {}
     used = set()
     for name, parameter in model.named_parameters():
@@ -105,7 +107,7 @@ def groups(model: nn.Module, config: OptimConfig) -> list[Group]:
             if fnmatchcase(name, pattern):
                 multiplier, _ = factor, used.add(pattern)
         spared = parameter.ndim < 2 or name in embeddings or _matches(name, config.no_decay)
-        muon = config.kind == "muon" and name in linears - embeddings
+        muon = config.kind == "muon" and name in hidden - embeddings
         muon = muon and not _matches(name, config.not_muon)
         key = (multiplier, 0.0 if spared else config.weight_decay, muon)
         collected.setdefault(key, []).append(name)

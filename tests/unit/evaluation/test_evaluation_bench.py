@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ddt_llama.config import UserError
-from ddt_llama.evaluation.bench import PROMPTS, bench_documents, bench_draw, plain_codes
+from ddt_llama.evaluation.bench import PROMPTS, bench_documents, bench_draw, counted, plain_codes
 from ddt_llama.generation import Model
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
@@ -83,3 +83,15 @@ def test_wrong_batches_and_models_are_refused(model: Model) -> None:
             bench_draw(model, batches=batches, rounds=rounds)
     with pytest.raises(UserError, match="no language model"):
         bench_draw(Model(FlatTokenizer()), rounds=1)
+
+
+def test_flops_of_products_attention_and_convolutions_are_counted() -> None:
+    linear, conv = torch.nn.Linear(7, 11), torch.nn.Conv2d(3, 5, 3, padding=1)
+    for module in (linear, conv):
+        module.requires_grad_(False)
+    x, q, k = torch.zeros(2, 13, 7), torch.zeros(2, 3, 5, 8), torch.zeros(2, 3, 9, 8)
+    assert counted(lambda: linear(x)) == 2 * (2 * 13) * 7 * 11
+    attend = torch.nn.functional.scaled_dot_product_attention
+    assert counted(lambda: attend(q, k, k)) == 2 * 2 * (2 * 3 * 5 * 9 * 8)
+    assert counted(lambda: conv(torch.zeros(2, 3, 6, 6))) == 2 * 2 * 36 * (3 * 9) * 5
+    assert counted(lambda: torch.zeros(4) + 1) == 0

@@ -87,6 +87,8 @@ def test_mean_is_students_t() -> None:
     figure = mean(values)
     assert (figure.value, figure.low, figure.high) == pytest.approx((3, 3 - half, 3 + half))
     assert mean([2.0]).high == math.inf
+    both = 3.4954059 * statistics.stdev(values) / math.sqrt(5)  # t of 4 at 1 - 0.025 / 2
+    assert mean(values, comparisons=2).high == pytest.approx(3 + both)
 
 
 def test_mean_of_figures_adds_in_square() -> None:

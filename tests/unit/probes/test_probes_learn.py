@@ -15,9 +15,9 @@ from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
 from ddt_llama.probes.base import Outcome, close_folder, open_folder
-from ddt_llama.probes.entropy import entropy, slope
+from ddt_llama.probes.entropy import entropy, orders_of, slope
 from ddt_llama.probes.learn import Lesson, Plan, learn
-from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_codes, of_texts
+from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_codes
 from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
@@ -67,6 +67,8 @@ def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
     scale = LENGTH / (LENGTH * math.log2(ALPHABET))
     gap, per_bit = figures["markov.fixed.gap"], figures["markov.fixed.per_bit"]
     assert per_bit.value == pytest.approx(scale * gap.value)
+    apart = figures["markov less iid.fixed.per_bit"]
+    assert apart.value == pytest.approx(per_bit.value - figures["iid.fixed.per_bit"].value)
     assert "One fixed permutation costs markov" in outcome.verdict
     assert set(outcome.plots) == {"markov, bits a token", "iid, bits a token"}
     assert all(len(x) == 2 for curves in outcome.plots.values() for x, _ in curves.values())
@@ -124,12 +126,15 @@ def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
     two = [9.0, *np.linspace(3, 1, 10), *np.linspace(5, 4, 11)]
     assert slope(two, 2) == pytest.approx((-2 - 1) / 2)
     assert slope([1.0], 1) == 0
+    one, other = (torch.zeros(length, dtype=torch.long) for length in (4, 5))
+    assert len(orders_of(Sequences("codes", 2, (one,), (one, one)))) == 4
+    assert orders_of(Sequences("captions", 2, (one,), (one, other))) == ("native",)
 
 
 def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
-    rows = [[1 + (n % 3)] * (2 + n % 5) for n in range(400)]
+    rows = tuple(torch.tensor([1 + (n % 3)] * (2 + n % 5)) for n in range(400))
     short = replace(LESSON, train=replace(LESSON.train, steps=120))
-    learned = learn(short, of_texts("t", rows, 5, 40), tmp_path)
+    learned = learn(short, Sequences("t", 5, rows[:360], rows[360:]), tmp_path)
     assert learned.by_place[1] < 0.2 < learned.by_place[0]
     assert len(learned.by_place) == 6
 
@@ -145,9 +150,10 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no probe"):
         open_folder(tmp_path / "b", config)
     outcome = Outcome({}, "Nothing was found.", {"a plot": {"x": ([1.0, 2.0], [2.0, 1.0])}})
-    close_folder(tmp_path / "a", outcome, "shuffle: x")
+    close_folder(tmp_path / "a", outcome, "shuffle: x", config.about())
     page = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing was found." in page
+    assert "2 seeds of a language model" in page
     assert (tmp_path / "a" / "a-plot.png").read_bytes().startswith(b"\x89PNG")
 
 

@@ -12,9 +12,10 @@ from ddt_llama.config import UserError
 from ddt_llama.generation import Model
 from ddt_llama.probes.levels import LevelPlan, Subjects
 from ddt_llama.probes.prefix import ENDS, attributes, half, mask_of, prefix
-from ddt_llama.probes.swap import among_mixed, regions, swap
+from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.tokenizer.base import visible_mask
+from ddt_llama.tokenizer.schedule import token_places
 from stand_in import StandIn
 
 TOKENS = 8
@@ -86,6 +87,23 @@ def test_what_is_neither_of_both_is_told() -> None:
     assert neither == pytest.approx(0.25 / 4)  # |0.5 pattern|^2 of |a - b|^2 = 4
     row = {"share": [0.05, 0.3, 0.5, 1.0], "collage": [9.0, 0.2, 0.4, None]}
     assert among_mixed(row, "collage") == pytest.approx(0.3)
+
+
+def test_codes_without_a_coarse_end_are_taken_as_the_coarse_ends_of_others_start() -> None:
+    class Timed(StandIn):
+        num_tokens = 64
+
+    class Grid(StandIn):
+        num_tokens, prefixes = 64, False
+
+    coarse, spread = from_a(Timed(), 16), from_a(Grid(), 16)
+    assert coarse.nonzero().flatten().tolist() == list(range(48, 64))
+    cells = (token_places(64)[coarse] * 8).floor().long()
+    there = torch.zeros(8, 8, dtype=torch.bool)
+    there[cells[:, 0], cells[:, 1]] = True
+    assert torch.equal(spread.view(8, 8), there)
+    assert int(there.any(1).sum()) == 8  # every row has a part of A
+    assert (sides_of(64), sides_of(128), sides_of(256), sides_of(480)) == (8, 16, 16, 32)
 
 
 def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:

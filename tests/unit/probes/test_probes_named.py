@@ -95,6 +95,10 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert (lesson / "result.json").stat().st_mtime_ns == trained
     with pytest.raises(UserError, match="another probe"):
         carry_out("shuffle", [spatial("b")], tmp_path / "p", quick=True)
+    further = spatial("a")  # of the same name, but trained on
+    next(cast(Any, further.tokenizer).parameters()).data += 0.1
+    with pytest.raises(UserError, match="weights"):
+        carry_out("shuffle", [further], tmp_path / "p", quick=True)
 
 
 def test_a_quick_lesson_is_a_thirtieth() -> None:

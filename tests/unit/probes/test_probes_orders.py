@@ -25,4 +25,6 @@ def test_one_permutation_is_the_same_for_all_and_a_fresh_one_for_none() -> None:
     fresh = {tuple(places("fresh", 20, 3, number).tolist()) for number in range(9)}
     assert (len(fixed), len(fresh)) == (1, 9)
     assert not torch.equal(places("fixed", 20, 3), places("fixed", 20, 4))
+    long, short = places("fixed", 20, 3), places("fixed", 7, 3)
+    assert short.tolist() == [place for place in long.tolist() if place < 7]
     assert not torch.equal(places("fresh", 20, 3, 1), places("fresh", 20, 4, 1))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
@@ -23,6 +24,7 @@ from ddt_llama.probes.scaling import (
     figures_of,
     learn_grid,
     scaling,
+    trend,
 )
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.training.loop import TrainConfig
@@ -130,9 +132,17 @@ def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     assert all(
         outcome.figures[name].value == 0 for name in names if name.endswith(".shapes")
     )  # a grey picture obeys nobody
-    assert "Bits a code of grey fall with parameters^" in outcome.verdict
+    by_size = trend(outcome.figures["grey.exponent.size"], "parameters")
+    assert outcome.verdict.startswith(f"Bits a code of grey {by_size} and ")
     again = learn_grid(replace(PLAN, prompts=1), model, tmp_path)
     assert again[1, 32, 0].scores == {"shapes": 0.0}
+
+
+def test_a_trend_claims_no_more_than_its_interval() -> None:
+    told = trend(Figure(0.3, 0.1, 0.5), "pictures")
+    assert told == "fall with pictures (exponent -0.300, -0.500 to -0.100)"
+    assert trend(Figure(-0.3, -0.5, -0.1), "pictures").startswith("rise with pictures")
+    assert trend(Figure(0.3, -0.1, 0.7), "x").startswith("do not clearly change with x")
 
 
 def test_steps_follow_the_data_and_slopes_need_two_points() -> None:

@@ -34,6 +34,13 @@ def test_codes_and_texts_are_divided() -> None:
     assert texts.fingerprint() == of_texts("u", [[1], [2, 3], [4, 5, 6]], 9, 1).fingerprint()
 
 
+def test_texts_that_stand_in_training_are_not_held_out() -> None:
+    texts = of_texts("t", [[1], [2, 3], [4], [2, 3], [1, 2]], 9, held_out=3)
+    assert [row.tolist() for row in texts.held_out] == [[4], [1, 2]]
+    with pytest.raises(UserError, match="none held out"):
+        of_texts("t", [[1], [2], [2], [1]], 9, held_out=2)
+
+
 def test_nothing_to_learn_or_to_hold_out_is_refused() -> None:
     for held_out in (0, 10):
         with pytest.raises(UserError, match="leave some of each"):

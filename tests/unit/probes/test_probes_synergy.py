@@ -12,7 +12,7 @@ from ddt_llama.generation import Model
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.learn import Learned, Lesson, Plan, learn_all
-from ddt_llama.probes.synergy import ALONE, NOISE, conditions, gaps, synergy, verdict
+from ddt_llama.probes.synergy import ALONE, conditions, gaps, noise_of, synergy, verdict
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 from stand_in import StandIn
@@ -37,43 +37,56 @@ class Bright(StandIn):
 
 
 def texts(count: int) -> list[Tensor]:
-    return [torch.arange(2 + n % 3) for n in range(count)]
+    """All different, of three, four or five ids."""
+    return [torch.tensor([n % 5, n // 5 % 5, n // 25, *[1] * (n % 3)]) for n in range(count)]
 
 
 def test_captions_come_before_codes_and_are_held_out_alone() -> None:
     rows = torch.arange(40).view(10, 4)
-    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, 50, 6, 2)
-    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", NOISE]
-    assert beside.train[1].tolist() == [0, 1, 2, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
-    assert [len(row) for row in noise.train[:3]] == [2 + 6, 3 + 6, 4 + 6]
-    assert all(row[len(row) - 6 :].min() >= 5 for row in noise.train)
+    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, 50, 2)
+    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", noise_of(4)]
+    assert beside.train[1].tolist() == [1, 0, 0, 1, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
+    assert [len(row) for row in noise.train[:3]] == [3 + 4, 4 + 4, 5 + 4]
+    assert all(row[len(row) - 4 :].min() >= 5 for row in noise.train)
     for one in (alone, beside, noise):
         assert (one.alphabet, len(one.train)) == (55, 8)
         assert [row.tolist() for row in one.held_out] == [t.tolist() for t in texts(10)[-2:]]
 
 
+def test_every_length_of_codes_has_noise_as_long_and_known_captions_are_not_held_out() -> None:
+    rows = {"x": torch.zeros(10, 4), "y": torch.zeros(10, 6), "z": torch.zeros(10, 4)}
+    again = [*texts(9), texts(9)[0]]  # the last caption stands in training, too
+    sources = conditions(again, 5, {name: row.long() for name, row in rows.items()}, 50, 2)
+    assert [one.name for one in sources][-2:] == [noise_of(4), noise_of(6)]
+    assert [len(one.train[0]) - 3 for one in sources] == [0, 4, 6, 4, 4, 6]
+    assert all([row.tolist() for row in one.held_out] == [texts(9)[8].tolist()] for one in sources)
+
+
 def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
-    empty = torch.zeros(40, 0, dtype=torch.long)
-    sources = conditions(texts(40), 5, {"x": empty}, 3, 4, 8)
+    codes = {"x": torch.zeros(40, 0, dtype=torch.long), "y": torch.zeros(40, 4, dtype=torch.long)}
+    alone, empty, *_, four = conditions(texts(40), 5, codes, 3, 8)
+    sources = (alone, empty, four)
     done = learn_all(PLAN, sources, ("native",), tmp_path)
     for seed in PLAN.seeds:
         alone, beside, noise = (done[one.name, "native", seed] for one in sources)
         assert beside.bits == alone.bits
         assert noise.bits != alone.bits
-        assert len(alone.by_place) == len(noise.by_place) == 4
+        assert len(alone.by_place) == len(noise.by_place) == 5
 
 
 def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
     def runs(*bits: float) -> list[Learned]:
         return [Learned(one, [(8, one)], [one], [one], {}) for one in bits]
 
-    learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88), NOISE: runs(2, 3, 5)}
-    figures = gaps(learned)
+    learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88)}
+    learned[noise_of(8)] = runs(2.0, 3.0, 5.0)
+    figures = gaps(learned, {"text + x": 8})
     assert figures["text + x.gap"].value == pytest.approx(-0.34 / 3)
     assert figures["text alone.perplexity"].value == pytest.approx((4 + 8 + 16) / 3)
-    told = verdict(learned, figures)
+    assert figures["text + x.to_noise"].value == pytest.approx(-1.34 / 3)
+    told = verdict(["text + x"], figures)
     assert "x helps (-0.113 bits" in told
-    assert "noise neither helps nor hurts" in told
+    assert "against as much noise -0.447," in told
 
 
 def test_the_whole_probe(tmp_path: Path) -> None:
@@ -83,5 +96,5 @@ def test_the_whole_probe(tmp_path: Path) -> None:
     model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
     short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))
     outcome = synergy(replace(short, pictures=24), [model], tmp_path / "b")
-    assert {"text + bright.gap", f"{NOISE}.gap", f"{ALONE}.bits"} <= set(outcome.figures)
+    assert {"text + bright.gap", "text + bright.to_noise", f"{ALONE}.bits"} <= set(outcome.figures)
     assert len(outcome.plots["bits an id of text"]) == 3

@@ -14,7 +14,7 @@ from ddt_llama.generation import Model
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes import length as length_module
 from ddt_llama.probes import variants as module
-from ddt_llama.probes.ablate import ablate, variants_of
+from ddt_llama.probes.ablate import UNTOLD, VELOCITY, ablate, variants_of
 from ddt_llama.probes.ablate import verdict as ablate_verdict
 from ddt_llama.probes.learn import NANO, Lesson
 from ddt_llama.probes.length import length
@@ -87,6 +87,7 @@ def test_each_variant_differs_in_what_its_name_says(base: TokenizerRecipe) -> No
     assert list(changed.values()) == [
         set(),
         {"tokenizer.language_order"},
+        {"tokenizer.language_order"},
         {"tokenizer.pieces"},
         {"objective.own"} if nano else set(),
         {"tokenizer.prediction", *(["objective.own"] if nano else [])},
@@ -136,7 +137,7 @@ def test_differences_are_taken_seed_by_seed() -> None:
         ],
         "better": [{"psnr": 21.0, "shapes": 0.5}, {"psnr": 31.0, "shapes": 0.2}],
     }
-    apart = differences(found, "as it is")
+    apart = differences(found, {"better": "as it is"})
     assert list(apart) == ["better"]
     assert apart["better"]["psnr"] == Figure(1.0, 1.0, 1.0)
     assert apart["better"]["shapes"].low < 0 < apart["better"]["shapes"].high
@@ -146,6 +147,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
         "no clear difference: same"
     )
     assert figures_of(found)["better.psnr"].value == 26.0
+    two = differences(found, {"better": "as it is", "as it is": "better"})
+    assert two["as it is"]["psnr"].value == -1.0
+    assert two["better"]["shapes"].high > apart["better"]["shapes"].high  # both hold together
 
 
 def test_only_networks_with_tokens_tied_to_timesteps_can_vary(model: Model) -> None:
@@ -177,11 +181,15 @@ def test_both_probes_tell_what_they_found(
     own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
     assert "prompts" not in length_verdict(own)
 
-    two = dict(list(variants_of(PLAN.recipe).items())[:2])
-    monkeypatch.setattr("ddt_llama.probes.ablate.variants_of", lambda base: two)
+    every = variants_of(PLAN.recipe)
+    few = {name: every[name] for name in ("as it is", "written in raster order", UNTOLD, VELOCITY)}
+    monkeypatch.setattr("ddt_llama.probes.ablate.variants_of", lambda base: few)
     told = ablate(PLAN, [model], tmp_path / "ablate")
     assert "tiny.written in raster order.psnr.more" in told.figures
-    assert told.verdict.startswith("tiny: ")
+    assert told.verdict.startswith(f"After {PLAN.recipe.train.steps} steps of a tokenizer, 2 seeds")
+    psnr = {name: told.figures[f"tiny.{name}.psnr"].value for name in few}
+    more = told.figures[f"tiny.{VELOCITY}.psnr.more"].value
+    assert more == pytest.approx(psnr[VELOCITY] - psnr[UNTOLD])
 
 
 def test_a_quick_plan_is_short_and_others_are_refused() -> None:

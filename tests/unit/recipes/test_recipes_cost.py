@@ -18,6 +18,7 @@ from ddt_llama.recipes.cost import (
     spatial_flops,
     token_stream_flops,
 )
+from ddt_llama.recipes.tokenizer import SpatialRecipe
 from ddt_llama.tokenizer import (
     SpatialTokenizer,
     SpatialTokenizerConfig,
@@ -95,6 +96,18 @@ def test_rivals_are_matched_in_bits_parameters_and_flops(name: str) -> None:
     assert all(abs(share - 1) < 0.04 for share in beside.values())
     size = name.removeprefix("spatial_")
     assert all(f"{size}_tokenizer" in title for title in beside)
+
+
+@pytest.mark.parametrize("name", ["spatial_nano", "spatial_small", "spatial_base"])
+def test_rivals_are_trained_alike_and_their_quantizers_differ_in_size_only(name: str) -> None:
+    one = recipe_named(name)
+    assert isinstance(one, SpatialRecipe)
+    assert one.rival is not None
+    other = recipe_named(one.rival)
+    assert isinstance(other, TokenizerRecipe)
+    assert (one.train, one.data) == (other.train, other.data)
+    size = one.tokenizer.quantizer.codebook_size
+    assert one.tokenizer.quantizer == replace(other.tokenizer.quantizer, codebook_size=size)
 
 
 def test_a_language_token_costs_what_the_counter_says() -> None:

@@ -15,7 +15,7 @@ from ddt_llama.data.images import open_image
 from ddt_llama.language import TextTokenizer, Vocabulary, documents
 from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, PLAN, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
-from ddt_llama.recipes.data import DataConfig, image_stream, unseen_images
+from ddt_llama.recipes.data import DataConfig, Scenes, image_stream, unseen_images
 from ddt_llama.recipes.drafts import (
     QUESTIONS_BESIDE_PLANS,
     QUESTIONS_OF_A_PLAN,
@@ -105,6 +105,17 @@ def test_a_bounded_world_repeats_its_scenes() -> None:
     passes = [{image.numpy().tobytes() for image in stream(step)} for step in range(2)]
     assert len(passes[0]) == 5
     assert passes[0] == passes[1]
+
+
+def test_every_second_scene_that_a_tokenizer_sees_stands_on_the_grid() -> None:
+    scenes = Scenes(ShapesSource(seed=3), grid=8)
+    assert scenes[4] == ShapesSource(seed=3).scene(4)
+    assert scenes[5] == ShapesSource(seed=3, grid=8).scene(5)
+    assert all(item.x * 8 % 1 == item.y * 8 % 1 == 0.5 for item in scenes[5].objects)
+    config = DataConfig(seed=3, scenes=2, grid=8)
+    seen = image_stream(config, 32, 2, CPU)(0)
+    known = render([scenes[0], scenes[1]], 32)
+    assert any(torch.equal(seen, known[list(order)]) for order in ((0, 1), (1, 0)))
 
 
 def test_pictures_to_look_at_are_held_out(folder: Path) -> None:

@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from ddt_llama.config import UserError
+from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.training.critics import PatchCritic
 from ddt_llama.training.muon import Muon, orthogonal
 from ddt_llama.training.optim import OptimConfig, Optimizer, groups, lr_scale
 
@@ -72,6 +75,42 @@ def test_each_parameter_is_in_one_group_and_only_matrices_decay():
 def test_muon_takes_the_hidden_matrices_alone():
     chosen = {n for g in groups(Net(), OptimConfig(kind="muon")) if g.muon for n in g.names}
     assert chosen == {"body.0.weight", "body.2.weight"}
+
+
+def test_muon_moves_a_convolution_as_the_matrix_that_it_is():
+    torch.manual_seed(2)
+    weights = torch.randn(8, 4, 3, 3)
+    whole = nn.Parameter(weights.clone().contiguous(memory_format=torch.channels_last))
+    flat = nn.Parameter(weights.flatten(1).clone())
+    optimizer = Muon([whole, flat], lr=0.1)
+    for _ in range(3):
+        whole.grad = torch.randn(weights.shape)
+        flat.grad = whole.grad.flatten(1).clone()
+        optimizer.step()
+    assert (whole - weights).abs().max() > 0.01
+    torch.testing.assert_close(whole.flatten(1), flat)
+
+
+def test_muon_takes_the_hidden_convolutions_of_a_tokenizer_and_leaves_its_critic():
+    model = SpatialTokenizer(
+        SpatialTokenizerConfig(
+            image_size=16,
+            widths=(8, 8),
+            blocks=(0, 1),
+            groups=2,
+            quantizer=QuantizerConfig(codebook_size=4, code_dim=2),
+        )
+    )
+    model.critic = PatchCritic((8, 8))
+    chosen = {n for g in groups(model, OptimConfig(kind="muon")) if g.muon for n in g.names}
+    assert chosen == {
+        "encoder.1.weight",  # the stride
+        "encoder.2.conv_in.weight",
+        "encoder.2.conv_out.weight",
+        "decoder.1.conv_in.weight",
+        "decoder.1.conv_out.weight",
+        "decoder.3.weight",  # behind the upsampling
+    }
 
 
 def test_muon_moves_as_that_of_torch():

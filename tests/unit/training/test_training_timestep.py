@@ -178,7 +178,9 @@ def test_slips_move_some_tokens_to_other_codes_and_the_image_stays_the_target():
     codes, moved = seen
     assert torch.equal(codes, model.encode(batch))
     shares = (codes != moved).float().mean(1)
-    assert 0.2 < float(shares.mean()) < 0.4  # half of 0.8 are moved, a few of them to where they were
+    assert (
+        0.2 < float(shares.mean()) < 0.4
+    )  # half of 0.8 are moved, a few of them to where they were
     assert float(shares.min()) == 0.0
     assert slipped > plain
     seen.clear()
