@@ -102,7 +102,8 @@ def test_codes_without_a_coarse_end_are_taken_as_the_coarse_ends_of_others_start
     there = torch.zeros(8, 8, dtype=torch.bool)
     there[cells[:, 0], cells[:, 1]] = True
     assert torch.equal(spread.view(8, 8), there)
-    assert int(there.any(1).sum()) == 8  # every row has a part of A
+    quarters = there.view(2, 4, 2, 4).sum((1, 3))
+    assert quarters.min() >= 2  # every quarter of the picture has its part of A
     assert (sides_of(64), sides_of(128), sides_of(256), sides_of(480)) == (8, 16, 16, 32)
 
 
