@@ -57,8 +57,7 @@ def main(
     model: Annotated[str, tyro.conf.Positional], out: Path, grid: int = 8, each: int = 2
 ) -> None:
     """Measure a model and write places.json."""
-    opened = load(model)
-    tokenizer = opened.tokenizer
+    tokenizer = load(model).tokenizer
     figures = {}
     for place, where in (("grid", grid), ("anywhere", None)):
         scenes = lone_objects(where, each)

@@ -19,8 +19,10 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
 VELOCITY = "velocity without own answers"
-ORDERS = {"coarse_to_fine": "coarse to fine", "fine_to_coarse": "fine to coarse"} | {
-    "raster": "in raster order"
+ORDERS = {
+    "coarse_to_fine": "coarse to fine",
+    "fine_to_coarse": "fine to coarse",
+    "raster": "in raster order",
 }
 
 
