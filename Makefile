@@ -1,9 +1,9 @@
-# make demo: look at what the model can do. make test, make check: what CI runs.
+# make demo: look at what the model can do. make lint, make test: what CI runs.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test check
+.PHONY: setup demo test lint check
 
 setup: $(READY)
 
@@ -21,10 +21,13 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
 
-check: setup
+lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+
+# Before a commit: the quick half of the tests, too.
+check: lint
 	$(BIN)/python -m pytest tests/unit tests/architecture -q
 	@find src -name "*.py" | xargs cat | wc -l | xargs echo "lines in src:"
