@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import ddt_llama
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.cli import main
+from ddt_llama.config import load_json, save_json
 from ddt_llama.language import TextTokenizer
 
 diffusers = pytest.importorskip("diffusers")
@@ -40,6 +41,7 @@ def test_a_decoder_trained_alone_goes_on_without_the_run_it_came_from(
     shutil.rmtree(start)
     assert main([*train, "--steps", "4", "--out", str(cut)]) == 0
     assert equal(weights(cut, "tokenizer"), weights(whole, "tokenizer"))
+    assert ddt_llama.load(cut).history == ddt_llama.load(whole).history
 
 
 def test_a_language_run_goes_on_without_the_run_it_came_from(
@@ -54,6 +56,24 @@ def test_a_language_run_goes_on_without_the_run_it_came_from(
     shutil.rmtree(cut / "checkpoints")  # killed before the first: it begins again as it began
     assert main([*train, "--out", str(cut)]) == 0
     assert equal(weights(cut, "language"), weights(whole, "language"))
+    assert ddt_llama.load(cut).history == ddt_llama.load(whole).history
+
+
+def test_a_release_says_what_its_trainings_took(pipeline: Pipeline, tmp_path: Path) -> None:
+    trainings = ddt_llama.load(pipeline.instruct).history.trainings
+    assert trainings is not None
+    assert [one.recipe for one in trainings] == ["nano_tokenizer", "nano_pretrain", "nano_instruct"]
+    assert all(one.samples == 12 and one.flops > 0 for one in trainings)
+    known = ddt_llama.load(pipeline.instruct)
+    known.save(tmp_path / "copy")
+    assert ddt_llama.load(tmp_path / "copy").history == known.history
+    # What came before a start that says nothing is not known, and so the whole is not.
+    described = load_json(tmp_path / "copy" / "config.json")
+    del described["trainings"]
+    save_json(tmp_path / "copy" / "config.json", described)
+    train = ["train", "nano_instruct", "--start", str(tmp_path / "copy"), *LANGUAGE]
+    assert main([*train, "--steps", "1", "--out", str(tmp_path / "on")]) == 0
+    assert ddt_llama.load(tmp_path / "on").history.flops is None
 
 
 def test_a_decoder_starts_from_the_image_stream_of_sd3(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.history import History
 from ddt_llama.generation.pictures import ImageInput, read_images, views
 from ddt_llama.generation.sampling import Sampling, TopP
 from ddt_llama.generation.settings import Options, Settings, given_texts, row_seeds
@@ -66,6 +67,7 @@ class Model:
         self.settings = settings or Settings()
         self.stage: Stage = stage
         self.name = name
+        self.history = History()  # of its trainings: known to who trains or opens it
         self.batch_size = 32
         if vocabulary is not None:
             _check_belongs(tokenizer, vocabulary)
@@ -257,8 +259,10 @@ class Model:
         if not (folder / "README.md").exists():
             card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
             replace_file(folder / "README.md", card.encode())
-        described = {"format": FORMAT, "version": VERSION, "name": self.name, "stage": self.stage}
-        save_json(folder / "config.json", {**described, "generation": to_dict(self.settings)})
+        described: dict[str, Any] = {"format": FORMAT, "version": VERSION}
+        described |= {"name": self.name, "stage": self.stage}
+        described |= {"generation": to_dict(self.settings), **to_dict(self.history)}
+        save_json(folder / "config.json", described)
 
     def _edit(
         self,

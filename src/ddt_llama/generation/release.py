@@ -18,6 +18,7 @@ from ddt_llama.checkpoint import load_tensors
 from ddt_llama.config import UserError, from_dict, load_json
 from ddt_llama.generation.engine import Decoder, Engine
 from ddt_llama.generation.generic import GenericDecoder
+from ddt_llama.generation.history import history_of
 from ddt_llama.generation.lean import LeanDecoder, obstacle
 from ddt_llama.generation.model import FORMAT, VERSION, Model
 from ddt_llama.generation.settings import Settings
@@ -48,7 +49,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
         decoder = open_decoder(folder / "language", vocabulary, place)
         language = partial(_open_language, folder / "language", place)
         engine = Engine(decoder, vocabulary, text.size)
-    return Model(
+    model = Model(
         tokenizer,
         language,
         vocabulary,
@@ -58,6 +59,8 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
         stage=described.get("stage", "instruct"),
         name=str(described.get("name", folder.name)),
     )
+    model.history = history_of(folder)
+    return model
 
 
 def find(name: str | Path) -> Path:

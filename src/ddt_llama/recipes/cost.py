@@ -30,11 +30,15 @@ BFLOAT16 = 2
 
 @dataclass(frozen=True)
 class Cost:
-    """Parameters by part, FLOPs by use, bytes by purpose; shares of another recipe's figures."""
+    """Parameters by part, FLOPs by use, bytes by purpose; shares of another recipe's figures.
+
+    `learn` are the FLOPs of learning from one image or document.
+    """
 
     parameters: dict[str, int]
     flops: dict[str, float]
     memory: dict[str, float]
+    learn: float
     beside: dict[str, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -82,7 +86,7 @@ def tokenizer_cost(recipe: TokenizerRecipe) -> Cost:
     draws, batch = recipe.objective.draws, recipe.train.batch
     encode, once, step = encoder_flops(model), token_stream_flops(model), decoder_flops(model)
     static = recipe.tokenizer.decoder.token_stream == "static"
-    forward = encode + (once if static else draws * once) + draws * step
+    learn = learning_flops(recipe, model)
     parts: dict[str, nn.Module] = {"encoder": model.encoder, "decoder": model.decoder}
     parameters = {name: _count(part) for name, part in parts.items()}
     parameters["codebook (by moving average)"] = model.quantizer.codebook.numel()
@@ -92,13 +96,14 @@ def tokenizer_cost(recipe: TokenizerRecipe) -> Cost:
         {
             "encode an image": encode,
             f"decode an image in {STEPS} steps": STEPS * step + (once if static else STEPS * once),
-            f"train on an image ({draws} draws)": (1 + BACKWARD) * forward,
+            f"train on an image ({draws} draws)": learn,
         },
         {
             "weights": FLOAT32 * sum(parameters.values()),
             "gradients, optimizer, average": FLOAT32 * STATES * trained,
             f"activations of {batch} images (estimate)": batch * _activations(model, draws),
         },
+        learn,
     )
 
 
@@ -111,19 +116,18 @@ def spatial_cost(recipe: SpatialRecipe) -> Cost:
     trained = sum(parameters.values())
     parameters["codebook (by moving average)"] = model.quantizer.codebook.numel()
     encode, decode, kept = spatial_flops(model)
-    learn = (1 + BACKWARD) * (encode + decode)
+    learn = learning_flops(recipe, model)
     batch = recipe.train.batch
     shares: dict[str, float] = {}
     if recipe.rival is not None:
         rival = recipe_named(recipe.rival)
         assert isinstance(rival, TokenizerRecipe)
         other = tokenizer_cost(rival)
-        other_learn = next(flops for use, flops in other.flops.items() if use.startswith("train"))
         shares = {
             f"bits an image, of {rival.name}'s": bits(recipe) / bits(rival),
             f"parameters, of {rival.name}'s": sum(parameters.values())
             / sum(other.parameters.values()),
-            f"FLOPs in training, of {rival.name}'s": learn / other_learn,
+            f"FLOPs in training, of {rival.name}'s": learn / other.learn,
         }
     return Cost(
         parameters,
@@ -133,8 +137,20 @@ def spatial_cost(recipe: SpatialRecipe) -> Cost:
             "gradients, optimizer, average": FLOAT32 * STATES * trained,
             f"activations of {batch} images (estimate)": BFLOAT16 * batch * kept,
         },
+        learn,
         shares,
     )
+
+
+def learning_flops(recipe: TokenizerRecipe | SpatialRecipe, model: Any) -> float:
+    """Return the FLOPs of learning from one image; codes that are kept need no backward pass."""
+    if isinstance(recipe, SpatialRecipe):
+        encode, decode, _ = spatial_flops(model)
+    else:
+        draws, static = recipe.objective.draws, model.config.decoder.token_stream == "static"
+        encode, once = encoder_flops(model), token_stream_flops(model)
+        decode = (once if static else draws * once) + draws * decoder_flops(model)
+    return (1 + BACKWARD) * decode + encode * (1 if recipe.keep_codes else 1 + BACKWARD)
 
 
 def spatial_flops(model: SpatialTokenizer) -> tuple[int, int, int]:
@@ -244,21 +260,35 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
     rows = vocabulary.size * config.dim * (1 if config.tied else 2)
     length = TEXT + vocabulary.num_tokens
     token = backbone.flops_per_token(config, vocabulary, (length + 1) // 2)
-    batch = recipe.train.batch
+    batch, learn = recipe.train.batch, document_flops(model, length)
     kept = config.depth * (8 * config.dim + 3 * config.mlp_dim) * BFLOAT16
     logits = 3 * FLOAT32 * vocabulary.size
     return Cost(
         {"embedding and head": rows, "layers": total - rows},
         {
             "draw an image": 2 * length * token,
-            "train on a document": (1 + BACKWARD) * length * token,
+            "train on a document": learn,
         },
         {
             "weights": FLOAT32 * total,
             "gradients, optimizer, average": FLOAT32 * STATES * total,
             f"activations of {batch} documents (estimate)": batch * length * (kept + logits),
         },
+        learn,
     )
+
+
+def document_flops(model: Any, length: float) -> float:
+    """Return the FLOPs of learning from a document of `length` ids, by any causal LM.
+
+    Forward and backward two and four for each weight of a matrix product and id (the lookup of
+    embeddings is none), as Kaplan et al. (2020) count, and attention to the ids before.
+    """
+    table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
+    weights = _count(model) - (0 if head is table else table.numel())
+    config = model.config
+    attention = 4 * config.num_hidden_layers * config.hidden_size * (length + 1) / 2
+    return (1 + BACKWARD) * length * (2 * weights + attention)
 
 
 def vocabulary_of(recipe: LanguageRecipe) -> Vocabulary:

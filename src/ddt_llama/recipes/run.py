@@ -16,10 +16,12 @@ from torch import Tensor
 
 from ddt_llama import distributed
 from ddt_llama.checkpoint import load_into, load_tensors
-from ddt_llama.config import UserError, check_folder, replace_file
+from ddt_llama.config import UserError, check_folder, replace_file, save_json, to_dict
+from ddt_llama.generation.history import NEW, History, Training, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
 from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.recipes.cost import document_flops, learning_flops
 from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
@@ -101,13 +103,23 @@ def _run_tokenizer(recipe: TokenizerRecipe | SpatialRecipe, out: Path) -> Traine
     begun = (parts / "config.json").is_file()
     model = _tokenizer_model(recipe, parts if begun else None).to(device)
     objective = recipe.loss(samples.measured.to(device))
+    past = NEW
+    if begun:
+        past = history_of(out / PARTS)
+    elif recipe.starts_from_weights:
+        past = history_of(release_of(recipe.start, "start")) if recipe.start else History()
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and recipe.starts_from_weights and distributed.is_main():
+            save_json(out / PARTS / "config.json", to_dict(past))
             model.save(parts)
         outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
+        seen = outcome.step * recipe.train.batch
+        cost = Training(recipe.name, seen, seen * learning_flops(recipe, model))
         with outcome.ema.swapped():
-            release = write_release(Model(model.eval(), name=recipe.name), out)
+            whole = Model(model.eval(), name=recipe.name)
+            whole.history = past.and_then(cost)
+            release = write_release(whole, out)
     return Trained(out, release, outcome.step, outcome.finished)
 
 
@@ -163,9 +175,12 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
     length = int(model.config.max_position_embeddings)
     stream = document_stream(recipe, coder, vocabulary, text, length)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
+    known_past = out / PARTS if begun else (language_start or tokenizer_folder).parent
+    past = history_of(known_past)
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and distributed.is_main():
+            save_json(out / PARTS / "config.json", to_dict(past))
             tokenizer.save(out / PARTS / "tokenizer")
             _keep_language(known, recipe, model, text, vocabulary)
         outcome = train(
@@ -176,9 +191,18 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
             folder,
             sample=samples,
         )
+        seen = outcome.step * recipe.train.batch
+        cost = Training(recipe.name, seen, seen * document_flops(model, mean_length(stream(0))))
         with outcome.ema.swapped():
-            release = write_release(samples.model(model.eval(), recipe.name), out)
+            whole = samples.model(model.eval(), recipe.name)
+            whole.history = past.and_then(cost)
+            release = write_release(whole, out)
     return Trained(out, release, outcome.step, outcome.finished)
+
+
+def mean_length(batch: tuple[Tensor, ...]) -> float:
+    """Return the ids of a document of a batch, padding left out."""
+    return float(batch[2].sum(1, dtype=torch.float32).mean())
 
 
 def _keep_language(

@@ -8,14 +8,10 @@ import torch
 from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.generation import Model
+from ddt_llama.generation.history import NEW, Training
 from ddt_llama.probes import compare as module
 from ddt_llama.probes.compare import ComparisonPlan, cell, compare, network
-from ddt_llama.recipes.cost import (
-    decoder_flops,
-    encoder_flops,
-    spatial_flops,
-    token_stream_flops,
-)
+from ddt_llama.recipes.cost import encoder_flops, spatial_flops
 from ddt_llama.reports.comparison import NOTHING
 from ddt_llama.tokenizer import (
     SpatialTokenizer,
@@ -54,15 +50,16 @@ def timestep() -> TimestepTokenizer:
 
 def test_flops_are_those_of_the_formulas() -> None:
     one, other = timestep(), spatial()
-    found = network(Model(one, name="a"))
-    once = token_stream_flops(one) + decoder_flops(one)
+    model = Model(one, name="a")
+    model.history = NEW.and_then(Training("x", 10, 3e15)).and_then(Training("y", 5, 1e15))
+    found = network(model)
     assert found["flops.encode"] == encoder_flops(one)
-    assert found["flops.learn"] == 3 * (encoder_flops(one) + once)
+    assert found["flops.trainings"] == 4e15
     assert found["bits"] == 4 * 4
     encode, decode, _ = spatial_flops(other)
     found = network(Model(other, name="b"))
     assert (found["flops.encode"], found["flops.decode"]) == (encode, decode)
-    assert found["flops.learn"] == 3 * (encode + decode)
+    assert "flops.trainings" not in found  # nobody knows them
     assert found["parameters.tokenizer"] == sum(p.numel() for p in other.parameters())
     assert "parameters.language" not in found
 

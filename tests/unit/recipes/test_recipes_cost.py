@@ -1,6 +1,7 @@
 """The cost formulas against torch's own counter, and the large recipes on the meta device."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,9 @@ from ddt_llama.recipes import NAMES, LanguageRecipe, TokenizerRecipe, recipe_nam
 from ddt_llama.recipes.cost import (
     cost_of,
     decoder_flops,
+    document_flops,
     encoder_flops,
+    learning_flops,
     quantity,
     spatial_flops,
     token_stream_flops,
@@ -122,6 +125,28 @@ def test_a_language_token_costs_what_the_counter_says() -> None:
     assert counted(lambda: model(input_ids=ids, use_cache=False)) == pytest.approx(
         10 * backbone.flops_per_token(config, vocabulary, 10), rel=0.01
     )
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_learning_a_document_costs_three_forward_passes(tied: bool) -> None:
+    config = backbone.BackboneConfig(dim=64, depth=2, num_heads=4, num_kv_heads=2, tied=tied)
+    vocabulary = Vocabulary(300, 64, 6)
+    token = backbone.flops_per_token(config, vocabulary, 5)
+    found = document_flops(backbone.build(config, vocabulary, device="meta"), 9)
+    assert found == pytest.approx(3 * 9 * token, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["nano_tokenizer", "spatial_nano"])
+def test_codes_that_are_kept_have_no_backward_pass(name: str) -> None:
+    recipe = recipe_named(name)
+    assert not isinstance(recipe, LanguageRecipe)
+    with torch.device("meta"):
+        model: Any = recipe.build(begins=False)
+    kept = replace(recipe, start="nano", keep_codes=True)
+    spatial = isinstance(model, SpatialTokenizer)
+    encode = spatial_flops(model)[0] if spatial else encoder_flops(model)
+    assert learning_flops(kept, model) == learning_flops(recipe, model) - 2 * encode
+    assert learning_flops(recipe, model) == cost_of(recipe).learn
 
 
 @pytest.mark.parametrize("name", NAMES)
