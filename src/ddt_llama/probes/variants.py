@@ -7,6 +7,7 @@ gives the codes from which a small language model learns to draw. The work of `l
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -131,33 +132,47 @@ def judged(
     found: dict[str, list[Judged]] = {name: [] for name in variants}
     text = text_of([model])
     work = list(product(variants, plan.seeds))
+
+    def place(name: str, seed: int) -> str:
+        return f"{model.name}-{name.replace(' ', '-')}-{seed}"
+
+    def value(name: str, seed: int) -> Judged:
+        recipe = variants[name]
+        first = next(one for one in variants if unordered(variants[one]) == unordered(recipe))
+        tokenizer = trained(recipe, seed, folder / "tokenizers" / place(first, seed))
+        return judge(plan, tokenizer, seed, text, folder / "lessons" / place(name, seed))
+
     for name, seed in watch(work, f"variants of {model.name}"):
-        where = f"{model.name}-{name.replace(' ', '-')}-{seed}"
-        part = folder / "parts" / f"{where}.json"
-        found[name].append(
-            kept(part, lambda n=name, s=seed, w=where: judge(plan, variants[n], s, text, folder, w))
-        )
+        part = folder / "parts" / f"{place(name, seed)}.json"
+        found[name].append(kept(part, partial(value, name, seed)))
     return found
 
 
-def judge(
-    plan: VariantPlan,
-    recipe: TokenizerRecipe,
-    seed: int,
-    text: TextTokenizer,
-    folder: Path,
-    where: str,
-) -> Judged:
-    """Train one tokenizer, or go on with it, and return what it is worth."""
+def unordered(recipe: TokenizerRecipe) -> TokenizerRecipe:
+    """Return a recipe without the order in which codes are read, which training does not see."""
+    return replace(recipe, tokenizer=replace(recipe.tokenizer, language_order="coarse_to_fine"))
+
+
+def trained(recipe: TokenizerRecipe, seed: int, folder: Path) -> Tokenizer:
+    """Train a tokenizer, go on with it or open it; variants of one training share the folder."""
     own = replace(
-        recipe,
+        unordered(recipe),
         train=replace(recipe.train, seed=seed),
         data=replace(recipe.data, seed=seed),
     )
-    trained = run(own, folder / "tokenizers" / where)
-    if not trained.finished:  # a signal: half a training must not be compared with whole ones
+    outcome = run(own, folder)
+    if not outcome.finished:  # a signal: half a training must not be compared with whole ones
         raise KeyboardInterrupt
-    tokenizer = load(trained.release / "tokenizer")
+    weights = _network(load(outcome.release / "tokenizer")).state_dict()
+    tokenizer = recipe.build(begins=False).eval()
+    tokenizer.load_state_dict(weights)
+    return tokenizer
+
+
+def judge(
+    plan: VariantPlan, tokenizer: Tokenizer, seed: int, text: TextTokenizer, folder: Path
+) -> Judged:
+    """Return what a tokenizer is worth; its language model learns in `folder`."""
     pictures = ScenePictures(plan.scenes, tokenizer.image_size, "heldout", SEED + seed)
     images, scenes = pictures.images(0, plan.scenes), pictures.scenes(0, plan.scenes)
     codes = tokenizer.encode(images.to(device_of(tokenizer)))
@@ -167,7 +182,7 @@ def judge(
         "exact": sum(read_back(decoded, scenes)) / plan.scenes,
         "parameters": float(sum(p.numel() for p in _network(tokenizer).parameters())),
     }
-    return found | learned(plan, tokenizer, seed, text, folder / "lessons" / where)
+    return found | learned(plan, tokenizer, seed, text, folder)
 
 
 def learned(

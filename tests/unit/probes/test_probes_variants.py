@@ -117,6 +117,15 @@ def test_variants_are_trained_once_and_their_names_tell_them_apart(
     assert len(begun) == 4
 
 
+def test_orders_of_one_tokenizer_share_its_training(model: Model, tmp_path: Path) -> None:
+    base = base_of(PLAN, model)
+    turned = replace(base, tokenizer=replace(TINY, language_order="raster"))
+    found = judged(PLAN, {"as it is": base, "turned": turned}, model, tmp_path)
+    assert len(list((tmp_path / "tokenizers").iterdir())) == len(PLAN.seeds)
+    assert [run["psnr"] for run in found["turned"]] == [run["psnr"] for run in found["as it is"]]
+    assert [run["bits"] for run in found["turned"]] != [run["bits"] for run in found["as it is"]]
+
+
 def test_a_training_that_was_stopped_is_not_judged(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
