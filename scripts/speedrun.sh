@@ -7,6 +7,7 @@
 #   SIZE=small scripts/speedrun.sh           shapes, emoji and photos, one GPU
 #
 # SIZE      nano or small
+# TOKENS    timestep (the DDT tokenizer) or spatial (its rival, for as many images)
 # RUNS      where the runs and the finished model go (runs/speedrun-SIZE)
 # MINUTES   end this call after about so many minutes; call again to go on
 # TOKENIZER, PRETRAIN, INSTRUCT, FINISH   more fields of these stages: TOKENIZER="--steps 3000"
@@ -17,7 +18,16 @@ set -euf
 root=$(cd "$(dirname "$0")/.." && pwd)
 PATH="$root/.venv/bin:$PATH"
 SIZE=${SIZE:-nano}
-RUNS=${RUNS:-runs/speedrun-$SIZE}
+TOKENS=${TOKENS:-timestep}
+case $TOKENS in
+timestep)
+    name=$SIZE see_by=${SIZE}_tokenizer
+    from_noise="--objective.density.share 0.8 --objective.own 0.5 --objective.hide-fine 0 --objective.drop-tokens 0.02"
+    ;;
+spatial) name=spatial-$SIZE see_by=spatial_$SIZE from_noise= ;;
+*) echo "TOKENS: given $TOKENS, allowed are timestep and spatial" >&2 && exit 2 ;;
+esac
+RUNS=${RUNS:-runs/speedrun-$name}
 DDT_DATA=${DDT_DATA:-$root/../shared/data}
 began=$(date +%s)
 if [ -z "${PROCESSES:-}" ]; then
@@ -66,7 +76,7 @@ train() {
 
 # stage RUN RECIPE DATA MORE [fields]: train one recipe; end the call where its time is over.
 stage() {
-    run=$RUNS/$1 recipe=${SIZE}_$2 data=$3 more=$(echo "$4" | tr ' ' '\n')
+    run=$RUNS/$1 recipe=$2 data=$3 more=$(echo "$4" | tr ' ' '\n')
     shift 4
     [ -f "$run/FINISHED" ] && return
     if [ -n "${MINUTES:-}" ]; then
@@ -80,20 +90,18 @@ stage() {
 
 # nano's codes grow from 4,096, as they were trained (experiments/0007).
 if [ "$SIZE" = nano ]; then
-    stage coarse tokenizer "$see" "${TOKENIZER:-}" --steps 2300 \
+    stage coarse "$see_by" "$see" "${TOKENIZER:-}" --steps 2300 \
         --tokenizer.quantizer.codebook-size 4096
-    stage tokenizer tokenizer "$see" "${TOKENIZER:-}" --steps 3300 --start "$RUNS/coarse" \
+    stage tokenizer "$see_by" "$see" "${TOKENIZER:-}" --steps 3300 --start "$RUNS/coarse" \
         --objective.round-from 0 --objective.round-until 1 \
         --train.optim.decay-share 0.5 --train.optim.warmup 50
-    # The decoder alone, mostly from pure noise (experiments/0017).
-    stage decoder tokenizer "$see" "${TOKENIZER:-}" --steps 2300 --start "$RUNS/tokenizer" \
+    # The decoder alone, of timesteps mostly from pure noise (experiments/0017).
+    stage decoder "$see_by" "$see" "$from_noise ${TOKENIZER:-}" --steps 2300 --start "$RUNS/tokenizer" \
         --keep-codes true --objective.round-from 0 --objective.round-until 1 \
-        --objective.density.share 0.8 --objective.own 0.5 --objective.hide-fine 0 \
-        --objective.drop-tokens 0.02 --train.seed 1 --data.seed 1 \
-        --train.optim.decay-share 0.7 --train.optim.warmup 50
+        --train.seed 1 --data.seed 1 --train.optim.decay-share 0.7 --train.optim.warmup 50
     tokenizer=$RUNS/decoder
 else
-    stage tokenizer tokenizer "$see" "${TOKENIZER:-}"
+    stage tokenizer "$see_by" "$see" "${TOKENIZER:-}"
     tokenizer=$RUNS/tokenizer
 fi
 # Rounding weights changes codes; the language model is to learn those of the release
@@ -105,17 +113,17 @@ fi
 tokenizer=$RUNS/codes
 # Which of several phrases is meant is learned in minutes, from words alone (experiments/0020).
 if [ "$SIZE" = nano ] && [ "$learn" = shapes ]; then
-    stage words pretrain shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --steps 400 --mix.plan 1 \
+    stage words "${SIZE}_pretrain" shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --steps 400 --mix.plan 1 \
         --mix.text-to-image 0 --mix.image-to-text 0 --mix.image-only 0 --mix.text-only 0
-    stage pretrain pretrain shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --start "$RUNS/words"
+    stage pretrain "${SIZE}_pretrain" shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --start "$RUNS/words"
 else
-    stage pretrain pretrain "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
+    stage pretrain "${SIZE}_pretrain" "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
 fi
-stage instruct instruct "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
+stage instruct "${SIZE}_instruct" "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 last=$RUNS/instruct
 # Edits are learned last (experiments/0022).
 if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
-    stage finish instruct shapes "${FINISH:-}" --start "$RUNS/instruct" --steps 3600 \
+    stage finish "${SIZE}_instruct" shapes "${FINISH:-}" --start "$RUNS/instruct" --steps 3600 \
         --mix.draw 0.16 --mix.edit 0.42 --mix.ask 0.04 --mix.describe 0.16 --mix.plan 0.22 \
         --slips 0.25 --data.repeats 0.125 --data.seed 1 --train.seed 1 \
         --train.optim.lr 2e-3 --train.optim.decay-share 0.6
@@ -123,6 +131,6 @@ if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
 fi
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.
-ddt publish "$last" "$RUNS/$SIZE" --bits 8
-ddt draw "$RUNS/$SIZE" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
-echo "the model: $RUNS/$SIZE; measure it: ddt evaluate $RUNS/$SIZE --suite shapes --json shapes.json"
+ddt publish "$last" "$RUNS/$name" --bits 8
+ddt draw "$RUNS/$name" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
+echo "the model: $RUNS/$name; measure it: ddt evaluate $RUNS/$name --suite shapes --json shapes.json"

@@ -13,6 +13,7 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, pictures
 import ddt_llama
 from ddt_llama.cli import main
 from ddt_llama.recipes import LanguageRecipe, Recipe
+from ddt_llama.recipes.tokenizer import SpatialRecipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "speedrun.sh"
 
@@ -69,15 +70,19 @@ if "--out" in sys.argv and sys.argv[1] == "train":
 """
 
 
+NANO = ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish"]
+
+
 @pytest.mark.parametrize(
-    ("size", "stages"),
+    ("size", "tokens", "stages"),
     [
-        ("nano", ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish"]),
-        ("small", ["tokenizer", "pretrain", "instruct"]),
+        ("nano", "timestep", NANO),
+        ("nano", "spatial", NANO),
+        ("small", "timestep", ["tokenizer", "pretrain", "instruct"]),
     ],
 )
 def test_stages_follow_each_other_with_fields_that_recipes_have(
-    size: str, stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    size: str, tokens: str, stages: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Without an environment beside it the script takes `ddt` from the path: here one that records.
     (tmp_path / "scripts").mkdir()
@@ -90,6 +95,7 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
         (tmp_path / "my data" / pack).mkdir(parents=True)
     settings = {
         "SIZE": size,
+        "TOKENS": tokens,
         "RUNS": str(tmp_path / "runs"),
         "DDT_DATA": str(tmp_path / "my data"),
         "RECORD": str(tmp_path / "record"),
@@ -127,6 +133,8 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
         last = "codes" if name == stages[words - 2] else name
     assert trained["instruct"].train.steps == 7
     assert commands[-2][1] == str(tmp_path / "runs" / stages[-1])
-    assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / size)
+    assert isinstance(trained["tokenizer"], SpatialRecipe) == (tokens == "spatial")
+    name = size if tokens == "timestep" else f"spatial-{size}"
+    assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / name)
     if size == "small":
         assert len(trained["instruct"].data.paths) == len(trained["instruct"].data.weights) == 3
