@@ -141,6 +141,7 @@ def _tokenizer_model(
     recipe.equip(model)
     if recipe.keep_codes:
         model.encoder.requires_grad_(False)
+        model.quantizer.frozen = True
     return model
 
 

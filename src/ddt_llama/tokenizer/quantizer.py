@@ -65,6 +65,7 @@ class Quantizer(nn.Module):
     def __init__(self, config: QuantizerConfig, num_tokens: int) -> None:
         super().__init__()
         self.config = config
+        self.frozen = False  # codes keep their meaning, and are those of `encode`
         size, dim = config.codebook_size, config.code_dim
         codebook = F.normalize(torch.randn(size, dim), dim=-1)
         self.register_buffer("codebook", codebook)
@@ -130,25 +131,26 @@ class Quantizer(nn.Module):
             raise UserError(f"decode got a code outside 0..{top}")
         return self.look_up(codes)
 
-    def forward(self, features: Float[Tensor, "b k e"], rounding: float = 1.0) -> Quantized:
-        """Round features to codes; `rounding` < 1 goes only that share of the way (warm-up)."""
+    def forward(
+        self,
+        features: Float[Tensor, "b k e"],
+        rounding: float = 1.0,
+        slips: Float[Tensor, "b k e"] | None = None,
+    ) -> Quantized:
+        """Round features to codes; `rounding` < 1 goes only that share of the way (warm-up).
+
+        Where it is frozen, to the codes that `encode` gives, all the way, and the commitment is 0;
+        with `slips`, to those of unit features moved by them: mostly other codes nearby.
+        """
         unit = F.normalize(features.float(), dim=-1)
+        if self.frozen:
+            moved = unit if slips is None else F.normalize(unit + slips, dim=-1)
+            codes = self.cheapest(moved.detach())
+            return Quantized(self.look_up(codes), codes, unit.new_zeros(()))
         codes = self.nearest(unit.detach())
         target = self.look_up(codes)
         commitment = (unit - target).square().sum(-1).mean()
         return Quantized(unit + rounding * (target - unit).detach(), codes, commitment)
-
-    def kept(
-        self, features: Float[Tensor, "b k e"], noise: Float[Tensor, "b k e"] | None = None
-    ) -> Quantized:
-        """Round features to the codes that `encode` gives; the commitment is 0.
-
-        With `noise`, to those of unit features moved by it: mostly other codes nearby.
-        """
-        unit = F.normalize(features.float(), dim=-1)
-        moved = unit if noise is None else F.normalize(unit + noise, dim=-1)
-        codes = self.cheapest(moved.detach())
-        return Quantized(self.look_up(codes), codes, unit.new_zeros(()))
 
     @torch.no_grad()
     def update(self, features: Float[Tensor, "b k e"], codes: Int[Tensor, "b k"], seed: int) -> int:

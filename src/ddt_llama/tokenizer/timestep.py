@@ -151,14 +151,11 @@ class TimestepTokenizer(nn.Module):
         `own` images take their later draws not from the image but, as decoding does, from the
         network's answer to their first draw and its noise (no gradient flows through them);
         `rounding`: see `Quantizer.forward`; `gradient_weights` scale what flows back into each
-        token, without changing its value (Selftok's 1 / P(visible)); `slips` move features to
-        other codes. Where the encoder is frozen, codes are those of `encode`.
+        token, without changing its value (Selftok's 1 / P(visible)); `slips` move the features of
+        a frozen quantizer to other codes.
         """
         features = self.encoder(patches)
-        if next(self.encoder.parameters()).requires_grad:
-            quantized = self.quantizer(features, rounding)
-        else:
-            quantized = self.quantizer.kept(features, slips)
+        quantized = self.quantizer(features, rounding, slips)
         values = quantized.values
         if gradient_weights is not None:
             weights = gradient_weights[:, None]

@@ -39,13 +39,13 @@ class CodebookKeeper:
         """Move the codebook of `model`; `codebook.replaced` counts its dead codes.
 
         None where nothing was seen.
-        Where the encoder is frozen the codebook stays as it is, and only its use is counted.
+        A frozen codebook stays as it is, and only its use is counted.
         """
         if not self._seen:
             return None
         features, codes = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        if not next(model.encoder.parameters()).requires_grad:
+        if model.quantizer.frozen:
             model.quantizer.count_usage(codes)
             return {}
         # Equal on all ranks, unlike the seed of a rank's noise.

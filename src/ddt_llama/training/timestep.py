@@ -74,7 +74,7 @@ class TimestepObjective:
                 f"own {c.own} with draws {c.draws} and prediction {model.config.prediction!r}: it "
                 'needs 2 draws or more and prediction "clean"; or set own to 0'
             )
-        if c.slips and next(model.encoder.parameters()).requires_grad:
+        if c.slips and not model.quantizer.frozen:
             raise UserError(
                 f"slips {c.slips}: only a decoder that trains alone can learn to forgive them; "
                 "add --start RUN --keep-codes true, or set slips to 0"

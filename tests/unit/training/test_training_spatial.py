@@ -75,12 +75,18 @@ def test_it_learns_what_every_square_shows(model: SpatialTokenizer) -> None:
     assert (back - squares(8)).square().mean() < 0.05
 
 
-def test_a_frozen_encoder_keeps_its_codes(model: SpatialTokenizer) -> None:
+def test_a_decoder_alone_learns_from_codes_that_are_kept(model: SpatialTokenizer) -> None:
     objective = SpatialObjective(SpatialObjectiveConfig(), squares(2))
     model.encoder.requires_grad_(False)
+    model.quantizer.frozen = True
     before = model.quantizer.codebook.clone()
     objective.before_step(model, 0)
-    objective(model, squares(8), 0)
+    loss, figures = objective(model, squares(8), 0)
+    codes = model.encode(squares(8))
+    with torch.no_grad():
+        rebuilt = model.rebuild(model.quantizer.values(codes))
+    assert loss.item() == pytest.approx(float((rebuilt - squares(8)).square().mean()))
+    assert float(figures["commitment"]) == 0
     assert "codebook.replaced" not in objective.after_step(model, 1)
     assert torch.equal(model.quantizer.codebook, before)
 

@@ -153,15 +153,18 @@ def decoder_alone(**changes: Any) -> TimestepTokenizer:
     model = build(quantizer=QuantizerConfig(16, 4, rate=0.2), **changes)
     model.quantizer.weigh(torch.arange(16.0) ** 3)
     model.encoder.requires_grad_(False)
+    model.quantizer.frozen = True
     return model
 
 
 def test_a_decoder_alone_learns_from_the_codes_that_encode_gives():
     model, plain = decoder_alone(), decoder_alone()
     codes = model.encode(images())
-    assert not torch.equal(codes, model.quantizer(model.encoder(model.patchify(images()))).codes)
+    features = model.encoder(model.patchify(images()))
+    assert torch.equal(codes, model.quantizer(features).codes)
+    assert not torch.equal(codes, build().quantizer(features).codes)  # the nearest
     plain.quantizer.nearest = plain.quantizer.cheapest
-    plain.encoder.requires_grad_(True)  # as an encoder that learns, but for which code is taken
+    plain.quantizer.frozen = False  # as an encoder that learns, but for which code is taken
     config = replace(EVERYTHING, commitment=0.0)
     torch.testing.assert_close(loss_of(model, config), loss_of(plain, config))
 
@@ -192,9 +195,10 @@ def test_a_small_slip_goes_to_a_code_nearby():
     def nearness(size: float) -> tuple[float, float]:
         model = build(quantizer=QuantizerConfig(512, 4))
         unit = torch.nn.functional.normalize(torch.randn(64, TOKENS, 4), dim=-1)
-        book, codes = model.quantizer.codebook, model.quantizer.kept(unit).codes
+        model.quantizer.frozen = True
+        book, codes = model.quantizer.codebook, model.quantizer(unit).codes
         noise = size * torch.randn(unit.shape) / 2
-        other = model.quantizer.kept(unit, noise).codes
+        other = model.quantizer(unit, slips=noise).codes
         cosine = (book[codes] * book[other]).sum(-1)[codes != other]
         return float(cosine.mean()), float((codes != other).float().mean())
 
