@@ -12,7 +12,15 @@ from typing import Any
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome
-from ddt_llama.probes.variants import VariantPlan, base_of, differences, figures_of, judged
+from ddt_llama.probes.variants import (
+    MEASURED,
+    QUANTITIES,
+    VariantPlan,
+    base_of,
+    differences,
+    figures_of,
+    judged,
+)
 from ddt_llama.recipes.sizes import EARLY_PIECES
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
 
@@ -76,6 +84,7 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
     the variant without them, all others with the tokenizer as it is.
     """
     figures: dict[str, Figure] = {}
+    rows: dict[str, dict[str, Figure]] = {}
     told = []
     for model in models:
         variants = variants_of(base_of(plan, model))
@@ -89,8 +98,12 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
         }
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
         told.append(f"{model.name} {verdict(apart)}")
+        for quantity in MEASURED:
+            shown = {name: row[quantity] for name, row in apart.items() if quantity in row}
+            if shown:
+                rows[f"{model.name}: {QUANTITIES[quantity]}, more than its base"] = shown
     after = f"After {plan.recipe.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
-    return Outcome(figures, f"{after}: {'; '.join(told)}.")
+    return Outcome(figures, f"{after}: {'; '.join(told)}.", rows=rows)
 
 
 def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:

@@ -15,7 +15,7 @@ from ddt_llama.config import UserError, load_json, replace_file, save_json, to_d
 from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat
 from ddt_llama.generation.model import Model
-from ddt_llama.reports.plots import Curves, save_plot
+from ddt_llama.reports.plots import Curves, save_intervals, save_plot
 
 FINISHED = "figures.json"
 ONE_TRAINING = (
@@ -26,12 +26,16 @@ SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
 
 @dataclass(frozen=True)
 class Outcome:
-    """Figures by name, the plots and pictures that show them, and one sentence."""
+    """Figures by name, the plots and pictures that show them, and one sentence.
+
+    `rows` are plots of figures with their intervals, such as differences, below each other.
+    """
 
     figures: Mapping[str, Figure]
     verdict: str
     plots: Mapping[str, Curves] = field(default_factory=dict)
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)
+    rows: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -99,10 +103,13 @@ def open_folder(folder: Path, config: object) -> None:
 
 def close_folder(folder: Path, outcome: Outcome, title: str, about: str) -> None:
     """Write figures, table, plots, pictures and verdict; `about` says how it was measured."""
-    shown = [*outcome.plots, *outcome.pictures]
+    shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
     for name, curves in outcome.plots.items():
         save_plot(folder / files[name], curves, name)
+    for name, rows in outcome.rows.items():
+        values = {row: (one.value, one.low, one.high) for row, one in rows.items()}
+        save_intervals(folder / files[name], values, name)
     for name, picture in outcome.pictures.items():
         save_png(picture, folder / files[name])
     page = [f"# {title}", "", outcome.verdict, "", f"{about} All settings: config.json.", ""]

@@ -90,13 +90,33 @@ def plot(curves: Curves, title: str) -> str:
 
 def save_plot(path: Path, curves: Curves, title: str) -> None:
     """Draw curves over the step and write them as a PNG on white, all or nothing."""
+    with _style("black", salt=title):
+        _save_png(path, _draw(curves, title, "black"))
+
+
+def save_intervals(path: Path, rows: Mapping[str, tuple[float, float, float]], title: str) -> None:
+    """Draw (value, low, high) of each row, a dot on its interval, beside a line at 0; as a PNG."""
+    from matplotlib.figure import Figure
+
+    with _style("black", salt=title):
+        figure = Figure(figsize=(5.2, 0.9 + 0.24 * len(rows)), layout="constrained")
+        axes = figure.subplots()
+        for place, (value, low, high) in enumerate(rows.values()):
+            axes.plot([low, high], [place, place], color=COLOURS[0], lw=1.6)
+            axes.plot(value, place, color=COLOURS[0], marker="o", ms=4)
+        axes.axvline(0, color="black", lw=0.7)
+        axes.set_yticks(range(len(rows)), labels=list(rows))
+        axes.invert_yaxis()  # the first row above
+        _finish(axes, title, "black")
+        _save_png(path, figure)
+
+
+def _save_png(path: Path, figure: "Figure") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    with _style("black", salt=title):
-        figure = _draw(curves, title, "black")
-        figure.set_dpi(160)
-        FigureCanvasAgg(figure).print_png(buffer)
+    figure.set_dpi(160)
+    FigureCanvasAgg(figure).print_png(buffer)
     replace_file(path, buffer.getvalue())
 
 
@@ -124,13 +144,17 @@ def _draw(curves: Curves, title: str, ink: str) -> "Figure":
         axes.set_yscale("log")
     only = next(iter(curves)) if len(curves) == 1 else ""
     full = title if only in ("", title) else f"{title.partition(' (')[0]}.{only}"
-    axes.set_title(full, loc="left", fontsize=10)
-    axes.grid(alpha=0.18, color=ink, lw=0.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    _finish(axes, full, ink)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _finish(axes: Any, title: str, ink: str) -> None:
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.grid(alpha=0.18, color=ink, lw=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
 
 
 def _inline(svg: str, title: str) -> str:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
 from ddt_llama.probes.base import Outcome, close_folder, open_folder
@@ -149,12 +150,15 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     (tmp_path / "b" / "mine.txt").touch()
     with pytest.raises(UserError, match="is no probe"):
         open_folder(tmp_path / "b", config)
-    outcome = Outcome({}, "Nothing was found.", {"a plot": {"x": ([1.0, 2.0], [2.0, 1.0])}})
+    curve, rows = {"x": ([1.0, 2.0], [2.0, 1.0])}, {"row": Figure(1.0, 0.5, 2.0)}
+    outcome = Outcome({}, "Nothing was found.", {"a plot": curve}, rows={"some rows": rows})
     close_folder(tmp_path / "a", outcome, "shuffle: x", config.about())
     page = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing was found." in page
     assert "2 seeds of a language model" in page
-    assert (tmp_path / "a" / "a-plot.png").read_bytes().startswith(b"\x89PNG")
+    for name in ("a-plot.png", "some-rows.png"):
+        assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
+        assert f"({name})" in page
 
 
 def test_seeds_must_differ() -> None:

@@ -195,6 +195,10 @@ def test_both_probes_tell_what_they_found(
     monkeypatch.setattr("ddt_llama.probes.ablate.variants_of", lambda base: few)
     told = ablate(PLAN, [model], tmp_path / "ablate")
     assert "tiny.written in raster order.psnr.more" in told.figures
+    assert len(told.rows) == len(module.MEASURED)
+    shown = told.rows["tiny: PSNR in dB, more than its base"]
+    assert list(shown) == list(few)[1:]
+    assert shown[UNTOLD] == told.figures[f"tiny.{UNTOLD}.psnr.more"]
     assert told.verdict.startswith(f"After {PLAN.recipe.train.steps} steps of a tokenizer, 2 seeds")
     psnr = {name: told.figures[f"tiny.{name}.psnr"].value for name in few}
     more = told.figures[f"tiny.{VELOCITY}.psnr.more"].value

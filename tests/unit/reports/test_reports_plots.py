@@ -5,11 +5,21 @@ import re
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from ddt_llama.config import UserError
-from ddt_llama.reports.plots import COLOURS, POINTS, panels, plot, read_metrics, save_plot, thin
+from ddt_llama.reports.plots import (
+    COLOURS,
+    POINTS,
+    panels,
+    plot,
+    read_metrics,
+    save_intervals,
+    save_plot,
+    thin,
+)
 
 
 def write(folder: Path, *lines: object) -> Path:
@@ -84,6 +94,16 @@ def test_save_plot_writes_a_png(tmp_path: Path) -> None:
         assert picture.format == "PNG"
         assert len(picture.convert("L").getcolors() or []) > 2
     assert [f.name for f in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_intervals_are_rows_of_dots_beside_a_line_at_zero(tmp_path: Path) -> None:
+    rows = {"wide": (-1.0, -1.5, -0.5), "narrow": (1.0, 0.9, 1.1)}
+    save_intervals(tmp_path / "plot.png", rows, "x")
+    pixels = np.asarray(Image.open(tmp_path / "plot.png").convert("RGB"))
+    y, x = (pixels == ImageColor.getrgb(COLOURS[0])).all(-1).nonzero()
+    above = y < (y.min() + y.max()) / 2
+    assert np.ptp(x[above]) > 3 * np.ptp(x[~above])  # the first row stands above
+    assert x[above].max() < x[~above].min()
 
 
 def test_panels_group_by_beginning_and_size_with_the_loss_first() -> None:
