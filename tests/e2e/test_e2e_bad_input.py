@@ -67,7 +67,10 @@ TYPED = {
     "wrong value of a field": ("train nano_tokenizer --train.batch many", "train.batch"),
     "wrong value of an option": ("draw {model} x --num many", "--num"),
     "missing argument": ("draw {model}", "PROMPT"),
-    "unknown model": ("draw nanno x", "unknown model 'nanno'"),
+    "unknown model": (
+        "draw nanno x",
+        "unknown model 'nanno': allowed are nano, small, a release folder or a hub name",
+    ),
     "unknown suite": ("evaluate {model} --suite shape", "the suites are: reconstruction, shapes"),
     "unknown probe": (
         "probe shufle {model} --out {out}",
@@ -151,6 +154,10 @@ TYPED = {
     ),
     "no steps of training": ("train nano_tokenizer --steps 0 --out {out}", "steps: given 0"),
     "a suite in no steps": ("evaluate {model} --suite shapes --steps 0", "steps is 0"),
+    "a suite of pictures against guidance": (
+        "evaluate {model} --suite reconstruction --guidance-scale -1",
+        "guidance_scale is -1.0",
+    ),
     "a suite against guidance": (
         "evaluate {model} --suite shapes --guidance-scale -1",
         "guidance_scale is -1.0",
@@ -286,6 +293,10 @@ def test_a_place_that_refuses(
         ["evaluate", bench.model, "--suite", "shapes", "--json", bench.path("a.json")],
         ["train", "nano_tokenizer", "--out", bench.path("run"), *TOKENIZER],
         ["demo", "--model", bench.model, "--out", bench.path("demo")],
+        ["publish", bench.model, bench.path("mine")],
+        ["report", bench.path("pictures")],
+        ["probe", "swap", bench.model, "--out", bench.path("probe")],
+        ["compare", bench.model, "--out", bench.path("side-by-side")],
     ):
         assert "cannot be written" in refused(bench, capsys, *command)
 

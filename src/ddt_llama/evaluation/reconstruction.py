@@ -24,6 +24,7 @@ from ddt_llama.evaluation.pictures import (
     check_seed,
 )
 from ddt_llama.evaluation.result import watch
+from ddt_llama.generation.settings import check_guidance
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.verify import matches, read
 from ddt_llama.tokenizer.base import Tokenizer
@@ -59,6 +60,7 @@ class ReconstructionSuite:
         if not self.steps or min(self.steps) < 1:
             raise UserError(f"steps are {self.steps}; give one or more numbers of 1 or more")
         check_seed(self.seed)
+        check_guidance(self.guidance_scale)
 
     def run(self, tokenizer: Tokenizer, pictures: Pictures | None = None) -> dict[str, Figure]:
         """Measure a tokenizer on held-out scenes, or on `pictures` (then `exact` only for scenes).

@@ -32,6 +32,15 @@ class Options(TypedDict, total=False):
     tries: int | None
 
 
+def check_guidance(scale: float) -> None:
+    """Raise UserError for a guidance scale that is none."""
+    if not 0.0 <= scale < math.inf:
+        raise UserError(
+            f"guidance_scale is {scale}; it must be a finite number of 0 or more "
+            "(1 is no guidance, 3 is usual)"
+        )
+
+
 @dataclass(frozen=True)
 class Settings:
     """The "generation" section of a release's config.json.
@@ -63,11 +72,8 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise UserError for a value out of range."""
         for scale in (self.guidance_scale, self.edit_guidance_scale):
-            if scale is not None and not 0.0 <= scale < math.inf:
-                raise UserError(
-                    f"guidance_scale is {scale}; it must be a finite number of 0 or more "
-                    "(1 is no guidance, 3 is usual)"
-                )
+            if scale is not None:
+                check_guidance(scale)
         if not 1 <= self.steps <= MAX_STEPS:
             raise UserError(
                 f"steps is {self.steps}; it must be a whole number from 1 to {MAX_STEPS} "

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ddt_llama.config import UserError, load_json, replace_file, save_json, to_dict
+from ddt_llama.config import UserError, check_folder, load_json, replace_file, save_json, to_dict
 from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat
 from ddt_llama.generation.model import Model
@@ -92,12 +92,8 @@ def open_folder(folder: Path, config: object) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is no probe; choose another folder with --out")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{folder}: cannot be written ({error.strerror}); choose another with --out"
-        ) from None
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     save_json(described, to_dict(config))
 
 
