@@ -67,6 +67,11 @@ def test_a_release_says_what_its_trainings_took(pipeline: Pipeline, tmp_path: Pa
     known = ddt_llama.load(pipeline.instruct)
     known.save(tmp_path / "copy")
     assert ddt_llama.load(tmp_path / "copy").history == known.history
+    again = ["train", "nano_instruct", "--start", str(pipeline.pretrain), *LANGUAGE, "--steps", "1"]
+    assert main([*again, "--train.accumulate", "2", "--out", str(tmp_path / "again")]) == 0
+    told = ddt_llama.load(tmp_path / "again").history.trainings
+    assert told is not None
+    assert [one.samples for one in told] == [12, 12, 8]
     # What came before a start that says nothing is not known, and so the whole is not.
     described = load_json(tmp_path / "copy" / "config.json")
     del described["trainings"]

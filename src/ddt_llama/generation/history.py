@@ -44,4 +44,5 @@ def history_of(folder: Path) -> History:
     """
     file = folder / "config.json"
     described = load_json(file) if file.is_file() else {}
-    return from_dict(History, {"trainings": described.get("trainings")})
+    known = described.get("trainings") if isinstance(described, dict) else None
+    return from_dict(History, {"trainings": known})

@@ -114,7 +114,7 @@ def _run_tokenizer(recipe: TokenizerRecipe | SpatialRecipe, out: Path) -> Traine
             save_json(out / PARTS / "config.json", to_dict(past))
             model.save(parts)
         outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
-        seen = outcome.step * recipe.train.batch
+        seen = outcome.step * recipe.train.samples_a_step
         cost = Training(recipe.name, seen, seen * learning_flops(recipe, model))
         with outcome.ema.swapped():
             whole = Model(model.eval(), name=recipe.name)
@@ -192,7 +192,7 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
             folder,
             sample=samples,
         )
-        seen = outcome.step * recipe.train.batch
+        seen = outcome.step * recipe.train.samples_a_step
         cost = Training(recipe.name, seen, seen * document_flops(model, mean_length(stream(0))))
         with outcome.ema.swapped():
             whole = samples.model(model.eval(), recipe.name)

@@ -97,6 +97,11 @@ class TrainConfig:
         if self.seed >= 2**63:
             raise UserError(f"seed: given {self.seed}, allowed is 0 to 2^63 - 1")
 
+    @property
+    def samples_a_step(self) -> int:
+        """Images or documents of one step, of all processes together."""
+        return self.batch * self.accumulate
+
 
 class Outcome(NamedTuple):
     """How a call of `train` ended. `ema.swapped()` puts the averaged weights into the model."""
@@ -289,7 +294,7 @@ class _Trainer:
     def _log(self, sampled: Mapping[str, float], display: Display) -> None:
         config = self.config
         means = self.means.take()
-        per_step = config.batch * config.accumulate
+        per_step = config.samples_a_step
         record = {"step": self.step, **means, **sampled}
         record["images"] = self.step * per_step
         record["images_per_second"] = 1000 * per_step / means["step_ms"]
