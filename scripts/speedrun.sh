@@ -8,7 +8,7 @@
 #
 # SIZE      nano or small
 # TOKENS    timestep (the DDT tokenizer) or spatial (its rival, for as many images)
-# RUNS      where the runs and the finished model go (runs/speedrun-SIZE)
+# RUNS      where the runs and the finished model go (runs/speedrun-SIZE, runs/speedrun-spatial-SIZE)
 # MINUTES   end this call after about so many minutes; call again to go on
 # TOKENIZER, PRETRAIN, INSTRUCT, FINISH   more fields of these stages: TOKENIZER="--steps 3000"
 # PROCESSES that share each batch: 2 on a CPU, one thread each, which is faster than one with two
@@ -27,6 +27,9 @@ timestep)
 spatial) name=spatial-$SIZE see_by=spatial_$SIZE from_noise= ;;
 *) echo "TOKENS: given $TOKENS, allowed are timestep and spatial" >&2 && exit 2 ;;
 esac
+# small's rival has 256 codes, and an edit has two pictures.
+room=
+[ "$name" = spatial-small ] && room="--backbone.max-positions 1024"
 RUNS=${RUNS:-runs/speedrun-$name}
 DDT_DATA=${DDT_DATA:-$root/../shared/data}
 began=$(date +%s)
@@ -117,7 +120,7 @@ if [ "$SIZE" = nano ] && [ "$learn" = shapes ]; then
         --mix.text-to-image 0 --mix.image-to-text 0 --mix.image-only 0 --mix.text-only 0
     stage pretrain "${SIZE}_pretrain" shapes "${PRETRAIN:-}" --tokenizer "$tokenizer" --start "$RUNS/words"
 else
-    stage pretrain "${SIZE}_pretrain" "$learn" "${PRETRAIN:-}" --tokenizer "$tokenizer"
+    stage pretrain "${SIZE}_pretrain" "$learn" "$room ${PRETRAIN:-}" --tokenizer "$tokenizer"
 fi
 stage instruct "${SIZE}_instruct" "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 last=$RUNS/instruct

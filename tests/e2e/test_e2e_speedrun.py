@@ -13,7 +13,7 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, pictures
 import ddt_llama
 from ddt_llama.cli import main
 from ddt_llama.recipes import LanguageRecipe, Recipe
-from ddt_llama.recipes.tokenizer import SpatialRecipe
+from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "speedrun.sh"
 
@@ -70,6 +70,7 @@ if "--out" in sys.argv and sys.argv[1] == "train":
 """
 
 
+SMALL = ["tokenizer", "pretrain", "instruct"]
 NANO = ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish"]
 
 
@@ -78,7 +79,8 @@ NANO = ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "fini
     [
         ("nano", "timestep", NANO),
         ("nano", "spatial", NANO),
-        ("small", "timestep", ["tokenizer", "pretrain", "instruct"]),
+        ("small", "timestep", SMALL),
+        ("small", "spatial", SMALL),
     ],
 )
 def test_stages_follow_each_other_with_fields_that_recipes_have(
@@ -133,7 +135,13 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
         last = "codes" if name == stages[words - 2] else name
     assert trained["instruct"].train.steps == 7
     assert commands[-2][1] == str(tmp_path / "runs" / stages[-1])
-    assert isinstance(trained["tokenizer"], SpatialRecipe) == (tokens == "spatial")
+    see, learn = trained["tokenizer"], trained["pretrain"]
+    assert isinstance(see, SpatialRecipe) == (tokens == "spatial")
+    assert isinstance(see, SpatialRecipe | TokenizerRecipe)
+    assert isinstance(learn, LanguageRecipe)
+    # An edit holds two pictures, its marks and its text.
+    codes = see.build(begins=False).num_tokens
+    assert learn.backbone.max_positions >= 2 * codes + learn.max_text + 8
     name = size if tokens == "timestep" else f"spatial-{size}"
     assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / name)
     if size == "small":

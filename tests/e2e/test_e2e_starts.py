@@ -72,6 +72,17 @@ def test_a_release_says_what_its_trainings_took(pipeline: Pipeline, tmp_path: Pa
     told = ddt_llama.load(tmp_path / "again").history.trainings
     assert told is not None
     assert [one.samples for one in told] == [12, 12, 8]
+    # Each part brings its own: a decoder trained on, and a language model on another's tokenizer.
+    decoder = ["train", "nano_tokenizer", "--start", str(pipeline.instruct), *TOKENIZER]
+    decoder += ["--keep-codes", "true", "--objective.round-until", "1", "--steps", "2"]
+    assert main([*decoder, "--out", str(tmp_path / "decoder")]) == 0
+    both = ["--tokenizer", str(tmp_path / "decoder"), "--start", str(pipeline.pretrain)]
+    train = ["train", "nano_instruct", *both, *LANGUAGE, "--steps", "1"]
+    assert main([*train, "--out", str(tmp_path / "both")]) == 0
+    told = ddt_llama.load(tmp_path / "both").history.trainings
+    assert told is not None
+    assert [one.part for one in told] == ["tokenizer"] * 2 + ["language"] * 2
+    assert [one.samples for one in told] == [12, 8, 12, 4]
     # What came before a start that says nothing is not known, and so the whole is not.
     described = load_json(tmp_path / "copy" / "config.json")
     del described["trainings"]

@@ -2,17 +2,22 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ddt_llama.config import from_dict, load_json
+
+Part = Literal["tokenizer", "language"]
 
 
 @dataclass(frozen=True)
 class Training:
     """One training of the image tokenizer or of the language model.
 
-    `samples` are the images or documents seen; `flops` those of learning from them, by formula.
+    `samples` are the images or documents seen. `flops` are those of learning from them, by formula;
+    encoding pictures for a language model, and the work of a VAE, are not counted.
     """
 
+    part: Part
     recipe: str
     samples: int
     flops: float
@@ -20,13 +25,21 @@ class Training:
 
 @dataclass(frozen=True)
 class History:
-    """All trainings behind a model, the first one first; None where they are not known."""
+    """All trainings behind a model, each part's first one first; None where they are not known."""
 
     trainings: tuple[Training, ...] | None = None
 
-    def and_then(self, training: Training) -> "History":
-        """Return this history with one more training; what is not known stays so."""
-        return self if self.trainings is None else History((*self.trainings, training))
+    def of(self, part: Part) -> "History":
+        """Return the trainings of one part."""
+        if self.trainings is None:
+            return self
+        return History(tuple(one for one in self.trainings if one.part == part))
+
+    def __add__(self, more: "History") -> "History":
+        """Return both behind each other; what is not known stays so."""
+        if self.trainings is None or more.trainings is None:
+            return History()
+        return History(self.trainings + more.trainings)
 
     @property
     def flops(self) -> float | None:
@@ -34,7 +47,7 @@ class History:
         return None if self.trainings is None else sum(one.flops for one in self.trainings)
 
 
-NEW = History(())  # of a model with random weights
+NEW = History(())  # of random weights
 
 
 def history_of(folder: Path) -> History:

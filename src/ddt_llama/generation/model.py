@@ -244,7 +244,7 @@ class Model:
         Weights are stored as they are, in float16, or in 8 bits (the tokenizer's matrices as
         integers with a scale a row, the language model's matrices and tables as float8).
 
-        Its description, which makes it a release, comes last.
+        Its description, which makes it a release and tells its trainings, comes last.
         """
         folder = Path(folder)
         of_images, of_language = _STORED[bits]
@@ -259,9 +259,14 @@ class Model:
         if not (folder / "README.md").exists():
             card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
             replace_file(folder / "README.md", card.encode())
-        described: dict[str, Any] = {"format": FORMAT, "version": VERSION}
-        described |= {"name": self.name, "stage": self.stage}
-        described |= {"generation": to_dict(self.settings), **to_dict(self.history)}
+        described = {
+            "format": FORMAT,
+            "version": VERSION,
+            "name": self.name,
+            "stage": self.stage,
+            "generation": to_dict(self.settings),
+            **to_dict(self.history),
+        }
         save_json(folder / "config.json", described)
 
     def _edit(

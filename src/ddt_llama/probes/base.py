@@ -93,7 +93,12 @@ def open_folder(folder: Path, config: object) -> None:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: exists and is no probe; choose another folder with --out")
     check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder}: cannot be written ({error.strerror}); choose another with --out"
+        ) from None
     save_json(described, to_dict(config))
 
 

@@ -68,7 +68,7 @@ LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("parameters of the language model", "parameters.language", lambda x: f"{x / 1e6:.2f} M"),
     ("FLOPs to encode an image", "flops.encode", lambda x: f"{x / 1e9:.3f} G"),
     ("FLOPs to decode an image", "flops.decode", lambda x: f"{x / 1e9:.3f} G"),
-    ("FLOPs of all its trainings", "flops.trainings", lambda x: f"{x / 1e15:.3g} P"),
+    ("FLOPs of all its trainings", "flops.trainings", lambda x: f"{x:.2e}"),
     ("PSNR in dB", "psnr", lambda x: f"{x:.2f}"),
     ("SSIM", "ssim", lambda x: f"{x:.3f}"),
     ("scenes read back exactly", "exact", lambda x: f"{100 * x:.1f} %"),

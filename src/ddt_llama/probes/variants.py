@@ -139,7 +139,8 @@ def judged(
     def value(name: str, seed: int) -> Judged:
         recipe = variants[name]
         first = next(one for one in variants if unordered(variants[one]) == unordered(recipe))
-        tokenizer = trained(recipe, seed, folder / "tokenizers" / place(first, seed))
+        tokenizer = trained(variants[first], seed, folder / "tokenizers" / place(first, seed))
+        tokenizer = reordered(tokenizer, recipe)
         return judge(plan, tokenizer, seed, text, folder / "lessons" / place(name, seed))
 
     for name, seed in watch(work, f"variants of {model.name}"):
@@ -154,19 +155,23 @@ def unordered(recipe: TokenizerRecipe) -> TokenizerRecipe:
 
 
 def trained(recipe: TokenizerRecipe, seed: int, folder: Path) -> Tokenizer:
-    """Train a tokenizer, go on with it or open it; variants of one training share the folder."""
+    """Train a tokenizer, go on with it or open it."""
     own = replace(
-        unordered(recipe),
+        recipe,
         train=replace(recipe.train, seed=seed),
         data=replace(recipe.data, seed=seed),
     )
     outcome = run(own, folder)
     if not outcome.finished:  # a signal: half a training must not be compared with whole ones
         raise KeyboardInterrupt
-    weights = _network(load(outcome.release / "tokenizer")).state_dict()
-    tokenizer = recipe.build(begins=False).eval()
-    tokenizer.load_state_dict(weights)
-    return tokenizer
+    return load(outcome.release / "tokenizer")
+
+
+def reordered(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> Tokenizer:
+    """Return a trained tokenizer whose codes are read in the order of `recipe`."""
+    ordered = recipe.build(begins=False).eval()
+    ordered.load_state_dict(_network(tokenizer).state_dict())
+    return ordered
 
 
 def judge(

@@ -281,8 +281,9 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
 def document_flops(model: Any, length: float) -> float:
     """Return the FLOPs of learning from a document of `length` ids, by any causal LM.
 
-    Forward and backward two and four for each weight of a matrix product and id (the lookup of
-    embeddings is none), as Kaplan et al. (2020) count, and attention to the ids before.
+    Forward and backward two and four for each weight and id (the lookup of embeddings is none), as
+    Kaplan et al. (2020) count, and attention to the ids before. The head is counted at every id,
+    though training computes it at supervised ones alone.
     """
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = _count(model) - (0 if head is table else table.numel())

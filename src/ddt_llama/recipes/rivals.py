@@ -1,8 +1,8 @@
 """Other ways to make images a language, each matched to the DDT recipe of its size.
 
 Matched are bits an image, parameters, and FLOPs of training on an image (`ddt recipes NAME` prints
-both); data, batch, steps and optimizer are the same: Muon, by which the rival gains 5 dB over AdamW
-(experiments/0028). The language side is that of the DDT recipes:
+both); data, batch, steps and optimizer are the same (Muon is no handicap for the rival:
+experiments/0028). The language side is that of the DDT recipes:
 `ddt train nano_pretrain --tokenizer runs/spatial_nano`.
 """
 

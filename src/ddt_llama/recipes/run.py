@@ -1,13 +1,14 @@
 """Carry a recipe out: open the data, build the model, train by the one loop, write the release.
 
 The run folder is complete in itself: RUN/parts keeps what the run began with (tokenizer, text side,
-weights of `start`), so that it goes on without them; RUN/release is the model with averaged
-weights, rewritten whenever the loop ends.
+weights of `start`, their trainings), so that it goes on without them; RUN/release is the model with
+averaged weights, rewritten whenever the loop ends.
 """
 
 import importlib.util
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +38,7 @@ RELEASE = "release"
 OLD = ".release.old"
 FINISHED = "FINISHED"  # an empty file that says to scripts: all steps are done
 PARTS = "parts"
+LENGTHS_OF = 64  # documents, whose mean length stands for that of all
 
 
 class Trained(NamedTuple):
@@ -106,8 +108,10 @@ def _run_tokenizer(recipe: TokenizerRecipe | SpatialRecipe, out: Path) -> Traine
     past = NEW
     if begun:
         past = history_of(out / PARTS)
+    elif recipe.start is not None:
+        past = history_of(release_of(recipe.start, "start")).of("tokenizer")
     elif recipe.starts_from_weights:
-        past = history_of(release_of(recipe.start, "start")) if recipe.start else History()
+        past = History()
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and recipe.starts_from_weights and distributed.is_main():
@@ -115,10 +119,10 @@ def _run_tokenizer(recipe: TokenizerRecipe | SpatialRecipe, out: Path) -> Traine
             model.save(parts)
         outcome = train(model, objective, stream, recipe.train, folder, sample=samples)
         seen = outcome.step * recipe.train.samples_a_step
-        cost = Training(recipe.name, seen, seen * learning_flops(recipe, model))
+        own = Training("tokenizer", recipe.name, seen, seen * learning_flops(recipe, model))
         with outcome.ema.swapped():
             whole = Model(model.eval(), name=recipe.name)
-            whole.history = past.and_then(cost)
+            whole.history = past + History((own,))
             release = write_release(whole, out)
     return Trained(out, release, outcome.step, outcome.finished)
 
@@ -140,8 +144,7 @@ def _tokenizer_model(
         load_into(model, tensors, source)
     recipe.equip(model)
     if recipe.keep_codes:
-        model.encoder.requires_grad_(False)
-        model.quantizer.frozen = True
+        model.keep_codes()
     return model
 
 
@@ -173,17 +176,20 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
         text, vocabulary = _text_side(recipe, language_start, tokenizer)
     model = _language_model(recipe, language_start, vocabulary, tokenizer).to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
-    length = int(model.config.max_position_embeddings)
-    stream = document_stream(recipe, coder, vocabulary, text, length)
+    most = int(model.config.max_position_embeddings)
+    stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
-    known_past = out / PARTS if begun else (language_start or tokenizer_folder).parent
-    past = history_of(known_past)
+    if begun:
+        past = history_of(out / PARTS)
+    else:
+        past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(language_start)
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if not begun and distributed.is_main():
             save_json(out / PARTS / "config.json", to_dict(past))
             tokenizer.save(out / PARTS / "tokenizer")
             _keep_language(known, recipe, model, text, vocabulary)
+        length = mean_length(stream, recipe.train.batch)
         outcome = train(
             model,
             NextToken(vocabulary, recipe.text_weight),
@@ -193,17 +199,27 @@ def _run_language(recipe: LanguageRecipe, out: Path) -> Trained:
             sample=samples,
         )
         seen = outcome.step * recipe.train.samples_a_step
-        cost = Training(recipe.name, seen, seen * document_flops(model, mean_length(stream(0))))
+        own = Training("language", recipe.name, seen, seen * document_flops(model, length))
         with outcome.ema.swapped():
             whole = samples.model(model.eval(), recipe.name)
-            whole.history = past.and_then(cost)
+            whole.history = past + History((own,))
             release = write_release(whole, out)
     return Trained(out, release, outcome.step, outcome.finished)
 
 
-def mean_length(batch: tuple[Tensor, ...]) -> float:
-    """Return the ids of a document of a batch, padding left out."""
-    return float(batch[2].sum(1, dtype=torch.float32).mean())
+def mean_length(stream: Callable[[int], tuple[Tensor, ...]], batch: int) -> float:
+    """Return the mean ids of the first 64 documents of a stream, padding left out."""
+    parts = max(1, LENGTHS_OF * distributed.world_size() // batch)
+    lengths = torch.cat([stream(step)[2].sum(1) for step in range(parts)])
+    return float(lengths.float().mean())
+
+
+def _written(start: Path | None) -> History:
+    """Return the trainings of a language model to start from: unknown of a foreign one."""
+    if start is None:
+        return NEW
+    ours = (start / "vocabulary.json").is_file()
+    return history_of(start.parent).of("language") if ours else History()
 
 
 def _keep_language(

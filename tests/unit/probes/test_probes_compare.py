@@ -8,7 +8,7 @@ import torch
 from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.generation import Model
-from ddt_llama.generation.history import NEW, Training
+from ddt_llama.generation.history import History, Training
 from ddt_llama.probes import compare as module
 from ddt_llama.probes.compare import ComparisonPlan, cell, compare, network
 from ddt_llama.recipes.cost import encoder_flops, spatial_flops
@@ -51,7 +51,9 @@ def timestep() -> TimestepTokenizer:
 def test_flops_are_those_of_the_formulas() -> None:
     one, other = timestep(), spatial()
     model = Model(one, name="a")
-    model.history = NEW.and_then(Training("x", 10, 3e15)).and_then(Training("y", 5, 1e15))
+    model.history = History(
+        (Training("tokenizer", "x", 10, 3e15), Training("language", "y", 5, 1e15))
+    )
     found = network(model)
     assert found["flops.encode"] == encoder_flops(one)
     assert found["flops.trainings"] == 4e15

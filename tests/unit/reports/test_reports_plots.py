@@ -104,6 +104,10 @@ def test_intervals_are_rows_of_dots_beside_a_line_at_zero(tmp_path: Path) -> Non
     above = y < (y.min() + y.max()) / 2
     assert np.ptp(x[above]) > 3 * np.ptp(x[~above])  # the first row stands above
     assert x[above].max() < x[~above].min()
+    heights = [np.ptp(y[part]) for part in (above, ~above)]
+    assert min(heights) > 5  # of the dots: a line alone is thinner
+    between = pixels[:, x[above].max() + 2 : x[~above].min() - 1]
+    assert ((between < 160).all(-1).mean(0) > 0.5).any()  # the line at zero
 
 
 def test_panels_group_by_beginning_and_size_with_the_loss_first() -> None:

@@ -1,5 +1,6 @@
 """The spatial objective: its loss by hand, its phases, and that it learns."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,12 +78,14 @@ def test_it_learns_what_every_square_shows(model: SpatialTokenizer) -> None:
 
 def test_a_decoder_alone_learns_from_codes_that_are_kept(model: SpatialTokenizer) -> None:
     objective = SpatialObjective(SpatialObjectiveConfig(), squares(2))
-    model.encoder.requires_grad_(False)
-    model.quantizer.frozen = True
+    model.quantizer.config = replace(model.quantizer.config, rate=1.0)
+    model.quantizer.weigh(torch.arange(1.0, 1 + len(model.quantizer.codebook)) ** 3)
+    model.keep_codes()
     before = model.quantizer.codebook.clone()
     objective.before_step(model, 0)
     loss, figures = objective(model, squares(8), 0)
     codes = model.encode(squares(8))
+    assert not torch.equal(codes, model.quantizer.nearest(model.features(squares(8))))
     with torch.no_grad():
         rebuilt = model.rebuild(model.quantizer.values(codes))
     assert loss.item() == pytest.approx(float((rebuilt - squares(8)).square().mean()))

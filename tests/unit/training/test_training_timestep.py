@@ -152,8 +152,7 @@ def decoder_alone(**changes: Any) -> TimestepTokenizer:
     """Return a tokenizer whose codes are kept, some of them much commoner than others."""
     model = build(quantizer=QuantizerConfig(16, 4, rate=0.2), **changes)
     model.quantizer.weigh(torch.arange(16.0) ** 3)
-    model.encoder.requires_grad_(False)
-    model.quantizer.frozen = True
+    model.keep_codes()
     return model
 
 
