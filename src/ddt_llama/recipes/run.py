@@ -31,6 +31,7 @@ from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, To
 from ddt_llama.runs import Run
 from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
+from ddt_llama.tokenizer.quantizer import keep_codes
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import train
 
@@ -144,7 +145,7 @@ def _tokenizer_model(
         load_into(model, tensors, source)
     recipe.equip(model)
     if recipe.keep_codes:
-        model.keep_codes()
+        keep_codes(model)
     return model
 
 

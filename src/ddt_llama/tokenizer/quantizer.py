@@ -8,7 +8,7 @@ codebook.
 """
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -228,3 +228,9 @@ class Quantizer(nn.Module):
             "perplexity": float(perplexity(self.usage.sum(0))),
             "position_perplexity": float(perplexity(self.usage).mean()),
         }
+
+
+def keep_codes(tokenizer: Any) -> None:
+    """Leave encoder and codebook as they are in training, so that codes keep their meaning."""
+    tokenizer.encoder.requires_grad_(False)
+    tokenizer.quantizer.frozen = True

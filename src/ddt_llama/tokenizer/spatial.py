@@ -99,11 +99,6 @@ class SpatialTokenizer(nn.Module):
         self.encoder, self.decoder = _encoder(*sizes), _decoder(*sizes)
         self.critic: nn.Module | None = None  # in training only; no folder holds it
 
-    def keep_codes(self) -> None:
-        """Leave encoder and codebook as they are in training, so that codes keep their meaning."""
-        self.encoder.requires_grad_(False)
-        self.quantizer.frozen = True
-
     def features(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k e"]:
         """Return the features of all cells in raster order; UserError for another size."""
         size = self.image_size

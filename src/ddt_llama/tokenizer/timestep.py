@@ -123,11 +123,6 @@ class TimestepTokenizer(nn.Module):
             )
         return self.patchify(latents.encode(images))
 
-    def keep_codes(self) -> None:
-        """Leave encoder and codebook as they are in training, so that codes keep their meaning."""
-        self.encoder.requires_grad_(False)
-        self.quantizer.frozen = True
-
     def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
         """Cut images into square patches in raster order."""
         p = self.config.patch

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
-from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig, keep_codes
 from ddt_llama.training.critics import PatchCritic
 from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig, probe
 
@@ -80,7 +80,7 @@ def test_a_decoder_alone_learns_from_codes_that_are_kept(model: SpatialTokenizer
     objective = SpatialObjective(SpatialObjectiveConfig(), squares(2))
     model.quantizer.config = replace(model.quantizer.config, rate=1.0)
     model.quantizer.weigh(torch.arange(1.0, 1 + len(model.quantizer.codebook)) ** 3)
-    model.keep_codes()
+    keep_codes(model)
     before = model.quantizer.codebook.clone()
     objective.before_step(model, 0)
     loss, figures = objective(model, squares(8), 0)

@@ -12,7 +12,7 @@ from ddt_llama.diffusion import AtNoise, Cosine, Straight, Uniform
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
 from ddt_llama.tokenizer.encoder import EncoderConfig
-from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.tokenizer.quantizer import QuantizerConfig, keep_codes
 from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig, probe
 
 TOKENS, SIDE, SEED = 6, 8, 11
@@ -152,7 +152,7 @@ def decoder_alone(**changes: Any) -> TimestepTokenizer:
     """Return a tokenizer whose codes are kept, some of them much commoner than others."""
     model = build(quantizer=QuantizerConfig(16, 4, rate=0.2), **changes)
     model.quantizer.weigh(torch.arange(16.0) ** 3)
-    model.keep_codes()
+    keep_codes(model)
     return model
 
 
