@@ -58,7 +58,10 @@ def test_losses_of_a_tiny_language_model(kind, tmp_path):
         golden[kind] = {name: [round(v, 6) for v in values] for name, values in series.items()}
         GOLDEN.write_text(json.dumps(golden, indent=1) + "\n")
     golden = json.loads(GOLDEN.read_text())[kind]
-    # Muon orthogonalises in bfloat16, which differs between processors.
-    tolerance = 1e-3 if kind == "adamw" else 2e-2
+    # Muon orthogonalises in bfloat16, which differs between processors and numbers of threads; one
+    # id of the 96 between two lines may then fall on the other side of right.
+    exact = kind == "adamw"
     for name in names:
-        assert series[name] == pytest.approx(golden[name], rel=tolerance, abs=1e-4), name
+        least = 1 / 96 + 1e-4 if name == "accuracy" and not exact else 1e-4
+        wanted = pytest.approx(golden[name], rel=1e-3 if exact else 2e-2, abs=least)
+        assert series[name] == wanted, name
