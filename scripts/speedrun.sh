@@ -109,10 +109,7 @@ else
 fi
 # Rounding weights changes codes; the language model is to learn those of the release
 # (experiments/0024).
-if [ ! -f "$RUNS/codes/config.json" ]; then
-    rm -rf "$RUNS/codes" # half of it, where this was killed
-    ddt publish "$tokenizer" "$RUNS/codes" --bits 8
-fi
+[ -f "$RUNS/codes/config.json" ] || ddt publish "$tokenizer" "$RUNS/codes" --bits 8
 tokenizer=$RUNS/codes
 # Which of several phrases is meant is learned in minutes, from words alone (experiments/0020).
 if [ "$SIZE" = nano ] && [ "$learn" = shapes ]; then

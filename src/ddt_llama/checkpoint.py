@@ -13,7 +13,7 @@ import shutil
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,6 +95,39 @@ def newest_state(folder: Path) -> State | None:
         except UserError as error:
             warnings.warn(f"checkpoint skipped: {error}", stacklevel=2)
     return None
+
+
+@contextlib.contextmanager
+def replaced(folder: Path) -> Iterator[Path]:
+    """Give an empty folder to fill, which then stands in place of `folder`: all or nothing.
+
+    A kill between the two renames leaves the old one as `.NAME.old`; see `put_back`.
+    """
+    folder = folder.absolute()
+    partial, old = _beside(folder, "partial"), _beside(folder, "old")
+    put_back(folder)
+    for left in (partial, old):
+        shutil.rmtree(left, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def put_back(folder: Path) -> None:
+    """Put the old folder back where a kill came between the two renames of `replaced`."""
+    if _beside(folder, "old").exists() and not folder.exists():
+        os.replace(_beside(folder, "old"), folder)
+
+
+def _beside(folder: Path, end: str) -> Path:
+    return folder.with_name(f".{folder.name}.{end}")
 
 
 def save_release(

@@ -29,6 +29,18 @@ class UserError(ValueError):
     """Say in one line what was given, what is allowed and what to do."""
 
 
+def check_range(config: Any, low: float, high: float, *names: str) -> None:
+    """Raise UserError for the first of the fields `names` that is not in [low, high]; nan is not.
+
+    `high` may be infinite, which the fields then may not be. None is left alone.
+    """
+    allowed = f"{low:g} or more" if math.isinf(high) else f"{low:g} to {high:g}"
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not (low <= value <= high and math.isfinite(value)):
+            raise UserError(f"{name}: given {value}, allowed is {allowed}")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """Return `config` as JSON-able values.
 

@@ -1,4 +1,4 @@
-"""A run folder: everything that one training leaves behind, and the only writer of it.
+"""A run folder: everything that one training leaves behind, and how it is written.
 
 config.json, environment.json, metrics.jsonl (one object a line, no step twice), samples/,
 checkpoints/ and tensorboard/. A folder belongs to one recipe: continuing it with another one is

@@ -189,6 +189,10 @@ def test_a_published_model_is_small_and_tuned(
         assert weights < 0.6 * full
     assert main(["draw", str(folder), "a red circle", "--out", str(tmp_path / "a.png")]) == 0
     assert main(["publish", str(pipeline.instruct), str(pipeline.instruct / "samples")]) == 2
+    (folder / "notes.txt").write_text("mine")
+    assert main(["publish", str(pipeline.instruct), str(folder)]) == 2
+    assert main(["publish", str(tmp_path), str(tmp_path / "other")]) == 2
+    assert (folder / "notes.txt").read_text() == "mine"
     smaller = tmp_path / "smaller"
     assert main(["publish", str(pipeline.instruct), str(smaller), "--bits", "8"]) == 0
     assert main(["draw", str(smaller), "a red circle", "--out", str(tmp_path / "b.png")]) == 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline
+from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, pictures, train_all
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import ddt_llama
@@ -57,6 +57,29 @@ def test_a_language_run_goes_on_without_the_run_it_came_from(
     assert main([*train, "--out", str(cut)]) == 0
     assert equal(weights(cut, "language"), weights(whole, "language"))
     assert ddt_llama.load(cut).history == ddt_llama.load(whole).history
+
+
+def test_a_language_run_killed_while_it_keeps_its_start_begins_anew(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    train = ["train", "nano_instruct", "--start", str(pipeline.pretrain), *LANGUAGE, "--steps", "1"]
+    assert main([*train, "--out", str(whole)]) == 0
+    assert main([*train, "--minutes", "0", "--out", str(cut)]) == 0
+    shutil.rmtree(cut / "checkpoints")
+    for name in ("vocabulary.json", "tokenizer.json"):
+        (cut / "parts" / "language" / name).unlink()
+    assert main([*train, "--out", str(cut)]) == 0
+    assert equal(weights(cut, "language"), weights(whole, "language"))
+
+
+def test_a_caption_longer_than_the_model_reads_is_shown_cut(tmp_path: Path) -> None:
+    data = pictures(tmp_path / "data")
+    for text in data.glob("*.txt"):
+        text.write_text("a plain picture " * 200)
+    trained = train_all(tmp_path / "runs", (str(data),))
+    shown = sorted((trained.pretrain / "samples").glob("*.txt"))[-1].read_text()
+    assert "a plain picture" in shown
 
 
 def test_a_release_says_what_its_trainings_took(pipeline: Pipeline, tmp_path: Path) -> None:

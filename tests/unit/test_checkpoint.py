@@ -12,11 +12,40 @@ from ddt_llama.checkpoint import (
     load_state,
     load_tensors,
     newest_state,
+    put_back,
+    replaced,
     save_release,
     save_state,
     save_tensors,
 )
 from ddt_llama.config import UserError
+
+
+def test_a_folder_is_replaced_whole_or_not_at_all(tmp_path):
+    folder = tmp_path / "release"
+    with replaced(folder) as partial:
+        (partial / "a").write_text("old")
+        assert not folder.exists()
+    with pytest.raises(FileNotFoundError), replaced(folder) as partial:
+        (partial / "absent" / "a").write_text("half")
+    assert (folder / "a").read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+    with replaced(folder) as partial:
+        assert not list(partial.iterdir())
+        (partial / "b").write_text("new")
+    assert [path.name for path in folder.iterdir()] == ["b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
+
+
+def test_a_folder_lost_between_two_renames_is_put_back(tmp_path):
+    folder = tmp_path / "release"
+    folder.mkdir()
+    (folder / "a").write_text("old")
+    folder.rename(tmp_path / ".release.old")
+    put_back(folder)
+    assert (folder / "a").read_text() == "old"
+    put_back(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["release"]
 
 
 def state(step, value=1.0):

@@ -37,7 +37,6 @@ from ddt_llama.shapes.prompts import (
     edit_suite,
     heldout_prompts,
     question_suite,
-    satisfies,
 )
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.verify import read
@@ -85,7 +84,7 @@ class Demonstration:
             codes = self.model.draw_codes([prompt for prompt, _ in asked], seed=seeds)
             images = self.model.decode(codes, seeds)
         found = zip(read(images), asked, strict=True)
-        right = [satisfies(scene, requirement) for scene, (_, requirement) in found]
+        right = [requirement.satisfied(scene) for scene, (_, requirement) in found]
         self.figures["drawn.right"] = proportion(right)
         return tuple(
             Drawn(prompt, self.picture(image, f"drawn-{place + 1}"), seed, good)

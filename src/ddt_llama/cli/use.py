@@ -182,12 +182,13 @@ def reconstruct(
         seed: Of the noise that decoding starts from.
         out: The folder to write into.
     """
-    from ddt_llama.cli.sheets import distinct_names, levels_sheet
+    from ddt_llama.cli.places import distinct_names
     from ddt_llama.config import UserError, check_folder
     from ddt_llama.data.images import save_png, to_pil
     from ddt_llama.generation import load
     from ddt_llama.generation.pictures import read_images
     from ddt_llama.generation.settings import row_seeds
+    from ddt_llama.recipes.sheets import levels_sheet
 
     if not images:
         raise UserError("no image was given; give at least one file")

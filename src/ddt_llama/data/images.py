@@ -6,9 +6,7 @@ this edge; inside, images are float32 `b 3 h w` in [-1, 1].
 """
 
 import io
-import os
 import struct
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -21,7 +19,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, replace_file
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
@@ -123,22 +121,11 @@ def save_png(images: Float[Tensor, "3 h w"] | PIL.Image.Image, path: str | Path)
 
     Raises UserError where the place cannot be written.
     """
-    path = Path(path)
     picture = images if isinstance(images, PIL.Image.Image) else to_pil(images[None])[0]
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".png.part")
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format="PNG")
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror}); give a writable place") from error
-    finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
-    return path
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    replace_file(path, content.getvalue())
+    return Path(path)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:

@@ -222,11 +222,14 @@ def _siblings(path: Path, key: str) -> dict[str, Any]:
     for suffix in (".txt", ".json"):
         sibling = stem.with_name(stem.name + suffix)
         if sibling.is_file():
-            if sibling.stat().st_size > TEXT_LIMIT:
-                raise BrokenImage(key, f"{sibling.name} is longer than {TEXT_LIMIT} bytes")
             try:
+                if sibling.stat().st_size > TEXT_LIMIT:
+                    raise BrokenImage(key, f"{sibling.name} is longer than {TEXT_LIMIT} bytes")
                 text = sibling.read_text(encoding="utf-8-sig")
                 texts[suffix] = json.loads(text) if suffix == ".json" else text
+            except OSError as error:
+                reason = error.strerror
+                raise BrokenImage(key, f"{sibling.name} cannot be read ({reason})") from error
             except (ValueError, RecursionError) as error:
                 raise BrokenImage(key, f"{sibling.name} is not valid ({error})") from error
     return merged(texts.get(".txt"), texts.get(".json"))

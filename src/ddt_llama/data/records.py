@@ -195,7 +195,7 @@ def _picture_columns(table: Any, path: str, image_column: str | None) -> dict[st
     if not typed and not named:
         raise UserError(
             f"data: {path} has no column of pictures (columns: {', '.join(features)}); "
-            "name it with image_column"
+            "name it with --data.image-column"
         )
     return {(typed or named)[0]: "image"}
 

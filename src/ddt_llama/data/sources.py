@@ -6,6 +6,7 @@ indexed: `source[i]` depends on the data and on i alone, so a stream resumes exa
 
 import contextlib
 import logging
+import math
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ import numpy as np
 from jaxtyping import UInt8
 from torch.utils.data import get_worker_info
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.data.images import MIN_SIDE, BrokenImage, Fit, decode, from_bytes8
 from ddt_llama.data.layouts import open_records
 from ddt_llama.data.records import Record, Records
@@ -70,11 +71,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be."""
-        if not 0 <= self.broken_share <= 1:
-            raise UserError(f"broken_share: given {self.broken_share}, allowed is 0 to 1")
-        for name in ("min_side", "broken_allowed", "cache_bytes", "workers"):
-            if getattr(self, name) < 0:
-                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 or more")
+        check_range(self, 0, 1, "broken_share")
+        check_range(self, 0, math.inf, "min_side", "broken_allowed", "cache_bytes", "workers")
 
 
 S = TypeVar("S")
@@ -272,13 +270,7 @@ def open_source(
     edits (source, instruction, target), or questions with answers. Raises UserError where the
     path holds nothing of the kind.
     """
-    records = open_records(
-        path,
-        split,
-        image_column=image_column,
-        cache_dir=options.cache_dir,
-        held_out=options.held_out,
-    )
+    records = _opened(path, split, image_column, options)
     if not records.count:
         raise UserError(f"data: {path} is empty; give at least one picture")
     first = _first_records(records)
@@ -296,11 +288,27 @@ def open_source(
     return ImageSource(records, form_of(kind, caption_column), image_size, str(path), options)
 
 
-def detect_kind(path: str | Path, split: str = "train", options: Reading = Reading()) -> Kind:
+def detect_kind(
+    path: str | Path,
+    split: str = "train",
+    *,
+    image_column: str | None = None,
+    options: Reading = Reading(),
+) -> Kind:
     """Return what most of the first rows at `path` hold: "image", "edit" or "question"."""
-    records = open_records(path, split, cache_dir=options.cache_dir, held_out=options.held_out)
+    records = _opened(path, split, image_column, options)
     counts: Counter[Kind] = Counter(kind_of(record) for record in _first_records(records))
     return counts.most_common(1)[0][0] if counts else "image"
+
+
+def _opened(path: str | Path, split: str, image_column: str | None, options: Reading) -> Records:
+    return open_records(
+        path,
+        split,
+        image_column=image_column,
+        cache_dir=options.cache_dir,
+        held_out=options.held_out,
+    )
 
 
 def _first_records(records: Records) -> list[Record]:

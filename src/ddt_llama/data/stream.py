@@ -12,13 +12,9 @@ from functools import lru_cache
 from typing import Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.data.order import Indices, permuted
-from ddt_llama.data.samples import Sample
 
 # Weights hold exactly within every run of this many samples, so they are kept to one in a thousand.
 BLOCK = 1000
@@ -185,8 +181,3 @@ def _read(source: Indexed[T], rows: list[int]) -> list[T]:
     if isinstance(source, Batched):
         return source.batch(rows)
     return [source[row] for row in rows]
-
-
-def stack_images(samples: Sequence[Sample]) -> Float[Tensor, "b 3 h w"]:
-    """Return the pictures of a list of samples as one batch."""
-    return torch.stack([sample.image for sample in samples])

@@ -35,7 +35,6 @@ from ddt_llama.shapes.prompts import (
     edit_suite,
     heldout_prompts,
     question_suite,
-    satisfies,
 )
 from ddt_llama.shapes.questions import Question
 from ddt_llama.shapes.render import render
@@ -200,7 +199,7 @@ class ShapesSuite:
             found = read(self._decode(model, codes, seeds))
             for row, (_, requirement) in enumerate(part):
                 own = found[row * self.images : (row + 1) * self.images]
-                verdicts[requirement] += [satisfies(scene, requirement) for scene in own]
+                verdicts[requirement] += [requirement.satisfied(scene) for scene in own]
                 readable[requirement] += [scene is not None for scene in own]
         return list(verdicts.values()), list(readable.values())
 

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ddt_llama.checkpoint import replaced
 from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
@@ -30,6 +31,7 @@ from ddt_llama.tokenizer.base import Tokenizer
 
 Stage = Literal["pretrain", "instruct"]
 FORMAT = "ddt-llama"  # of release folders
+PARTS = {"config.json", "README.md", "tokenizer", "language"}  # of a release folder
 VERSION = 2  # 1: language models without the mark `same`
 PLANNING = Sampling(TopP(0.9))  # of plans: layouts differ from seed to seed, oddities are left out
 # How tokenizer and language model are stored in so many bits.
@@ -38,6 +40,13 @@ _STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {
     16: (torch.float16, torch.float16),
     8: (torch.int8, torch.float8_e4m3fn),
 }
+
+
+def check_place(folder: Path) -> None:
+    """Raise UserError where `folder` holds other things than a release, which would be lost."""
+    inside = {item.name for item in folder.iterdir()} if folder.is_dir() else set()
+    if folder.is_file() or not inside <= PARTS or (inside and "config.json" not in inside):
+        raise UserError(f"{folder}: exists and is no release; choose another folder")
 
 
 class Model:
@@ -244,10 +253,21 @@ class Model:
         Weights are stored as they are, in float16, or in 8 bits (the tokenizer's matrices as
         integers with a scale a row, the language model's matrices and tables as float8).
 
-        Its description, which makes it a release and tells its trainings, comes last.
+        All or nothing: a release that is there stays until the new one is complete. A README.md in
+        it is kept. Raises UserError where the folder holds other things.
         """
         folder = Path(folder)
-        of_images, of_language = _STORED[bits]
+        check_place(folder)
+        card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
+        if (folder / "README.md").is_file():
+            card = (folder / "README.md").read_text(encoding="utf-8")
+        with replaced(folder) as partial:
+            self._write(partial, *_STORED[bits])
+            replace_file(partial / "README.md", card.encode())
+
+    def _write(
+        self, folder: Path, of_images: torch.dtype | None, of_language: torch.dtype | None
+    ) -> None:
         self.tokenizer.save(folder / "tokenizer", dtype=of_images)
         if self.vocabulary is not None and self.text is not None:
             from ddt_llama.language import backbone
@@ -256,9 +276,6 @@ class Model:
             backbone.save(
                 folder / "language", language, self.vocabulary, self.text, dtype=of_language
             )
-        if not (folder / "README.md").exists():
-            card = f"# {self.name}\n\n`ddt_llama.load` opens this folder, a model of ddt-llama.\n"
-            replace_file(folder / "README.md", card.encode())
         described = {
             "format": FORMAT,
             "version": VERSION,

@@ -9,7 +9,7 @@ import importlib.resources
 import re
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +20,12 @@ from ddt_llama.generation.engine import Decoder, Engine
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.history import history_of
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.model import FORMAT, VERSION, Model
+from ddt_llama.generation.model import FORMAT, VERSION, Model, Stage
 from ddt_llama.generation.settings import Settings
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
 RELEASES = ("nano", "small")  # names that `load` knows without a path
-STAGES = ("pretrain", "instruct")
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
 
@@ -131,8 +130,9 @@ def _description(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder}: release version {version!r}, this program reads {VERSION}; {remedy}"
         )
-    if described.get("stage", "instruct") not in STAGES:
-        raise UserError(f"{folder}: stage {described['stage']!r}; allowed are {', '.join(STAGES)}")
+    if described.get("stage", "instruct") not in get_args(Stage):
+        allowed = ", ".join(get_args(Stage))
+        raise UserError(f"{folder}: stage {described['stage']!r}; allowed are {allowed}")
     return described
 
 

@@ -7,6 +7,7 @@ Gemma-2-2B with one vocabulary over text and codes).
 
 import contextlib
 import copy
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ from transformers import (
 )
 
 from ddt_llama.checkpoint import load_tensors, save_tensors
-from ddt_llama.config import UserError, let_others_read
+from ddt_llama.config import UserError, check_range, let_others_read
 from ddt_llama.language.pretrained import open_model, quiet, read_config
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import VOCABULARY_FILE, Vocabulary
@@ -60,10 +61,9 @@ class BackboneConfig:
 
     def __post_init__(self) -> None:
         """Refuse shapes that no attention has."""
-        sizes = ("dim", "depth", "num_heads", "num_kv_heads", "mlp_dim", "max_positions")
-        for name in sizes:
-            if getattr(self, name) < 1:
-                raise UserError(f"backbone {name}: given {getattr(self, name)}, allowed are >= 1")
+        check_range(self, 1, math.inf, "dim", "depth", "num_heads", "num_kv_heads", "mlp_dim")
+        check_range(self, 1, math.inf, "max_positions", "rope_theta")
+        check_range(self, 0, math.inf, "norm_eps", "init_std", "row_std")
         if self.dim % (2 * self.num_heads):
             raise UserError(
                 f"backbone dim: given {self.dim}, allowed are multiples of 2 x num_heads = "
@@ -232,8 +232,8 @@ def save(
     """Write a language folder that `load` and `AutoModelForCausalLM` open.
 
     Weights are safetensors, in `dtype` where one is given. torch.float8_e4m3fn stores matrices and
-    tables so (an error of at most 6 % of each number) and all else in bfloat16. Each file appears
-    whole or not at all.
+    tables so (an error of at most 6 % of a number above 1/64, of 1/1024 below) and all else in
+    bfloat16. Each file appears whole or not at all.
     Raises UserError where the parts do not belong together or the folder cannot be written.
     """
     folder = Path(folder)
@@ -372,5 +372,5 @@ def _move(model: PreTrainedModel, where: str | torch.device | torch.dtype) -> Pr
 @contextlib.contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed seeds GPUs, too
         yield

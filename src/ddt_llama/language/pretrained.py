@@ -14,7 +14,6 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from ddt_llama.checkpoint import ROW_SCALE, load_into, load_tensors
 from ddt_llama.config import UserError, load_json
 from ddt_llama.language.text import one_line
 
@@ -44,9 +43,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises UserError where weights are absent, pickled, truncated or of another model.
     """
-    files = _check_weights(folder)
-    if any(_has_eight_bits(path) for path in files):
-        return _open_eight_bits(folder, files, dtype)
+    _check_weights(folder)
     return open_whole(AutoModelForCausalLM, folder, dtype=dtype)
 
 
@@ -76,26 +73,7 @@ def open_whole(opener: Any, folder: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _has_eight_bits(path: Path) -> bool:
-    with safe_open(path, framework="pt") as file:
-        return any(name.endswith(ROW_SCALE) for name in list(file.keys()))
-
-
-def _open_eight_bits(folder: Path, files: list[Path], dtype: torch.dtype) -> PreTrainedModel:
-    """Load what `backbone.save` stored in 8 bits, which transformers does not know."""
-    with quiet():
-        model = AutoModelForCausalLM.from_config(read_config(folder), dtype=dtype)
-    tensors: dict[str, torch.Tensor] = {}
-    for path in files:
-        tensors |= load_tensors(path, dtype)
-    for name, twin in getattr(model, "all_tied_weights_keys", {}).items():
-        if twin in tensors:  # stored once
-            tensors.setdefault(name, tensors[twin])
-    load_into(model, tensors, files[0])
-    return model.eval()
-
-
-def _check_weights(folder: Path) -> list[Path]:
+def _check_weights(folder: Path) -> None:
     """Refuse absent, pickled and truncated weights before transformers sees them."""
     if (folder / WEIGHTS_FILE).is_file():
         files = {WEIGHTS_FILE}
@@ -120,7 +98,6 @@ def _check_weights(folder: Path) -> list[Path]:
             raise UserError(
                 f"{path}: truncated or not safetensors ({one_line(error)}); fetch it again"
             ) from None
-    return [folder / name for name in sorted(files)]
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -95,19 +94,6 @@ class Vocabulary:
     def in_image(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
         """Say which ids stand for a token of an image: codes and `same`."""
         return self.is_code(ids) | (ids == self.same)
-
-    def is_text(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
-        """Say which ids are text."""
-        return (ids >= 0) & (ids < self.text_size)
-
-    def name(self, index: int) -> str:
-        """Name one id for people: `text 17`, `begin_image`, `code 3`."""
-        _check_range("id", torch.tensor(index), 0, self.size)
-        if index < self.text_size:
-            return f"text {index}"
-        if index < self.code_offset:
-            return MARKS[index - self.text_size]
-        return f"code {index - self.code_offset}"
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `vocabulary.json` into `folder`."""

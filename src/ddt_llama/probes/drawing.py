@@ -17,7 +17,7 @@ from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.probes.sources import captions_of, encoded
-from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts, satisfies
+from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts
 from ddt_llama.shapes.verify import read
 from ddt_llama.tokenizer import Tokenizer
 
@@ -25,16 +25,18 @@ from ddt_llama.tokenizer import Tokenizer
 def captioned(
     tokenizer: Tokenizer, text: TextTokenizer, name: str, count: int, held_out: int
 ) -> Sequences:
-    """Return `count` scenes as ids of a caption and codes behind them, the last ones held out.
+    """Return `count` scenes as ids of a caption, a mark and codes, the last ones held out.
 
-    Symbols below `text.size` are text. Of what is held out the captions are given.
+    Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the captions
+    and their marks are given.
     """
     codes = tokenizer.to_language(encoded(tokenizer, count, name))
-    captions = [torch.tensor(one) for one in captions_of(text, count)]
-    pairs = [torch.cat([one, text.size + row]) for one, row in zip(captions, codes, strict=True)]
+    captions = [torch.tensor([*one, text.size]) for one in captions_of(text, count)]
+    first = text.size + 1
+    pairs = [torch.cat([one, first + row]) for one, row in zip(captions, codes, strict=True)]
     return Sequences(
         name,
-        text.size + tokenizer.codebook_size,
+        first + tokenizer.codebook_size,
         tuple(pairs[:-held_out]),
         tuple(pairs[-held_out:]),
         told=tuple(map(len, captions[-held_out:])),
@@ -57,12 +59,16 @@ def obeyed(
     shares = []
     for number, category in enumerate(CATEGORIES):
         asked = heldout_prompts(category, prompts, SEED)
-        told = [vocabulary.to_ids(torch.tensor(text.encode(prompt))) for prompt, _ in asked]
-        symbols = write(pupil, vocabulary, told, text.size, tokenizer.num_tokens, SEED + number)
-        codes = tokenizer.from_language(symbols - text.size).to(device_of(tokenizer))
+        told = [
+            vocabulary.to_ids(torch.tensor([*text.encode(prompt), text.size]))
+            for prompt, _ in asked
+        ]
+        first = text.size + 1
+        symbols = write(pupil, vocabulary, told, first, tokenizer.num_tokens, SEED + number)
+        codes = tokenizer.from_language(symbols - first).to(device_of(tokenizer))
         images = tokenizer.decode(codes, steps=steps, seed=SEED)
         found = zip(read(images), asked, strict=True)
-        shares.append(np.mean([satisfies(scene, demand) for scene, (_, demand) in found]))
+        shares.append(np.mean([demand.satisfied(scene) for scene, (_, demand) in found]))
     return float(np.mean(shares))
 
 

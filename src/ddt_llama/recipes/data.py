@@ -4,6 +4,7 @@ A data set is the word "shapes" (the embedded world, endless) or a path that `da
 opens; several are mixed by weight. Everything is a pure function of the recipe and the step.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.data.images import Fit
 from ddt_llama.data.layouts import has_split
 from ddt_llama.data.samples import Sample
@@ -22,7 +23,7 @@ from ddt_llama.data.sources import ImageSource, Reading, open_source
 from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.runs import MAY_CHANGE
 from ddt_llama.shapes.render import render
-from ddt_llama.shapes.scene import Scene, Split
+from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.training.prefetch import TwoPart
 
@@ -51,8 +52,10 @@ class DataConfig:
     words first (documents "plan"), and an answer that rests on several facts tells them before it.
     `repeats` is the share of plans of pictures that only repeat what is told, which is learned
     first; the others complete a caption.
+    `caption_column` and `image_column` name columns of tables that are called otherwise than usual.
     `held_out` is the share of data without splits that training leaves for the samples shown along
-    the way.
+    the way. Rows that cannot be used stop the run when they are more than 10 and than
+    `broken_share`.
     """
 
     paths: tuple[str, ...] = (SHAPES,)
@@ -65,8 +68,10 @@ class DataConfig:
     repeats: float = 0.5
     seed: int = 0
     caption_column: str | None = None
+    image_column: str | None = None
     held_out: float = 0.02
     fit: Fit = "crop"
+    broken_share: float = field(default=0.05, metadata=MAY_CHANGE)
     cache_dir: str | None = field(default=None, metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
@@ -77,14 +82,10 @@ class DataConfig:
             raise UserError(
                 f"weights: given {len(self.weights)} for {len(self.paths)} paths; give one for each"
             )
-        if not 1 <= self.max_objects <= 6:
-            raise UserError(f"max_objects: given {self.max_objects}, allowed is 1 to 6")
-        if self.scenes is not None and self.scenes < 1:
-            raise UserError(f"scenes: given {self.scenes}, allowed is 1 or more, or none")
-        if not 0 <= self.repeats <= 1:
-            raise UserError(f"repeats: given {self.repeats}, allowed is 0 to 1")
-        if self.grid is not None and not 4 <= self.grid <= 64:
-            raise UserError(f"grid: given {self.grid}, allowed is 4 to 64, or none")
+        check_range(self, 1, 6, "max_objects")
+        check_range(self, 1, math.inf, "scenes")
+        check_range(self, 0, 1, "repeats", "broken_share")
+        check_range(self, 4, 64, "grid")
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -94,7 +95,12 @@ class DataConfig:
     @property
     def reading(self) -> Reading:
         """How files are read."""
-        return Reading(fit=self.fit, held_out=self.held_out, cache_dir=self.cache_dir)
+        return Reading(
+            fit=self.fit,
+            broken_share=self.broken_share,
+            cache_dir=self.cache_dir,
+            held_out=self.held_out,
+        )
 
     def check(self) -> None:
         """Raise UserError where a path does not exist, before anything else is done."""
@@ -121,6 +127,7 @@ class DataConfig:
             image_size=image_size,
             split=split,
             caption_column=self.caption_column,
+            image_column=self.image_column,
             options=self.reading,
         )
 
@@ -229,9 +236,7 @@ def unseen_images(config: DataConfig, image_size: int, count: int) -> Float[Tens
     return torch.stack(found[:count])
 
 
-def unseen_scenes(
-    config: DataConfig, image_size: int, count: int, split: Split = "heldout"
-) -> list[Tensor]:
+def unseen_scenes(config: DataConfig, image_size: int, count: int) -> list[Tensor]:
     """Return renders of scenes that no training stream holds."""
-    source = ShapesSource(seed=SAMPLE_SEED, max_objects=config.max_objects, split=split)
+    source = ShapesSource(seed=SAMPLE_SEED, max_objects=config.max_objects, split="heldout")
     return list(render([source.scene(index) for index in range(count)], image_size))

@@ -324,7 +324,7 @@ def _opened(
         source = shapes_source(config)
         told = config.scenes, config.grid, config.in_words, config.repeats
         return [(getattr(mix, kind), ShapesDrafts(kind, source, *told)) for kind in wanted]
-    found = detect_kind(path, options=config.reading)
+    found = detect_kind(path, image_column=config.image_column, options=config.reading)
     opened: dict[DataKind, ImageSource[Any]] = {}
     drafts: list[tuple[float, Indexed[Draft]]] = []
     offers = _OFFERS[found]
@@ -357,7 +357,12 @@ def open_form(
             path, image_size=image_size, split=split, kind="edit", options=config.reading
         )
     return open_source(
-        path, image_size=image_size, split=split, kind="question", options=config.reading
+        path,
+        image_size=image_size,
+        split=split,
+        kind="question",
+        image_column=config.image_column,
+        options=config.reading,
     )
 
 
@@ -373,7 +378,7 @@ def texts(config: DataConfig, image_size: int, limit: int) -> list[str]:
             source = shapes_source(config)
             found += [shapes_text(source, index) for index in range(limit)]
             continue
-        kind = detect_kind(path, options=config.reading)
+        kind = detect_kind(path, image_column=config.image_column, options=config.reading)
         forms: list[DataKind] = [kind] if kind == "question" else sorted({"image", kind})
         for form in forms:
             found += open_form(config, path, image_size, form).texts(limit)

@@ -23,6 +23,8 @@ def encode_pictures(
     """
     if batch < 1:
         raise UserError(f"batch: given {batch}, allowed is 1 or more")
+    if out.suffix.lower() not in _WRITERS:
+        raise UserError(f"{out}: allowed are names that end in {' or '.join(_WRITERS)}")
     config = DataConfig(paths=(data,), held_out=0.0)
     config.check()
     source = config.open_images(data, model.tokenizer.image_size, split)

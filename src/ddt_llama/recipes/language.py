@@ -17,7 +17,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, render
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.recipes.data import DataConfig, images_of
@@ -80,16 +80,12 @@ class LanguageRecipe:
 
     def __post_init__(self) -> None:
         """Refuse shares and lengths that cannot be."""
-        for name in ("drop_text", "slips"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 to 1")
+        check_range(self, 0, 1, "drop_text", "slips")
+        check_range(self, 1, math.inf, "max_text", "pad_multiple", "text_samples")
         if self.text is not None and self.start is not None:
             raise UserError("text: start brings its own text tokenizer; give one of the two")
         if self.text_weight <= 0:
             raise UserError(f"text_weight: given {self.text_weight}, allowed is more than 0")
-        for name in ("max_text", "pad_multiple", "text_samples"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 1 or more")
 
 
 class Coder:

@@ -14,14 +14,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddt_llama.config import UserError, from_dict, load_json
+from ddt_llama.config import UserError, check_folder, from_dict, load_json
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
+from ddt_llama.generation.model import check_place
 from ddt_llama.generation.release import load
 from ddt_llama.recipes.data import SHAPES, DataConfig
-from ddt_llama.recipes.run import RELEASE
+from ddt_llama.recipes.jobs import RELEASE
 from ddt_llama.tokenizer import Tokenizer
 
 PICTURES = 128
@@ -40,8 +41,10 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     temperature of drawings and of edits where it can do them. Raises UserError where the run has no
     release or the folder is another thing.
     """
-    if folder.exists() and not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: exists and is no release; choose another folder")
+    check_place(folder)
+    check_folder(folder)
+    if not (run / RELEASE / "config.json").is_file():
+        raise UserError(f"{run}: no trained run (no {RELEASE} in it); give the folder of ddt train")
     model = load(run / RELEASE)
     model.name = name
     data = from_dict(DataConfig, load_json(run / "config.json").get("data", {}))

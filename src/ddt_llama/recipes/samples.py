@@ -33,7 +33,9 @@ class DrawingSamples:
     ) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.vocabulary, self.text = vocabulary, text
-        self.prompts, self.originals = prompts_to_show(recipe.data, tokenizer.image_size)
+        prompts, self.originals = prompts_to_show(recipe.data, tokenizer.image_size)
+        # Cut as in training: a caption may be longer than the model has positions.
+        self.prompts = [text.decode(text.encode(one)[: recipe.max_text]) for one in prompts]
 
     def model(self, language: Any, name: str) -> Model:
         """Put the language model in training together with its tokenizer."""

@@ -9,14 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama.config import UserError
-from ddt_llama.data.images import save_png, to_pil
+from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.metrics import psnr
-from ddt_llama.evaluation.reconstruction import useful_levels, useful_steps
+from ddt_llama.evaluation.reconstruction import read_back, useful_steps
+from ddt_llama.generation.model import Model
 from ddt_llama.recipes.data import SAMPLE_SEED, SHAPES, DataConfig, unseen_images
-from ddt_llama.reports.pictures import sheet
+from ddt_llama.recipes.sheets import levels_sheet
 from ddt_llama.runs import Run
 from ddt_llama.shapes.render import render
-from ddt_llama.shapes.verify import matches, read
 from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.tokenizer import (
     SpatialTokenizer,
@@ -158,26 +158,15 @@ class ReconstructionSamples:
 
     def __call__(self, model: Any, step: int, run: Run) -> Mapping[str, float]:
         """Write the sheet of this step and return the figures."""
-        save_png(reconstruction_sheet(model, self.images), run.samples / f"step-{step:08d}.png")
-        device = next(model.parameters()).device
-        codes = model.encode(self.measured.to(device))
+        whole, seeds = Model(model), range(len(self.images))
+        overview = levels_sheet(whole, self.images, whole.encode(self.images), seeds, steps=8)
+        save_png(overview, run.samples / f"step-{step:08d}.png")
+        codes = whole.encode(self.measured)
         figures: dict[str, float] = {}
         for steps in useful_steps(model, STEPS):
             decoded = model.decode(codes, steps=steps).float().cpu()
             figures[f"sample.psnr.{steps}"] = float(psnr(decoded, self.measured).mean())
             if self.scenes:
-                pairs = zip(read(decoded), self.scenes, strict=True)
-                exact = [matches(found, scene) for found, scene in pairs]
+                exact = read_back(decoded, self.scenes)
                 figures[f"sample.exact.{steps}"] = sum(exact) / len(exact)
         return figures
-
-
-def reconstruction_sheet(model: Any, images: Float[Tensor, "b 3 h w"]) -> Any:
-    """Return originals above their reconstructions from few tokens to all."""
-    device = next(model.parameters()).device
-    codes = model.encode(images.to(device))
-    rows = [images]
-    with torch.no_grad():
-        for visible in useful_levels(model):
-            rows.append(model.decode(codes, steps=8, visible=visible).float().cpu())
-    return sheet(to_pil(torch.cat(rows)), len(images))

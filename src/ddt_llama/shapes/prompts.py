@@ -83,11 +83,6 @@ class Requirement:
         )
 
 
-def satisfies(scene: Scene | None, requirement: Requirement) -> bool:
-    """Say whether the scene is what a prompt asks for."""
-    return requirement.satisfied(scene)
-
-
 def heldout_prompts(
     category: str, count: int, seed: int, *, use: Use = "test"
 ) -> list[tuple[str, Requirement]]:

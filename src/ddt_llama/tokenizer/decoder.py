@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ddt_llama.layers import Stream, TimestepEmbedding, attend, grid_positions, sincos
-from ddt_llama.tokenizer.encoder import initial_queries, tie_queries_to_keys
+from ddt_llama.tokenizer.encoder import check_width, initial_queries, tie_queries_to_keys
 
 TokenStream = Literal["static", "joint"]
 
@@ -38,6 +38,10 @@ class DecoderConfig:
     token_stream: TokenStream = "static"
     positions: Literal["spatial", "normal"] = "spatial"
     gate_start: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no attention has."""
+        check_width(self)
 
 
 class Memory(NamedTuple):

@@ -1,17 +1,20 @@
 """The two-stream encoder: patches and learned queries, weights of their own, one attention.
 
-Source: DDT-LLaMA figure 2, and the position rules of Selftok: 2-D sine-cosine on patches,
-1-D index on queries; patches do not see the queries (Selftok), so that their stream reads the
-image alone. Only the queries' outputs are kept.
+Source: DDT-LLaMA figure 2; from Selftok 2-D sine-cosine positions on patches, and that patches do
+not see the queries, so that their stream reads the image alone. Only the queries' outputs are kept.
+
+Differs from the paper by default: queries start at places of the image (`EncoderConfig.queries`).
 """
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddt_llama.config import UserError, check_range
 from ddt_llama.layers import Stream, attend, grid_positions, sincos
 from ddt_llama.tokenizer.schedule import token_places
 
@@ -33,6 +36,21 @@ class EncoderConfig:
     num_heads: int = 5
     mlp_ratio: float = 4.0
     queries: Literal["spatial", "normal"] = "spatial"
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that no attention has."""
+        check_width(self)
+
+
+def check_width(config: Any) -> None:
+    """Raise UserError for sizes of a stream that no attention and no 2-D table of sines has."""
+    check_range(config, 1, math.inf, "dim", "depth", "num_heads")
+    check_range(config, 0, math.inf, "mlp_ratio")
+    if config.dim % config.num_heads or config.dim % 4:
+        raise UserError(
+            f"dim: given {config.dim}, allowed are multiples of num_heads = {config.num_heads} "
+            "and of 4 (sine and cosine on two axes)"
+        )
 
 
 def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Tensor, "k d"]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -18,29 +18,6 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.tokenizer.diffusers_folder import WEIGHTS, read_config
-
-
-@runtime_checkable
-class Latents(Protocol):
-    """Images `b 3 h w` in [-1, 1] to `channels` maps of side h / `downsample`, and back."""
-
-    @property
-    def channels(self) -> int:
-        """Maps a latent has."""
-        ...
-
-    @property
-    def downsample(self) -> int:
-        """Pixels along the side of one latent cell."""
-        ...
-
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
-        """Return the latents of images."""
-        ...
-
-    def decode(self, latents: Float[Tensor, "b c y x"]) -> Float[Tensor, "b 3 h w"]:
-        """Return the images of latents, not clamped."""
-        ...
 
 
 @dataclass(frozen=True)

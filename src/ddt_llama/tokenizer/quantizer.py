@@ -7,6 +7,7 @@ replacements drawn from all ranks' outputs by one seed, so that any number of ra
 codebook.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 
 # One code is replaced for so many features of a batch, at most.
 REPLACED_PER_FEATURES = 8
@@ -42,6 +43,12 @@ class QuantizerConfig:
     decay: float = 0.99
     dead_share: float = 0.2
     rate: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse sizes and shares that cannot be."""
+        check_range(self, 1, math.inf, "codebook_size", "code_dim")
+        check_range(self, 0, 1, "decay", "dead_share")
+        check_range(self, 0, math.inf, "rate")
 
 
 class Quantized(NamedTuple):

@@ -38,7 +38,7 @@ class TokenSchedule:
     def __post_init__(self) -> None:
         if self.num_tokens < 1:
             raise UserError(f"num_tokens is {self.num_tokens}; it must be at least 1")
-        if min(self.pieces) < 0 or abs(sum(self.pieces) - 1) > 1e-6:
+        if not self.pieces or min(self.pieces) < 0 or abs(sum(self.pieces) - 1) > 1e-6:
             raise UserError(f"pieces {self.pieces} must be at least 0 and sum to 1")
 
     def num_visible(self, t: Float[Tensor, "*b"]) -> Int[Tensor, "*b"]:

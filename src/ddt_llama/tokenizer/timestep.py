@@ -4,6 +4,7 @@ Encoder, quantizer and decoder put together: `forward` is what training needs, `
 `decode` are the `Tokenizer` protocol. Source: DDT-LLaMA (arXiv 2504.14666), section 3.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.checkpoint import load_into, load_tensors, save_release
-from ddt_llama.config import UserError, from_dict, load_json, to_dict
+from ddt_llama.config import UserError, check_range, from_dict, load_json, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
 from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
@@ -54,6 +55,8 @@ class TimestepTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave a rest."""
+        check_range(self, 1, math.inf, "image_size", "channels", "downsample", "patch")
+        TokenSchedule(self.num_tokens, self.pieces)  # refuses what it cannot have
         if self.image_size % (self.downsample * self.patch):
             raise UserError(
                 f"image_size {self.image_size} is not a multiple of downsample x patch = "

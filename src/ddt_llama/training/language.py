@@ -52,13 +52,13 @@ class NextToken:
         supervised = targets != IGNORED
         places = supervised.nonzero(as_tuple=True)
         wanted = targets[places]
-        if not len(wanted):
-            raise UserError("batch without a supervised id; raise the length or check the data")
-        hidden = supervised_hidden(model, ids, supervised)
         code = self.vocabulary.in_image(wanted)
         weights = code + self.text_weight * ~code
         # Every process averages gradients with the others: its share of all ids is what counts.
         total = distributed.all_reduce_sum(weights.sum()) / distributed.world_size()
+        if not total:
+            raise UserError("batch without a supervised id; raise the length or check the data")
+        hidden = supervised_hidden(model, ids, supervised)
         loss, each, right = head_loss(model, hidden, wanted, weights / total)
         with torch.no_grad():
             figures = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ddt_llama import distributed
 from ddt_llama.checkpoint import State
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run
 from ddt_llama.training.ema import Ema
 from ddt_llama.training.optim import OptimConfig, Optimizer
@@ -79,19 +79,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        lows = {"steps": 1, "batch": 1, "accumulate": 1, "log_every": 1, "keep": 1}
-        lows |= {
-            "sample_every": 1,
-            "checkpoint_every": 1,
-            "clip": 0,
-            "prefetch": 0,
-            "seed": 0,
-            "workers": 0,
-        }
-        lows |= {"explode": 1, "checkpoint_minutes": 0, "ema": 0}
-        for name, low in lows.items():
-            if not getattr(self, name) >= low:
-                raise UserError(f"{name}: given {getattr(self, name)}, allowed is {low} or more")
+        check_range(self, 1, math.inf, "steps", "batch", "accumulate", "keep", "explode")
+        check_range(self, 1, math.inf, "log_every", "sample_every", "checkpoint_every")
+        check_range(self, 0, math.inf, "clip", "prefetch", "workers", "seed")
+        check_range(self, 0, math.inf, "checkpoint_minutes", "minutes", "ema")
         if self.ema >= 1:
             raise UserError(f"ema: given {self.ema}, allowed is 0 up to but not 1")
         if self.seed >= 2**63:

@@ -16,15 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.training.muon import Muon
 
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
-TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*", "*canvas*")
-# Muon is for matrices between hidden activations: not the way in, the way out or a codebook, nor
+TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*")
+# Muon is for matrices between hidden activations: not the way in or the way out, nor
 # for a critic, which is to learn as fast as ever beside it.
-ENDS = ("*head*", "*proj_in*", "*proj_out*", "*patch*", "*code_in*", "*code_out*", "*codebook*")
-ENDS += ("*critic*",)
+ENDS = ("*head*", "*patch*", "*code_in*", "*code_out*", "*critic*")
 
 
 @dataclass(frozen=True)
@@ -52,12 +51,10 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
-        for name, low in (("lr", 0.0), ("weight_decay", 0.0), ("warmup", 0), ("floor", 0.0)):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value >= low):
-                raise UserError(f"{name}: given {value}, allowed is {low} or more")
-        if not 0 <= self.decay_share <= 1:
-            raise UserError(f"decay_share: given {self.decay_share}, allowed is 0 to 1")
+        check_range(self, 0, math.inf, "lr", "eps", "weight_decay", "warmup", "floor")
+        check_range(self, 0, 1, "momentum", "decay_share")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"betas: given {self.betas}, allowed are 0 up to but not 1")
 
 
 def lr_scale(config: OptimConfig, step: int, steps: int) -> float:

@@ -4,6 +4,7 @@ Source: van den Oord et al. 2017, equation 3, with the codebook moved by average
 With a network of features and a critic it is VQGAN's (Esser et al. 2021), at fixed weights.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
 from ddt_llama.training.critics import Features, hinge
@@ -39,9 +40,9 @@ class SpatialObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuse weights below 0, and features that nobody gives."""
-        for name in ("commitment", "perceptual", "adversarial"):
-            if not getattr(self, name) >= 0:
-                raise UserError(f"{name}: given {getattr(self, name)}, allowed is 0 or more")
+        check_range(self, 0, math.inf, "commitment", "perceptual", "adversarial")
+        check_range(self, 0, math.inf, "round_from", "round_until", "adversarial_from")
+        check_range(self, 1, math.inf, "probe_every")
         if self.perceptual > 0 and self.features is None:
             raise UserError(
                 "perceptual: no network of features comes with this program; give the folder of a "

@@ -5,6 +5,7 @@ noise draws share one encoding, since the encoder and a static token stream are 
 step.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.diffusion import AtNoise, Density, Uniform
 from ddt_llama.tokenizer.timestep import TimestepTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
@@ -47,6 +48,12 @@ class TimestepObjectiveConfig:
     round_from: int = 0
     round_until: int = 1
     probe_every: int = 100
+
+    def __post_init__(self) -> None:
+        """Refuse counts and shares that cannot be."""
+        check_range(self, 1, math.inf, "draws", "probe_every")
+        check_range(self, 0, 1, "drop_tokens", "hide_fine", "own", "slips")
+        check_range(self, 0, math.inf, "slip_size", "commitment", "round_from", "round_until")
 
 
 class TimestepObjective:

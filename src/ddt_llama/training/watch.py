@@ -16,7 +16,7 @@ PATIENCE = 5  # bad steps in a row before the run stops
 
 
 class Means:
-    """Average each figure over the steps since the last log line; a nan counts as absent."""
+    """Average each figure over the steps since the last log line; only finite ones count."""
 
     def __init__(
         self, sums: dict[str, float] | None = None, counts: dict[str, int] | None = None
@@ -28,7 +28,7 @@ class Means:
     def add(self, figures: Mapping[str, float]) -> None:
         """Count the figures of one step."""
         for name, value in figures.items():
-            if not math.isnan(value):
+            if math.isfinite(value):
                 self.sums[name] = self.sums.get(name, 0.0) + value
                 self.counts[name] = self.counts.get(name, 0) + 1
 

@@ -204,6 +204,26 @@ def test_parquet(tmp_path: Path, options: Reading) -> None:
     assert other[4].caption == "b 4"
 
 
+def test_a_caption_that_cannot_be_read_costs_its_row_only(
+    tmp_path: Path, options: Reading, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Root may read anything, so the refusal is played."""
+    for number in range(4):
+        (tmp_path / f"{number}.png").write_bytes(png(number))
+        (tmp_path / f"{number}.txt").write_text("x")
+    read = Path.read_text
+
+    def refuse(self: Path, *args: Any, **options: Any) -> str:
+        if self.name == "2.txt":
+            raise PermissionError(13, "Permission denied")
+        return read(self, *args, **options)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    source = open_source(tmp_path, image_size=32, options=options)
+    assert len(list(source.batch(range(4)))) == 4
+    assert [one.reason for one in source.skipped] == ["2.txt cannot be read (Permission denied)"]
+
+
 def test_parquet_with_plain_bytes(tmp_path: Path, options: Reading) -> None:
     from datasets import Dataset
 

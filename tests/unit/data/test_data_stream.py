@@ -5,14 +5,12 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ddt_llama.config import UserError
 from ddt_llama.data.order import permuted
-from ddt_llama.data.samples import Sample
-from ddt_llama.data.stream import BLOCK, Stream, quotas, stack_images
+from ddt_llama.data.stream import BLOCK, Stream, quotas
 
 seeds = st.integers(0, 2**63 - 1)
 
@@ -207,8 +205,3 @@ def test_a_source_with_batch_is_asked_once_for_its_rows() -> None:
     signs = np.where(draws.sources == 0, -1, 1)
     assert samples == (signs * draws.rows).tolist()
     assert batching.asked == draws.rows[draws.sources == 0].tolist()
-
-
-def test_stack_images() -> None:
-    samples = [Sample(torch.full((3, 4, 4), float(value)), None, str(value)) for value in (-1, 1)]
-    assert stack_images(samples).tolist() == torch.stack([s.image for s in samples]).tolist()

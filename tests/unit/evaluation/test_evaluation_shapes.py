@@ -30,7 +30,6 @@ from ddt_llama.shapes.prompts import (
     edit_suite,
     heldout_prompts,
     question_suite,
-    satisfies,
 )
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, Object, Scene
@@ -173,7 +172,7 @@ def scene_for(requirement: Requirement) -> Scene:
             x, y = SPOTS[order[len(items)]]
             items.append(Object(want.shape or 0, want.colour or 0, want.size or 0, x, y))
     scene = Scene(requirement.background or 0, tuple(items))
-    assert satisfies(scene, requirement)
+    assert requirement.satisfied(scene)
     return scene
 
 

@@ -7,7 +7,7 @@ import torch
 
 from ddt_llama.config import UserError, save_json, to_dict
 from ddt_llama.generation.history import NEW, History, Training, history_of
-from ddt_llama.recipes.run import mean_length
+from ddt_llama.recipes.jobs import mean_length
 
 SEE = Training("tokenizer", "a", 10, 2e9)
 READ = Training("language", "b", 5, 1e9)

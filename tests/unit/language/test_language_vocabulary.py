@@ -18,9 +18,9 @@ def test_ids_are_tiled_by_text_marks_and_codes(text_size, codebook_size, num_tok
     ids = torch.arange(vocabulary.size)
     marks = [getattr(vocabulary, name) for name in MARKS]
     is_mark = torch.isin(ids, torch.tensor(marks))
-    kinds = vocabulary.is_text(ids).int() + is_mark.int() + vocabulary.is_code(ids).int()
+    is_text = ids < vocabulary.text_size
+    kinds = is_text.int() + is_mark.int() + vocabulary.is_code(ids).int()
     assert (kinds == 1).all()
-    assert vocabulary.is_text(ids).sum() == text_size
     assert vocabulary.is_code(ids).sum() == codebook_size
     in_image = vocabulary.is_code(ids) | (ids == vocabulary.same)
     assert torch.equal(vocabulary.in_image(ids), in_image)
@@ -51,23 +51,13 @@ def test_an_id_that_is_no_code_is_named():
             vocabulary.to_codes(torch.tensor([20, wrong]))
 
 
-def test_ids_beyond_the_vocabulary_are_neither_text_nor_code():
+def test_ids_beyond_the_vocabulary_are_no_codes():
     vocabulary = Vocabulary(10, 16, 4)
-    ids = torch.tensor([-1, vocabulary.size])
-    assert not vocabulary.is_text(ids).any()
-    assert not vocabulary.is_code(ids).any()
+    assert not vocabulary.is_code(torch.tensor([-1, vocabulary.size])).any()
 
 
 def test_no_codes_are_no_ids():
     assert Vocabulary(10, 16, 4).to_ids(torch.zeros(0, dtype=torch.int64)).shape == (0,)
-
-
-def test_names_for_people():
-    vocabulary = Vocabulary(10, 16, 4)
-    names = [vocabulary.name(index) for index in (0, 9, 10, 15, 16, 31)]
-    assert names == ["text 0", "text 9", "bos", "same", "code 0", "code 15"]
-    with pytest.raises(UserError, match="given 32"):
-        vocabulary.name(32)
 
 
 @pytest.mark.parametrize("field", ["text_size", "codebook_size", "num_tokens"])

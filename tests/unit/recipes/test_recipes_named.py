@@ -66,6 +66,30 @@ def test_values_out_of_range_are_named(changes: dict[str, str]) -> None:
         override(recipe_named("nano_pretrain"), changes)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tokenizer.patch": "0"},
+        {"tokenizer.pieces": "[]"},
+        {"tokenizer.encoder.num_heads": "7"},
+        {"tokenizer.decoder.dim": "0"},
+        {"tokenizer.quantizer.codebook_size": "0"},
+        {"tokenizer.quantizer.decay": "1.5"},
+        {"objective.probe_every": "0"},
+        {"objective.draws": "0"},
+        {"objective.drop_tokens": "1.5"},
+        {"objective.commitment": "-1"},
+        {"train.optim.betas": "1.5,0.9"},
+        {"train.optim.lr": "inf"},
+        {"data.broken_share": "2"},
+    ],
+)
+def test_a_tokenizer_out_of_range_is_refused(changes: dict[str, str]) -> None:
+    with pytest.raises(UserError, match=r"given|at least|sum to 1") as error:
+        override(recipe_named("nano_tokenizer"), changes)
+    assert "\n" not in str(error.value)
+
+
 def test_a_mixture_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="mix"):
         Mix()

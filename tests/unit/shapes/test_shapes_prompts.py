@@ -21,7 +21,6 @@ from ddt_llama.shapes.prompts import (
     edit_suite,
     heldout_prompts,
     question_suite,
-    satisfies,
 )
 from ddt_llama.shapes.questions import QUESTION_KINDS
 from ddt_llama.shapes.render import render
@@ -95,7 +94,7 @@ def test_counting_is_exact_and_single_is_not():
     two = Scene(0, three.objects[:2])
     for number, there in ((2, two), (3, three)):
         exact = Requirement((Mention(number, 0, 0),), exact=True)
-        assert [satisfies(s, exact) for s in (two, three)] == [there is two, there is three]
+        assert [exact.satisfied(s) for s in (two, three)] == [there is two, there is three]
     assert Requirement((Mention(1, 0),)).satisfied(three)
     # Others do no harm.
     more = Scene(0, (*two.objects, Object(1, 0, 0, 0.8, 0.8)))

@@ -1,11 +1,13 @@
 """The loop learns, resumes exactly, and stops when the loss is no number."""
 
 import json
+import math
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from dataclasses import dataclass, field, replace
 
@@ -18,6 +20,8 @@ from ddt_llama.config import UserError
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import TrainConfig, step_seed, train
 from ddt_llama.training.optim import OptimConfig
+from ddt_llama.training.prefetch import Batches
+from ddt_llama.training.watch import Means
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -223,6 +227,26 @@ def test_accumulation_equals_the_larger_batch(tmp_path):
         train(Line(), Plain(), doubled, config, run)
     small, large = series(tmp_path / "a", "loss"), series(tmp_path / "b", "loss")
     assert small[-1] == pytest.approx(large[-1], rel=1e-5)
+
+
+def test_batches_are_read_ahead_by_another_thread():
+    read = []
+
+    def stream(number):
+        read.append((number, threading.get_ident()))
+        return torch.tensor(number)
+
+    with Batches(stream, torch.device("cpu"), ahead=2) as batches:
+        assert [int(batches.take(number)) for number in (0, 1)] == [0, 1]
+    assert {number for number, _ in read} >= {0, 1, 2}
+    assert all(thread != threading.get_ident() for _, thread in read)
+
+
+def test_figures_that_are_no_numbers_are_left_out_of_the_means():
+    means = Means()
+    for loss, norm in ((1.0, math.inf), (3.0, 2.0), (math.nan, math.nan)):
+        means.add({"loss": loss, "grad_norm": norm})
+    assert means.take() == {"loss": 2.0, "grad_norm": 2.0}
 
 
 def test_prefetching_changes_nothing(unbroken, tmp_path):

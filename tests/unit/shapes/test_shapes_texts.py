@@ -7,11 +7,16 @@ import jaxtyping
 import pytest
 
 from ddt_llama.language import documents
-from ddt_llama.shapes.captions import caption_and_plan, in_few_words, plan_of_edit
-from ddt_llama.shapes.describe import Edit, caption, description, edit, question
-from ddt_llama.shapes.edits import EDIT_KINDS, NEAR
+from ddt_llama.shapes.captions import (
+    caption,
+    caption_and_plan,
+    description,
+    in_few_words,
+    plan_of_edit,
+)
+from ddt_llama.shapes.edits import EDIT_KINDS, NEAR, Edit, edit
 from ddt_llama.shapes.judge import change_done, rest_untouched
-from ddt_llama.shapes.questions import QUESTION_KINDS
+from ddt_llama.shapes.questions import QUESTION_KINDS, question
 from ddt_llama.shapes.scene import (
     BACKGROUNDS,
     COLOURS,

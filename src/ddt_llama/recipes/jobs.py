@@ -1,0 +1,269 @@
+"""What a recipe trains, opened and built: network, data, loss, and what came before it.
+
+Opening refuses data and models that cannot be used, and writes nothing.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ddt_llama import distributed
+from ddt_llama.checkpoint import load_into, load_tensors
+from ddt_llama.config import UserError
+from ddt_llama.generation.history import NEW, History, Part, history_of
+from ddt_llama.generation.model import Model
+from ddt_llama.generation.release import RELEASES, find
+from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.recipes.cost import document_flops, learning_flops
+from ddt_llama.recipes.data import image_stream
+from ddt_llama.recipes.drafts import texts
+from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
+from ddt_llama.recipes.samples import DrawingSamples
+from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, TokenizerRecipe
+from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, Tokenizer
+from ddt_llama.tokenizer import load as load_tokenizer
+from ddt_llama.tokenizer.quantizer import keep_codes
+from ddt_llama.training.language import NextToken
+from ddt_llama.training.loop import Objective, Sampler
+from ddt_llama.training.prefetch import Stream
+
+RELEASE = "release"
+LENGTHS_OF = 64  # documents, whose mean length stands for that of all
+
+
+class Job(NamedTuple):
+    """One training, ready to begin or to go on."""
+
+    part: Part
+    model: nn.Module  # on its device
+    objective: Objective
+    stream: Stream
+    samples: Sampler
+    past: History
+    keep: Callable[[Path], None] | None  # write into a folder what it begins with; None: is there
+    flops: Callable[[], float]  # of learning from one sample
+    release: Callable[[], Model]  # the whole model, to be saved
+
+
+def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Path) -> Job:
+    """Open what `recipe` trains; `parts` holds what it began with, where it has begun.
+
+    Raises UserError for data, models and places that cannot be used.
+    """
+    if isinstance(recipe, LanguageRecipe):
+        return _language_job(recipe, parts)
+    return _tokenizer_job(recipe, parts)
+
+
+def release_of(path: str | Path, what: str) -> Path:
+    """Return the release folder of a run, of a name such as "nano", or `path` where it is one.
+
+    Raises UserError that names the command to make one.
+    """
+    place = find(path) if str(path) in RELEASES else Path(path)
+    for folder in (place / RELEASE, place):
+        if (folder / "tokenizer" / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"{what}: {str(path) or 'nothing'} is no run or release with an image tokenizer; train it "
+        f"first (ddt train ..._tokenizer) or give its folder with --{what}"
+    )
+
+
+def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
+    device = distributed.setup()
+    size = recipe.tokenizer.image_size
+    stream = image_stream(recipe.data, size, recipe.train.batch, device)
+    samples = ReconstructionSamples(recipe)
+    folder = parts / "tokenizer"
+    begun = (folder / "config.json").is_file()
+    model = _tokenizer_model(recipe, folder if begun else None).to(device)
+    past = NEW
+    if begun:
+        past = history_of(parts)
+    elif recipe.start is not None:
+        past = history_of(release_of(recipe.start, "start")).of("tokenizer")
+    elif recipe.starts_from_weights:
+        past = History()
+
+    def keep(to: Path) -> None:
+        model.save(to / "tokenizer")
+
+    return Job(
+        part="tokenizer",
+        model=model,
+        objective=recipe.loss(samples.measured.to(device)),
+        stream=stream,
+        samples=samples,
+        past=past,
+        keep=keep if recipe.starts_from_weights and not begun else None,
+        flops=lambda: learning_flops(recipe, model),
+        release=lambda: Model(model.eval(), name=recipe.name),
+    )
+
+
+def _tokenizer_model(
+    recipe: TokenizerRecipe | SpatialRecipe, begun: Path | None
+) -> TimestepTokenizer | SpatialTokenizer:
+    """Build the network of a recipe, with the weights that `begun` holds or the recipe names."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.train.seed)  # and no GPU's
+        model = recipe.build(begun is None)
+    folder = begun
+    if folder is None and recipe.start is not None:
+        folder = release_of(recipe.start, "start") / "tokenizer"
+    if folder is not None:
+        source = folder / "model.safetensors"
+        tensors = load_tensors(source)
+        grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
+        load_into(model, tensors, source)
+    recipe.equip(model)
+    if recipe.keep_codes:
+        keep_codes(model)
+    return model
+
+
+def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:
+    """Add codes of zeros up to `size`; the quantizer fills them from the first batches."""
+    for name in ("quantizer.codebook", "quantizer.lengths"):
+        known = tensors.get(name)
+        if known is not None and len(known) < size:
+            added = known.new_zeros(size - len(known), *known.shape[1:])
+            tensors[name] = torch.cat([known, added])
+
+
+def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
+    device = distributed.setup()
+    known = parts / "language"
+    begun = (known / "vocabulary.json").is_file()
+    if begun:
+        tokenizer_folder = parts / "tokenizer"
+    else:
+        source = recipe.tokenizer or recipe.start or ""
+        what = "tokenizer" if recipe.tokenizer else "start"
+        tokenizer_folder = release_of(source, what) / "tokenizer"
+    tokenizer: Any = load_tokenizer(tokenizer_folder)
+    # A new model is not kept there: it is built from the recipe again.
+    kept = begun and (known / "config.json").is_file()
+    start = known if kept else _language_start(recipe)
+    if begun:
+        text, vocabulary = TextTokenizer.load(known), Vocabulary.load(known)
+        past = history_of(parts)
+    else:
+        text, vocabulary = _text_side(recipe, start, tokenizer)
+        past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(start)
+    model = _language_model(recipe, start, vocabulary, tokenizer).to(device)
+    coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
+    most = int(model.config.max_position_embeddings)
+    stream = document_stream(recipe, coder, vocabulary, text, most)
+    samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
+
+    def keep(to: Path) -> None:
+        tokenizer.save(to / "tokenizer")
+        _keep_language(to / "language", recipe, model, text, vocabulary)
+
+    return Job(
+        part="language",
+        model=model,
+        objective=NextToken(vocabulary, recipe.text_weight),
+        stream=stream,
+        samples=samples,
+        past=past,
+        keep=None if begun else keep,
+        flops=lambda: document_flops(model, mean_length(stream, recipe.train.batch)),
+        release=lambda: samples.model(model.eval(), recipe.name),
+    )
+
+
+def mean_length(stream: Callable[[int], tuple[Tensor, ...]], batch: int) -> float:
+    """Return the mean ids of a document over the first batches of a stream (64 documents or so)."""
+    parts = max(1, LENGTHS_OF * distributed.world_size() // batch)
+    lengths = torch.cat([stream(step)[2].sum(1) for step in range(parts)])
+    return float(lengths.float().mean())
+
+
+def _written(start: Path | None) -> History:
+    """Return the trainings of a language model to start from: unknown of a foreign one."""
+    if start is None:
+        return NEW
+    ours = (start / "vocabulary.json").is_file()
+    return history_of(start.parent).of("language") if ours else History()
+
+
+def _keep_language(
+    folder: Path, recipe: LanguageRecipe, model: Any, text: TextTokenizer, vocabulary: Vocabulary
+) -> None:
+    """Keep the text side, and the model where it came from elsewhere; the vocabulary comes last."""
+    if recipe.start is not None:
+        from ddt_llama.language import backbone
+
+        backbone.save(folder, model, vocabulary, text)
+        return
+    text.save(folder)
+    vocabulary.save(folder)
+
+
+def _language_start(recipe: LanguageRecipe) -> Path | None:
+    """Return the language folder to start from, None for a new model."""
+    if recipe.start is None:
+        if recipe.stage == "instruct":
+            raise UserError("start: stage instruct goes on from a pretrained run; give --start RUN")
+        return None
+    start = find(recipe.start) if recipe.start in RELEASES else Path(recipe.start)
+    for folder in (start / RELEASE / "language", start / "language", start):
+        if (folder / "config.json").is_file():
+            return folder
+    raise UserError(
+        f"start: {start} is no run, release or language model; train it first "
+        "(ddt train ..._pretrain) or give its folder with --start"
+    )
+
+
+def _text_side(
+    recipe: LanguageRecipe, start: Path | None, tokenizer: Tokenizer
+) -> tuple[TextTokenizer, Vocabulary]:
+    """Return text tokenizer and vocabulary: those of `start`, or new ones for the data."""
+    size, count = tokenizer.codebook_size, tokenizer.num_tokens
+    if start is None and recipe.text is not None:
+        text = TextTokenizer.load(recipe.text)
+        return text, Vocabulary(text.size, size, count)
+    if start is None:
+        known = texts(recipe.data, tokenizer.image_size, recipe.text_samples)
+        text = TextTokenizer.train(known, recipe.text_vocab)
+        return text, Vocabulary(text.size, size, count)
+    text = TextTokenizer.load(start)
+    if not (start / "vocabulary.json").is_file():
+        from ddt_llama.language import backbone
+
+        return text, Vocabulary(backbone.text_rows(start), size, count)
+    vocabulary = Vocabulary.load(start)
+    if (vocabulary.codebook_size, vocabulary.num_tokens) != (size, count):
+        raise UserError(
+            f"start: {start} was trained on {vocabulary.num_tokens} codes of "
+            f"{vocabulary.codebook_size}, the tokenizer gives {count} of {size}; take both from "
+            "the same run"
+        )
+    return text, vocabulary
+
+
+def _language_model(
+    recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary, tokenizer: Tokenizer
+) -> Any:
+    from ddt_llama.language import backbone
+    from ddt_llama.language.codes import place_codes
+    from ddt_llama.language.heads import look_back
+
+    seed = recipe.train.seed
+    if start is None:
+        model = backbone.build(recipe.backbone, vocabulary, seed=seed)
+        if recipe.code_start == "codebook":
+            place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
+        if recipe.look_back:
+            look_back(model, seed)
+        return model
+    if not (start / "vocabulary.json").is_file():
+        return backbone.grow(start, vocabulary, seed=seed)
+    return backbone.load(start).model
