@@ -32,10 +32,12 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "compare": measure.compare,
     "probe": measure.probe,
 }
-# Verbs that pass the options they do not know on, as fields of a recipe or a suite.
+# Verbs that pass the options they do not know on, as fields of a recipe, a suite or a plan.
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
     "evaluate": ("--suite", "--json", "--data", "--split"),
+    "compare": ("--out", "--quick"),
+    "probe": ("--out", "--quick"),
 }
 ABOUT = """Images as a language that a LLaMA can speak: draw, edit, describe and train.
 

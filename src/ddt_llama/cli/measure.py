@@ -67,24 +67,27 @@ def compare(
     *,
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")] = Path("compare"),
     quick: bool = False,
+    fields: Fields = None,
 ) -> None:
     """Measure models on the same scenes, prompts and captions, side by side.
 
     Writes a page (index.html, pictures first) and a table (README.md). The same command started
-    again goes on where it stopped.
+    again goes on where it stopped. Publish models before: guidance and temperature are then tuned
+    for each. Any field of a suite can be changed: --shapes.prompts 20.
 
-    Example: ddt compare nano runs/spatial_instruct --out compare
+    Example: ddt compare nano models/spatial_nano --out compare
 
     Args:
         models: nano (comes with the program), folders of training runs, or hub names.
         out: The folder to write into.
         quick: A run of minutes that proves that everything works, and nothing else.
     """
+    from ddt_llama.config import override
     from ddt_llama.probes.compare import ComparisonPlan
     from ddt_llama.probes.compare import compare as measure
 
-    plan = ComparisonPlan()
-    measure(opened(models), out, plan.quick() if quick else plan)
+    plan = ComparisonPlan().quick() if quick else ComparisonPlan()
+    measure(opened(models), out, override(plan, fields or {}))
     print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
 
 
@@ -93,10 +96,11 @@ def opened(models: Sequence[str]) -> list[Any]:
     from ddt_llama.generation import load
 
     loaded = [load(model) for model in models]
-    names = [one.name for one in loaded]
-    for one, source in zip(loaded, models, strict=True):
-        if names.count(one.name) > 1:
-            one.name = Path(source).name
+    for other in (lambda source: Path(source).name, lambda source: source.replace("/", "-")):
+        names = [one.name for one in loaded]
+        for one, source in zip(loaded, models, strict=True):
+            if names.count(one.name) > 1:
+                one.name = other(source.strip("/"))
     return loaded
 
 
@@ -106,6 +110,7 @@ def probe(
     *,
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     quick: bool = False,
+    fields: Fields = None,
 ) -> None:
     """Put a claim of the paper to the test on one or more models.
 
@@ -114,7 +119,8 @@ def probe(
     of two pictures make a blend or a collage? synergy: do codes beside it help a language model
     with text? length: how many tokens should an image have? ablate: which choices in the tokenizer
     matter? scaling: how does loss fall with size and data? Writes figures, plots, pictures and a
-    verdict. The same command started again goes on where it stopped.
+    verdict. The same command started again goes on where it stopped. Any field of its config.json's
+    plan can be changed: --lesson.train.steps 2000.
 
     Example: ddt probe shuffle nano runs/spatial_nano --out probes/shuffle
 
@@ -129,7 +135,7 @@ def probe(
 
     check_name(name)
     folder = out if out is not None else Path("probes") / name
-    outcome = carry_out(name, opened(models), folder, quick)
+    outcome = carry_out(name, opened(models), folder, quick, fields)
     print_figures(outcome.figures, name)
     print(f"{outcome.verdict}\n{folder / 'README.md'}")
 

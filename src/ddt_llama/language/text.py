@@ -101,10 +101,14 @@ class TextTokenizer:
         tokenizer.train_from_iterator((" " + text for text in texts), trainer)
         return TextTokenizer(tokenizer)
 
+    def to_json(self) -> str:
+        """Return everything that determines it, as the text of a tokenizer.json."""
+        return self._tokenizer.to_str(pretty=False)
+
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write `tokenizer.json` and what `AutoTokenizer` needs to open it into `folder`."""
         folder = Path(folder)
-        replace_file(folder / TOKENIZER_FILE, self._tokenizer.to_str(pretty=False).encode())
+        replace_file(folder / TOKENIZER_FILE, self.to_json().encode())
         save_json(
             folder / "tokenizer_config.json",
             {"backend": "tokenizers", "tokenizer_class": "TokenizersBackend"},

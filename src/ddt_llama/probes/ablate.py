@@ -1,7 +1,7 @@
 """Which of the choices in a DDT tokenizer matter? One at a time is made otherwise.
 
 Every variant is trained and judged as the tokenizer "as it is", with the same seeds; differences
-are taken seed by seed. The defaults of the recipes rest on this table.
+are taken seed by seed.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,41 +1,88 @@
 """What every probe leaves behind, and how it is told."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import nn
 
 from ddt_llama.config import UserError, check_folder, load_json, replace_file, save_json, to_dict
 from ddt_llama.data.images import save_png
-from ddt_llama.evaluation.intervals import Figure, flat
+from ddt_llama.evaluation.intervals import Figure, flat, mean
 from ddt_llama.generation.model import Model
+from ddt_llama.language.text import TextTokenizer
 from ddt_llama.reports.plots import Curves, save_intervals, save_plot
 
-FINISHED = "figures.json"
+FIGURES = "figures.json"
+CURVES = "metrics.jsonl"  # every point of every plot
 ONE_TRAINING = (
     "One training of each tokenizer: differences between trainings are not in the intervals."
 )
 SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
 
 
+class Plot(NamedTuple):
+    """Curves by name, what their x is and what their y."""
+
+    curves: Curves
+    x: str
+    y: str
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Figures by name, the plots and pictures that show them, and one sentence.
 
-    `rows` are plots of figures with their intervals, such as differences, below each other.
+    `rows` are plots of figures with their intervals, such as differences, below each other; `notes`
+    is what there is to say of how it was measured, beside the plan.
     """
 
     figures: Mapping[str, Figure]
     verdict: str
-    plots: Mapping[str, Curves] = field(default_factory=dict)
+    plots: Mapping[str, Plot] = field(default_factory=dict)
     pictures: Mapping[str, Image.Image] = field(default_factory=dict)
     rows: Mapping[str, Mapping[str, Figure]] = field(default_factory=dict)
+    notes: str = ""
+
+
+def between(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
+    """Return "A less B" for every two names, from values that are paired (by seed)."""
+    return {
+        f"{a} less {b}": mean([x - y for x, y in zip(values[a], values[b], strict=True)])
+        for a, b in combinations(values, 2)
+    }
+
+
+def told(figure: Figure, digits: int = 2, sign: str = "") -> str:
+    """Write a figure and its interval: "0.31 (0.25 to 0.37)"; `sign` "+" shows it of each."""
+    value, low, high = (f"{x:{sign}.{digits}f}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} ({low} to {high})"
+
+
+def percent(figure: Figure) -> str:
+    """Write a share and its interval: "31 % (25 to 37)"."""
+    value, low, high = (f"{100 * x:.0f}" for x in (figure.value, figure.low, figure.high))
+    return f"{value} % ({low} to {high})"
+
+
+def closed(sentence: str, apart: Mapping[str, Figure], digits: int = 2, what: str = "") -> str:
+    """Return a sentence with the differences of `between` at its end, where there are any."""
+    pairs = ", ".join(f"{name} {told(one, digits, sign='+')}" for name, one in apart.items())
+    return f"{sentence}; {what}{pairs}." if pairs else f"{sentence}."
+
+
+def over_seeds(rows: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
+    """Return the mean of curves of (x, y) that share their x."""
+    x = [float(point) for point, _ in rows[0]]
+    return x, np.mean([[y for _, y in row] for row in rows], axis=0).tolist()
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -57,11 +104,13 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
 def fingerprint(*parts: object) -> str:
     """Return letters that stand for the weights of networks: trained further, others.
 
-    What is no network counts by its type alone.
+    A text tokenizer counts by what it makes of text; what else is no network by its type alone.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(type(part).__name__.encode())
+        if isinstance(part, TextTokenizer):
+            digest.update(part.to_json().encode())
         tensors = part.state_dict() if isinstance(part, nn.Module) else {}
         for name, tensor in tensors.items():
             digest.update(name.encode())
@@ -90,7 +139,10 @@ def open_folder(folder: Path, config: object) -> None:
                 "here; choose another folder with --out"
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A dot-file may be the first one here, of a start that was killed while it wrote it.
+    if folder.exists() and (
+        not folder.is_dir() or any(not item.name.startswith(".") for item in folder.iterdir())
+    ):
         raise UserError(f"{folder}: exists and is no probe; choose another folder with --out")
     check_folder(folder)
     try:
@@ -106,26 +158,31 @@ def close_folder(folder: Path, outcome: Outcome, title: str, about: str) -> None
     """Write figures, table, plots, pictures and verdict; `about` says how it was measured."""
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
-    for name, curves in outcome.plots.items():
-        save_plot(folder / files[name], curves, name)
+    for name, plot in outcome.plots.items():
+        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y)
     for name, rows in outcome.rows.items():
         values = {row: (one.value, one.low, one.high) for row, one in rows.items()}
         save_intervals(folder / files[name], values, name)
     for name, picture in outcome.pictures.items():
         save_png(picture, folder / files[name])
-    page = [f"# {title}", "", outcome.verdict, "", f"{about} All settings: config.json.", ""]
+    about = " ".join(part for part in (about, outcome.notes, "All settings: config.json.") if part)
+    page = [f"# {title}", "", outcome.verdict, "", about, ""]
     page += [*table(outcome.figures), ""]
     page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())
-    save_json(folder / FINISHED, flat(outcome.figures))
+    points = [
+        {"plot": name, "curve": curve, plot.x: x, plot.y: y}
+        for name, plot in outcome.plots.items()
+        for curve, line in plot.curves.items()
+        for x, y in zip(*line, strict=True)
+    ]
+    replace_file(folder / CURVES, "".join(json.dumps(one) + "\n" for one in points).encode())
+    save_json(folder / FIGURES, flat(outcome.figures))
 
 
 def table(figures: Mapping[str, Figure]) -> list[str]:
     """Return the lines of a Markdown table of figures with their intervals."""
     rows = ["| figure | value | 95 % interval |", "|---|---|---|"]
     for name, one in figures.items():
-        exact = one.low == one.high
-        rows.append(
-            f"| {name} | {one.value:.4g} | {'' if exact else f'{one.low:.4g} to {one.high:.4g}'} |"
-        )
+        rows.append(f"| {name} | {one.value:.4g} | {one.low:.4g} to {one.high:.4g} |")
     return rows

@@ -24,6 +24,7 @@ from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, 
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.evaluation.text import TextSuite
 from ddt_llama.generation.model import Model
+from ddt_llama.generation.settings import Settings
 from ddt_llama.probes.base import check_names, fingerprint, kept, open_folder
 from ddt_llama.reports.comparison import NOTHING, Comparison, Row, Shown, save_comparison
 from ddt_llama.shapes.prompts import CATEGORIES, edit_suite
@@ -58,6 +59,7 @@ class Begun:
 
     models: tuple[str, ...]
     fingerprints: tuple[str, ...]
+    settings: tuple[Settings, ...]
     plan: ComparisonPlan
 
 
@@ -98,7 +100,8 @@ def compare(
         fingerprint(one.tokenizer, one.language if one.vocabulary is not None else None)
         for one in models
     )
-    open_folder(out, Begun(names, weights, plan))
+    settings = tuple(one.settings for one in models)
+    open_folder(out, Begun(names, weights, settings, plan))
     figures = {
         model.name: kept(out / "parts" / f"{model.name}.json", lambda m=model: measure(m, plan))
         for model in models
@@ -108,6 +111,7 @@ def compare(
         for label, key, write in LINES
         if any(key in figures[name] for name in names)
     ]
+    rows.append(Row("settings of its release", tuple(said(one) for one in models)))
     about = (
         f"{plan.reconstruction.scenes} held-out scenes, {plan.shapes.prompts} prompts a category, "
         f"{plan.shapes.images} images a prompt, {plan.shapes.edits} edits, "
@@ -155,6 +159,19 @@ def network(model: Model) -> dict[str, float]:
     if model.vocabulary is not None:
         found["parameters.language"] = sum(p.numel() for p in model.language.parameters())
     return found
+
+
+def said(model: Model) -> str:
+    """Say with which settings a model draws and edits: part of what is compared."""
+    own = model.settings
+    words = [f"{own.steps} decoding steps"]
+    if model.vocabulary is None:
+        return words[0]
+    for kind, one, plan in (("", own, own.plan), ("edits ", own.for_edits(), own.edit_plan)):
+        words.append(f"{kind}guidance {one.guidance_scale:g}, temperature {one.temperature:g}")
+        words += ["plans first"] if plan else []
+    words += ["looks before it answers"] if own.look else []
+    return ", ".join([*words, f"views {own.views}", f"tries {own.tries}"])
 
 
 def seconds(model: Model) -> float:

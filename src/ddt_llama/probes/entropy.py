@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ddt_llama.evaluation.intervals import Figure, mean
-from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
 from ddt_llama.probes.sequences import Sequences
@@ -28,19 +28,27 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     for one in sources:
         done |= learn_all(plan, [one], orders_of(one), folder)
     figures: dict[str, Figure] = {}
-    plots: dict[str, Curves] = {}
+    plots: dict[str, Plot] = {}
+    slopes: dict[str, list[float]] = {}
     for one in sources:
         curves: Curves = {}
         for order in orders_of(one):
             rows = [done[one.name, order, seed].entropy for seed in plan.seeds]
             name = f"{one.name}.{order}"
             figures[f"{name}.entropy"] = mean([float(np.mean(row)) for row in rows])
-            figures[f"{name}.slope"] = mean([slope(row, SEGMENTS[order]) for row in rows])
+            falls = [slope(row, SEGMENTS[order]) for row in rows]
+            figures[f"{name}.slope"] = mean(falls)
+            if order == "native" and one.bits is not None:
+                slopes[one.name] = falls
             together = smoothed(np.mean(rows, axis=0).tolist(), max(1, len(rows[0]) // 32))
             width = len(rows[0]) / len(together)
             curves[order] = ([width * (i + 0.5) for i in range(len(together))], together)
-        plots[f"{one.name}, entropy in bits by place"] = curves
-    return Outcome(figures, verdict(sources, figures), plots)
+        plots[f"{one.name}, mean of {len(plan.seeds)} seeds"] = Plot(
+            curves, "step of the sequence", "entropy of the prediction in bits"
+        )
+    apart = between(slopes)
+    figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
+    return Outcome(figures, verdict(plan, sources, figures, apart), plots)
 
 
 def orders_of(source: Sequences) -> tuple[Order, ...]:
@@ -48,7 +56,7 @@ def orders_of(source: Sequences) -> tuple[Order, ...]:
 
     The passes of a stride end elsewhere in every sequence of another length.
     """
-    return ORDERS if len(set(map(len, source.held_out))) == 1 else ORDERS[:1]
+    return ORDERS if source.even else ORDERS[:1]
 
 
 def slope(values: Sequence[float], segments: int) -> float:
@@ -66,14 +74,22 @@ def slope(values: Sequence[float], segments: int) -> float:
     return float(np.mean(rises)) if rises else 0.0
 
 
-def verdict(sources: Sequence[Sequences], figures: Mapping[str, Figure]) -> str:
-    """Say in one sentence whether entropy falls along the native order."""
-    told = []
+def verdict(
+    plan: Plan,
+    sources: Sequence[Sequences],
+    figures: Mapping[str, Figure],
+    apart: Mapping[str, Figure],
+) -> str:
+    """Say in a sentence whether entropy falls along the native order, and the passes of strides."""
+    each = []
     for source in sources:
         one = figures[f"{source.name}.native.slope"]
         way = "falls" if one.high < 0 else "rises" if one.low > 0 else "neither falls nor rises"
-        told.append(
-            f"of {source.name} {way} ({one.value:+.2f} bits from begin to end, "
-            f"{one.low:+.2f} to {one.high:+.2f})"
-        )
-    return f"Along the native order the entropy of the next token {'; '.join(told)}."
+        words = f"of {source.name} {way} ({told(one, sign='+')} bits from begin to end"
+        strides = [order for order in orders_of(source) if order.startswith("stride")]
+        if strides:
+            slopes = [told(figures[f"{source.name}.{one}.slope"], sign="+") for one in strides]
+            words += f"; within the passes of strides 2 and 3 {' and '.join(slopes)}"
+        each.append(f"{words})")
+    sentence = f"After {plan.lesson.effort()} the entropy of the next token {'; '.join(each)}"
+    return closed(sentence, apart, what="slopes: ")

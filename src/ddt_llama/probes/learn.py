@@ -37,7 +37,7 @@ from ddt_llama.training.optim import OptimConfig
 RESULT = "result.json"
 AT_ONCE = 64  # held-out sequences whose logits exist at once
 NANO = BackboneConfig(dim=128, depth=4, num_heads=4, num_kv_heads=4, mlp_dim=384, row_std=0.12)
-HELD_OUT_SEED = 1_000_003  # of the fresh orders of held-out sequences
+HELD_OUT_FROM = 1_000_003  # numbers of held-out sequences: training does not come so far
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,10 @@ class Lesson:
         )
     )
 
+    def effort(self) -> str:
+        """Say how long is learned."""
+        return f"{self.train.steps} steps of {self.train.batch} sequences"
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -89,7 +93,7 @@ class Plan:
         train, shape = self.lesson.train, self.lesson.shape
         return (
             f"{len(self.seeds)} seeds of a language model ({shape.depth} blocks of width "
-            f"{shape.dim}, {train.steps} steps of {train.batch} sequences), which choose its "
+            f"{shape.dim}, {self.lesson.effort()}, rate {train.optim.lr:g}), which choose its "
             f"weights, the order of the data and the permutation where there is one; "
             f"{self.pictures:,} scenes, {self.held_out} of them held out. {ONE_TRAINING}"
         )
@@ -143,10 +147,14 @@ def learn_all(
 def learn(
     lesson: Lesson, sequences: Sequences, folder: Path, examine: Examiner | None = None
 ) -> Learned:
-    """Carry a lesson out in `folder`, go on with it, or return what it left."""
-    if (folder / RESULT).is_file():
+    """Carry a lesson out in `folder`, go on with it, or return what it left.
+
+    Raises UserError for the folder of another lesson, KeyboardInterrupt where a signal ends it.
+    """
+    result = folder / RESULT
+    if result.is_file() and load_json(result)["curve"][-1][0] == seen_after(lesson):
         Run.create_or_resume(folder, lesson).close()  # refuse another lesson
-        kept = load_json(folder / RESULT)
+        kept = load_json(result)
         return Learned(**{**kept, "curve": [(seen, bits) for seen, bits in kept["curve"]]})
     vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
     device = distributed.setup()
@@ -176,6 +184,11 @@ def learn(
         )
         save_json(folder / RESULT, learned._asdict())
     return learned
+
+
+def seen_after(lesson: Lesson) -> int:
+    """Return how many sequences a lesson shows."""
+    return lesson.train.steps * lesson.train.batch
 
 
 def ordered(lesson: Lesson, sequences: Sequences, vocabulary: Vocabulary) -> Callable[[int], Batch]:
@@ -224,7 +237,7 @@ def surprises(
     device = next(model.parameters()).device
     for start in range(0, len(rows), AT_ONCE):
         part = rows[start : start + AT_ONCE]
-        numbers = range(HELD_OUT_SEED + start, HELD_OUT_SEED + start + len(part))
+        numbers = range(HELD_OUT_FROM + start, HELD_OUT_FROM + start + len(part))
         ids, labels, _ = (x.to(device) for x in in_order(part, lesson, vocabulary, numbers))
         with distributed.autocast(device, lesson.train.bf16):
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1]

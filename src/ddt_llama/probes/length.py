@@ -13,7 +13,7 @@ import numpy as np
 
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.base import Outcome, Plot
 from ddt_llama.probes.variants import (
     QUANTITIES,
     VariantPlan,
@@ -21,7 +21,6 @@ from ddt_llama.probes.variants import (
     figures_of,
     judged,
 )
-from ddt_llama.reports.plots import Curves
 
 LENGTHS = (8, 16, 32, 64, 128)
 
@@ -29,7 +28,7 @@ LENGTHS = (8, 16, 32, 64, 128)
 def length(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
     """Train each tokenizer in every length with every seed."""
     figures: dict[str, Figure] = {}
-    plots: dict[str, Curves] = {}
+    plots: dict[str, Plot] = {}
     told = []
     for model in models:
         base = base_of(plan, model)
@@ -45,7 +44,7 @@ def length(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
             if f"{LENGTHS[0]} tokens.{quantity}" in own:
                 values = [np.mean([run[quantity] for run in runs]) for runs in found.values()]
                 curve = [float(count) for count in LENGTHS], [float(value) for value in values]
-                plots[f"{model.name}, {title} by tokens"] = {"mean": curve}
+                plots[f"{model.name}, {title}"] = Plot({"mean": curve}, "tokens an image", title)
     return Outcome(figures, f"{'; '.join(told)}.", plots)
 
 

@@ -1,11 +1,11 @@
 """The probes that exist, by name, and the one way to carry one out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, override
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.ablate import ablate
 from ddt_llama.probes.base import Outcome, check_names, close_folder, fingerprint, open_folder
@@ -25,11 +25,15 @@ from ddt_llama.probes.variants import VariantPlan, each_can_vary
 
 @dataclass(frozen=True)
 class Begun:
-    """What belongs to one probe folder: probe, models, fingerprints of tokenizers, settings."""
+    """What belongs to one probe folder: probe, models, their fingerprints, settings.
+
+    Those of a model are of its tokenizers of images and of text, and its decoding steps.
+    """
 
     probe: str
     models: tuple[str, ...]
-    tokenizers: tuple[str, ...]
+    fingerprints: tuple[str, ...]
+    steps: tuple[int, ...]
     plan: Any
 
 
@@ -56,7 +60,11 @@ def on_sequences(
     """Return a probe of sequences as a probe of the models that they come from."""
 
     def of_models(plan: Plan, models: Sequence[Model], folder: Path) -> Outcome:
-        return action(plan, sources_of(models, plan.pictures, plan.held_out), folder)
+        outcome = action(plan, sources_of(models, plan.pictures, plan.held_out), folder)
+        if any(model.text is not None for model in models):
+            return outcome
+        missing = "No model has a language: there are no captions to compare with."
+        return replace(outcome, notes=f"{outcome.notes} {missing}".strip())
 
     return of_models
 
@@ -73,11 +81,18 @@ PROBES = {
 }
 
 
-def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False) -> Outcome:
+def carry_out(
+    name: str,
+    models: Sequence[Model],
+    out: Path,
+    quick: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Outcome:
     """Carry a probe out in the folder `out`, or go on with it; returns its outcome.
 
-    `quick` is a run of minutes that proves the machinery, not the claim. Raises UserError for an
-    unknown probe, models of one name, and a folder of another probe.
+    `quick` is a run of minutes that proves the machinery, not the claim; `changes` are fields of
+    the plan, e.g. `{"lesson.train.steps": 2000}`. Raises UserError for an unknown probe or field,
+    models of one name, and a folder of another probe; KeyboardInterrupt where a signal ends it.
     """
     check_name(name)
     names = check_names(models)
@@ -85,13 +100,19 @@ def carry_out(name: str, models: Sequence[Model], out: Path, quick: bool = False
     check(models)
     if quick:
         plan = plan.quick()
-    tokenizers = tuple(fingerprint(model.tokenizer) for model in models)
-    open_folder(out, Begun(name, names, tokenizers, plan))
+    plan = override(plan, changes or {})
+    open_folder(out, Begun(name, names, *fingerprints(models), plan))
     outcome = action(plan, models, out)
     if quick:
         outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
     close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about())
     return outcome
+
+
+def fingerprints(models: Sequence[Model]) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return letters that stand for the tokenizers of each model, and its decoding steps."""
+    letters = (fingerprint(model.tokenizer, model.text) for model in models)
+    return tuple(letters), tuple(model.settings.steps for model in models)
 
 
 def check_name(name: str) -> None:

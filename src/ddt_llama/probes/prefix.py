@@ -18,10 +18,9 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, kept
+from ddt_llama.probes.base import Outcome, Plot, between, kept, percent
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
-from ddt_llama.reports.plots import Curves
 from ddt_llama.shapes.judge import PLACE_TOLERANCE
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.verify import read
@@ -29,15 +28,17 @@ from ddt_llama.tokenizer.base import visible_mask
 
 ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
 ATTRIBUTES = ("count", "colour", "shape", "size", "position")
-Measured = Mapping[str, Mapping[str, list[float]]]  # end -> quantity -> its value at each level
+# End -> quantity -> value at each level; "chance" -> quantity -> what another scene shows of it.
+Measured = Mapping[str, Mapping[str, Any]]
 
 
 def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     """Decode from either end at every level with every seed; see what is back when."""
     figures: dict[str, Figure] = {}
-    plots: dict[str, Curves] = {}
+    plots: dict[str, Plot] = {}
     pictures = {}
-    told = []
+    sentences = []
+    everything: dict[str, list[Measured]] = {}
     for model in models:
         measured: list[Measured] = []
         for seed in watch(plan.seeds, f"prefixes of {model.name}"):
@@ -49,12 +50,21 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         pictures[f"{model.name}, from the coarse end above, from the fine end below"] = strip(
             model, plan
         )
-        told.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
-    return Outcome(figures, f"{'; '.join(told)}.", plots, pictures)
+        sentences.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
+        everything[model.name] = measured
+    for name in ("psnr", *ATTRIBUTES):
+        halves = {
+            model: [back(one, "coarse", name) for one in rows] for model, rows in everything.items()
+        }
+        figures |= {f"{pair}.coarse.{name}.half": one for pair, one in between(halves).items()}
+    return Outcome(figures, f"{'; '.join(sentences)}.", plots, pictures)
 
 
 def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, Any]:
-    """Return PSNR in dB and verified attributes at each level, means over the scenes of a seed."""
+    """Return PSNR in dB and verified attributes at each level, means over the scenes of a seed.
+
+    "chance": the attributes that a scene shares with the next one.
+    """
     subjects = Subjects.of(model, plan, seed)
     measured: dict[str, Any] = {end: {name: [] for name in ("psnr", *ATTRIBUTES)} for end in ENDS}
     for end in ENDS:
@@ -65,6 +75,10 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, Any]:
             shares = np.mean([attributes(found, wanted) for found, wanted in pairs], axis=0)
             for name, share in zip(ATTRIBUTES, shares, strict=True):
                 measured[end][name].append(float(share))
+    others = [*subjects.scenes[1:], subjects.scenes[0]]
+    pairs = zip(others, subjects.scenes, strict=True)
+    shares = np.mean([attributes(other, scene) for other, scene in pairs], axis=0)
+    measured["chance"] = dict(zip(ATTRIBUTES, shares.tolist(), strict=True))
     return measured
 
 
@@ -108,8 +122,8 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
 def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
     """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.half`.
 
-    `half` is the share of the tokens from which on a quantity is at least half of what all tokens
-    give (PSNR: half of the way from the first level).
+    `half` is the share of the tokens from which on a quantity is at least half of the way from
+    chance (PSNR: from the first level) to what all tokens give.
     """
     figures = {}
     quarters = [round(plan.levels * part / 4) - 1 for part in (1, 2, 3, 4)]
@@ -117,21 +131,26 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
         for name in ("psnr", *ATTRIBUTES):
             rows = [one[end][name] for one in measured]
             for level in sorted({max(0, level) for level in quarters}):
-                percent = round(100 * (level + 1) / plan.levels)
-                figures[f"{end}.{name}.{percent}"] = mean([row[level] for row in rows])
-            figures[f"{end}.{name}.half"] = mean([half(row, name == "psnr") for row in rows])
+                part = round(100 * (level + 1) / plan.levels)
+                figures[f"{end}.{name}.{part}"] = mean([row[level] for row in rows])
+            figures[f"{end}.{name}.half"] = mean([back(one, end, name) for one in measured])
     return figures
 
 
-def half(values: Sequence[float], from_first: bool = False) -> float:
-    """Return the share of the levels from which on values stay at half of the last or above.
+def back(measured: Measured, end: str, name: str) -> float:
+    """Return with which share of the tokens from an end half of a quantity is there (`half`)."""
+    values = measured[end][name]
+    return half(values, values[0] if name == "psnr" else measured["chance"][name])
 
-    1 where all levels together give nothing.
+
+def half(values: Sequence[float], start: float = 0.0) -> float:
+    """Return the share of the levels from which on values stay half of the way from `start` up.
+
+    The way ends at the last value. 1 where all levels together give nothing.
 
     >>> half([0.0, 0.6, 0.4, 0.6, 1.0])
     0.8
     """
-    start = values[0] if from_first else 0.0
     if values[-1] <= start:
         return 1.0
     border = start + (values[-1] - start) / 2
@@ -142,14 +161,9 @@ def half(values: Sequence[float], from_first: bool = False) -> float:
 def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
     """Say with how many tokens from the coarse end half of each attribute is back.
 
-    `prefixes`: whether the tokenizer has such an end, and was trained to be read from it.
+    `prefixes`: whether the tokenizer has such an end.
     """
-    parts = []
-    for name in ("psnr", *ATTRIBUTES):
-        one = figures[f"coarse.{name}.half"]
-        parts.append(
-            f"{name} {100 * one.value:.0f} % ({100 * one.low:.0f} to {100 * one.high:.0f})"
-        )
+    parts = [f"{name} {percent(figures[f'coarse.{name}.half'])}" for name in ("psnr", *ATTRIBUTES)]
     end = "the coarse end" if prefixes else "the last row, which it was never trained for"
     return (
         f"of its tokens, from {end}, half of what all give is there with these shares: "
@@ -157,21 +171,19 @@ def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
     )
 
 
-def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Curves]:
+def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Plot]:
     """Return PSNR from both ends, and the attributes from each, over the percent of the tokens."""
-    percent = [100 * share for share in plan.shares()]
+    levels = [100 * share for share in plan.shares()]
 
     def curve(end: str, name: str) -> tuple[list[float], list[float]]:
-        return percent, np.mean([one[end][name] for one in measured], axis=0).tolist()
+        return levels, np.mean([one[end][name] for one in measured], axis=0).tolist()
 
-    plots: dict[str, Curves] = {
-        f"{model.name}, PSNR in dB by percent of tokens": {
-            f"from the {end} end": curve(end, "psnr") for end in ENDS
-        }
-    }
+    fidelity = {f"from the {end} end": curve(end, "psnr") for end in ENDS}
+    plots = {f"{model.name}, fidelity": Plot(fidelity, "percent of the tokens", "PSNR in dB")}
     for end in ENDS:
-        title = f"{model.name}, verified by percent of tokens from the {end} end"
-        plots[title] = {name: curve(end, name) for name in ATTRIBUTES}
+        curves = {name: curve(end, name) for name in ATTRIBUTES}
+        x = f"percent of the tokens, from the {end} end"
+        plots[f"{model.name}, from the {end} end"] = Plot(curves, x, "share of attributes verified")
     return plots
 
 

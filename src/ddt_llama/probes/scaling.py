@@ -21,7 +21,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.probes.base import ONE_TRAINING, Outcome, check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, check_seeds
 from ddt_llama.probes.drawing import captioned, obeyed
 from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
@@ -80,8 +80,9 @@ class ScalingPlan:
 def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome:
     """Train every size on every amount with every seed, on the codes of every model."""
     figures: dict[str, Figure] = {}
-    plots: dict[str, Curves] = {}
+    plots: dict[str, Plot] = {}
     told = []
+    passes = f"each seen {plan.passes:g} times"
     for model in models:
         done = learn_grid(plan, model, folder)
         sizes = [parameters(shape, model) for shape in plan.shapes]
@@ -89,7 +90,8 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
         plots |= plots_of(plan, sizes, done, model.name)
         by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))
         told.append(
-            f"of {model.name} {trend(by_size, 'parameters')} and {trend(by_data, 'pictures')}"
+            f"of {model.name} {trend(by_size, 'parameters beside the vocabulary')} and "
+            f"{trend(by_data, 'pictures, ' + passes)}"
         )
     return Outcome(figures, f"Bits a code {'; '.join(told)}.", plots)
 
@@ -173,7 +175,7 @@ def exponent(amounts: Sequence[float], bits: Sequence[float]) -> float:
 
 def plots_of(
     plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned], name: str
-) -> dict[str, Curves]:
+) -> dict[str, Plot]:
     """Return bits and score over the parameters, a curve an amount."""
 
     def over_sizes(value: Any) -> Curves:
@@ -188,8 +190,9 @@ def plots_of(
             for amount in plan.amounts
         }
 
-    plots = {f"{name}, bits a code by parameters": over_sizes(lambda run: run.bits)}
+    x = "parameters beside the vocabulary"
+    plots = {f"{name}, loss": Plot(over_sizes(lambda run: run.bits), x, "bits a code")}
     if plan.prompts:
         scores = over_sizes(lambda run: run.scores["shapes"])
-        plots[f"{name}, prompts obeyed by parameters"] = scores
+        plots[f"{name}, prompts"] = Plot(scores, x, "share of prompts obeyed")
     return plots

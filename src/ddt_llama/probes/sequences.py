@@ -1,13 +1,13 @@
-"""Symbol sequences to learn: codes of pictures, ids of texts, and sources whose answer is known."""
+"""Symbol sequences to learn: codes of pictures and ids of texts."""
 
 import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Int
-from torch import Generator, Tensor
+from torch import Tensor
 
 from ddt_llama.config import UserError
 
@@ -32,6 +32,11 @@ class Sequences:
         """Refuse sources of nothing."""
         if not self.train or not self.held_out:
             raise UserError(f"{self.name}: no sequence to learn or none held out; give more data")
+
+    @property
+    def even(self) -> bool:
+        """Whether all have one length."""
+        return len({len(row) for row in (*self.train, *self.held_out)}) == 1
 
     @property
     def mean_length(self) -> float:
@@ -74,31 +79,20 @@ def unseen(
     return tuple(row for row in rows if tuple(row.tolist()) not in known)
 
 
-def iid(count: int, length: int, alphabet: int, held_out: int, seed: int = 0) -> Sequences:
-    """Return symbols that know nothing of each other: log2(alphabet) bits each in every order."""
-    generator = Generator().manual_seed(seed)
-    rows = torch.randint(alphabet, (count, length), generator=generator)
-    return of_codes("iid", rows, alphabet, held_out)
+def packed(source: Sequences, length: int) -> Sequences:
+    """Return sequences of any length as rows of one: behind each other, a mark after each.
 
-
-def markov(
-    count: int, length: int, alphabet: int, held_out: int, stay: float = 0.9, seed: int = 0
-) -> Sequences:
-    """Return chains that repeat the symbol before with probability `stay`, else draw any.
-
-    In native order a symbol behind the first takes h(stay) bits; an order that separates
-    neighbours hides most of that.
+    As language models are given text in training. What is left over at the end is dropped.
     """
-    generator = Generator().manual_seed(seed)
-    rows = torch.randint(alphabet, (count, length), generator=generator)
-    keep = torch.rand(count, length, generator=generator) < stay
-    for step in range(1, length):
-        rows[:, step] = rows[:, step].where(~keep[:, step], rows[:, step - 1])
-    return of_codes("markov", rows, alphabet, held_out)
+    end = torch.tensor([source.alphabet])
 
+    def rows(given: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, " _"], ...]:
+        whole = torch.cat([part for row in given for part in (row, end)])
+        return whole[: len(whole) // length * length].view(-1, length).unbind(0)
 
-def markov_bits(alphabet: int, stay: float) -> float:
-    """Return the entropy of a step of `markov`, in bits."""
-    same = stay + (1 - stay) / alphabet
-    other = (1 - stay) / alphabet
-    return -same * math.log2(same) - (alphabet - 1) * other * math.log2(other)
+    return replace(
+        source,
+        alphabet=source.alphabet + 1,
+        train=rows(source.train),
+        held_out=rows(source.held_out),
+    )

@@ -1,51 +1,79 @@
 """Does the order of the tokens matter? The paper's first claim, with what it leaves open.
 
 The same small language model learns the same sequences three times: in native order, under one
-fixed permutation, and under a fresh one for every sequence. Where the order carries structure that
-a causal model lives on (text, the paper says DDT tokens), a fixed permutation costs bits; where
-tokens stand beside each other without order (spatial tokens) it costs little. The fresh one says
-what order is worth at all: it hides which symbol stands where. Source: DDT-LLaMA.
+fixed permutation, and under a fresh one for every sequence. By the chain rule a fixed permutation
+leaves as many bits in all: what it costs is how much harder a causal model learns them with so much
+training. The paper says that it costs DDT tokens much, as text, and spatial tokens little. The
+fresh one says what order is worth at all: it hides which symbol stands where. Source: DDT-LLaMA.
+
+Texts are packed into rows of one length, so that one permutation means the same for all of them.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import combinations
 from pathlib import Path
 
 from ddt_llama.evaluation.intervals import Figure, mean
-from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.base import Outcome, Plot, between, closed, over_seeds, percent, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.orders import Order
-from ddt_llama.probes.sequences import Sequences
-from ddt_llama.reports.plots import Curves
+from ddt_llama.probes.sequences import Sequences, packed
 
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
+ROW = 64  # symbols of a row of packed text, where no picture says how many
+Lessons = Mapping[tuple[str, Order, int], Learned]
 
 
 def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     """Learn every source in every order with every seed, and compare."""
+    row = max((len(one.held_out[0]) for one in sources if one.even), default=ROW)
+    sources = [one if one.even else packed(one, row) for one in sources]
     done = learn_all(plan, sources, ORDERS, folder)
     figures: dict[str, Figure] = {}
     for one in sources:
-        figures |= gaps(one, {key[1:]: value for key, value in done.items() if key[0] == one.name})
-    figures |= between(sources, done, plan.seeds)
-    return Outcome(figures, verdict(sources, figures), plots_of(sources, done, plan.seeds[0]))
+        figures |= gaps(one, done, plan.seeds)
+    apart = between(
+        {
+            one.name: [one.mean_length / one.bits * gap for gap in costs(one, done, plan.seeds)]
+            for one in sources
+            if one.bits is not None
+        }
+    )
+    figures |= {f"{name}.fixed.per_bit": figure for name, figure in apart.items()}
+    sentence = verdict(plan, sources, figures, apart)
+    notes = f"Held out: {', '.join(f'{one.name} {len(one.held_out)} rows' for one in sources)}."
+    return Outcome(figures, sentence, plots_of(sources, done, plan.seeds), notes=notes)
 
 
-def gaps(source: Sequences, learned: Mapping[tuple[Order, int], Learned]) -> dict[str, Figure]:
+def costs(
+    source: Sequences, done: Lessons, seeds: Sequence[int], order: Order = "fixed", point: int = -1
+) -> list[float]:
+    """Return what an order costs beside the native one in bits a symbol, seed by seed.
+
+    Seeds share weights and data. `point` of the curve: -1 is the end of training.
+    """
+    curves = [[done[source.name, one, seed].curve for one in ("native", order)] for seed in seeds]
+    return [other[point][1] - native[point][1] for native, other in curves]
+
+
+def gaps(source: Sequences, done: Lessons, seeds: Sequence[int]) -> dict[str, Figure]:
     """Return bits a symbol in every order, and what an order costs beside the native one.
 
-    Gaps are taken seed by seed, which share weights and data. `per_bit` divides the bits that the
-    order costs a whole sequence by the bits of an image.
+    `half_way` is the cost after half of the training; `per_bit` divides the bits that the order
+    costs a whole sequence by the bits of an image.
     """
-    seeds = sorted({seed for _, seed in learned})
     figures = {}
     for order in ORDERS:
-        values = [learned[order, seed].bits for seed in seeds]
-        figures[f"{source.name}.{order}"] = mean(values)
+        figures[f"{source.name}.{order}"] = mean(
+            [done[source.name, order, seed].bits for seed in seeds]
+        )
+    native = [done[source.name, "native", seed].bits for seed in seeds]
+    points = len(done[source.name, "native", seeds[0]].curve)
     for order in ORDERS[1:]:
-        gap = [learned[order, seed].bits - learned["native", seed].bits for seed in seeds]
+        gap = costs(source, done, seeds, order)
         figures[f"{source.name}.{order}.gap"] = mean(gap)
-        native = [learned["native", seed].bits for seed in seeds]
+        figures[f"{source.name}.{order}.half_way"] = mean(
+            costs(source, done, seeds, order, (points - 1) // 2)
+        )
         shares = [g / n for g, n in zip(gap, native, strict=True)]
         figures[f"{source.name}.{order}.gap_share"] = mean(shares)
         if source.bits is not None:
@@ -54,53 +82,34 @@ def gaps(source: Sequences, learned: Mapping[tuple[Order, int], Learned]) -> dic
     return figures
 
 
-def between(
+def verdict(
+    plan: Plan,
     sources: Sequence[Sequences],
-    learned: Mapping[tuple[str, Order, int], Learned],
-    seeds: Sequence[int],
-) -> dict[str, Figure]:
-    """Return how much more a fixed permutation costs one source of pictures than another.
-
-    In bits per bit of an image, seed by seed, for every two of them.
-    """
-
-    def costs(source: Sequences, bits: float) -> list[float]:
-        scale = source.mean_length / bits
-        runs = [[learned[source.name, order, seed] for order in ORDERS[:2]] for seed in seeds]
-        return [scale * (fixed.bits - native.bits) for native, fixed in runs]
-
-    pictures = {one.name: costs(one, one.bits) for one in sources if one.bits is not None}
-    return {
-        f"{a} less {b}.fixed.per_bit": mean(
-            [x - y for x, y in zip(pictures[a], pictures[b], strict=True)]
-        )
-        for a, b in combinations(pictures, 2)
-    }
+    figures: Mapping[str, Figure],
+    apart: Mapping[str, Figure],
+) -> str:
+    """Say in a sentence what a fixed permutation costs each source, and how they differ."""
+    each = [
+        f"{source.name} {told(figures[f'{source.name}.fixed.gap'])} bits a token, "
+        f"{percent(figures[f'{source.name}.fixed.gap_share'])} of what it takes"
+        for source in sources
+    ]
+    sentence = f"After {plan.lesson.effort()} one fixed permutation costs {'; '.join(each)}"
+    return closed(sentence, apart, 3, "per bit of an image ")
 
 
-def verdict(sources: Sequence[Sequences], figures: Mapping[str, Figure]) -> str:
-    """Say in one sentence what a fixed permutation costs each source."""
-    told = []
+def plots_of(sources: Sequence[Sequences], done: Lessons, seeds: Sequence[int]) -> dict[str, Plot]:
+    """Return held-out bits a token over the sequences seen, and what one permutation costs."""
+    x = "sequences seen"
+    plots: dict[str, Plot] = {}
+    cost = {}
     for source in sources:
-        gap, share = (figures[f"{source.name}.fixed.{name}"] for name in ("gap", "gap_share"))
-        told.append(
-            f"{source.name} {gap.value:.2f} bits a token ({gap.low:.2f} to {gap.high:.2f}; "
-            f"{100 * share.value:.0f} % of its {figures[f'{source.name}.native'].value:.2f})"
-        )
-    return f"One fixed permutation costs {', '.join(told)}."
-
-
-def plots_of(
-    sources: Sequence[Sequences],
-    learned: Mapping[tuple[str, Order, int], Learned],
-    seed: int,
-) -> dict[str, Curves]:
-    """Return a plot a source: held-out bits a token over the sequences seen, one seed."""
-    plots: dict[str, Curves] = {}
-    for source in sources:
-        curves: Curves = {}
-        for order in ORDERS:
-            points = learned[source.name, order, seed].curve
-            curves[order] = ([float(x) for x, _ in points], [y for _, y in points])
-        plots[f"{source.name}, bits a token"] = curves
-    return plots
+        curves = {
+            order: over_seeds([done[source.name, order, seed].curve for seed in seeds])
+            for order in ORDERS
+        }
+        plots[f"{source.name}, mean of {len(seeds)} seeds"] = Plot(curves, x, "bits a token")
+        (seen, native), (_, fixed) = curves["native"], curves["fixed"]
+        cost[source.name] = seen, [b - a for a, b in zip(native, fixed, strict=True)]
+    title = f"what one fixed permutation costs, mean of {len(seeds)} seeds"
+    return {title: Plot(cost, x, "bits a token"), **plots}

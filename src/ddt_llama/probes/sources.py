@@ -23,16 +23,19 @@ ENCODED_AT_ONCE = 64
 def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Sequences]:
     """Return the codes of the same scenes from every model, and their captions as ids of text.
 
-    Codes come in the order that the model's language model reads. Where that is another one than
-    coarse to fine, and the tokenizer has such an order, they come a second time in it.
+    Codes come in the order that the model's language model reads. Where the tokenizer has a coarse
+    end they come in the order of its timesteps, too, from either end (the paper's language model
+    writes from the fine one).
     """
     sources = []
     for model in models:
         tokenizer = model.tokenizer
         codes = encoded(tokenizer, pictures, model.name)
         orders = {model.name: tokenizer.to_language(codes)}
-        if tokenizer.prefixes and not torch.equal(orders[model.name], codes.flip(1)):
-            orders[f"{model.name} coarse to fine"] = codes.flip(1)
+        timesteps = {"coarse to fine": codes.flip(1), "fine to coarse": codes}
+        for told, rows in timesteps.items() if tokenizer.prefixes else ():
+            if not torch.equal(orders[model.name], rows):
+                orders[f"{model.name} {told}"] = rows
         for name, rows in orders.items():
             sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
     if any(model.text is not None for model in models):

@@ -24,10 +24,9 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, kept
+from ddt_llama.probes.base import Outcome, Plot, between, kept, told
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
-from ddt_llama.reports.plots import Curves
 from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.schedule import raster_order
@@ -40,9 +39,10 @@ SCALE = {"share": "share of A", "collage": "collage (1) or blend (0)", "neither"
 def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     """Mix pairs of pictures at every level with every seed; see how the regions side."""
     figures: dict[str, Figure] = {}
-    plots: dict[str, Curves] = {}
+    plots: dict[str, Plot] = {}
     pictures = {}
-    told = []
+    sentences = []
+    collages = {}
     for model in models:
         rows = []
         for seed in watch(plan.seeds, f"swaps of {model.name}"):
@@ -50,13 +50,17 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
             rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
         for name in ("collage", "neither"):
             figures[f"{model.name}.{name}"] = mean([among_mixed(row, name) for row in rows])
-        plots[f"{model.name}, by percent of tokens from A"] = {
+        collages[model.name] = [among_mixed(row, "collage") for row in rows]
+        curves = {
             label: over_levels(plan, [row[name] for row in rows]) for name, label in SCALE.items()
         }
+        plots[f"{model.name}, mixed"] = Plot(curves, "percent of the tokens from A", "share")
         pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
-        one = figures[f"{model.name}.collage"]
-        told.append(f"{model.name} {one.value:.2f} ({one.low:.2f} to {one.high:.2f})")
-    verdict = f"Between collage (1) and blend (0) stands {', '.join(told)}."
+        sentences.append(f"{model.name} {told(figures[f'{model.name}.collage'])}")
+    apart = between(collages)
+    figures |= {f"{name}.collage": figure for name, figure in apart.items()}
+    sentences += [f"{name} {told(figure, sign='+')}" for name, figure in apart.items()]
+    verdict = f"Between collage (1) and blend (0) stands {', '.join(sentences)}."
     return Outcome(figures, verdict, plots, pictures)
 
 
@@ -69,8 +73,8 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
     for count in plan.counts(one.shape[1]):
         chosen = from_a(model.tokenizer, count).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
-        told = regions(mixture, a, b, sides_of(one.shape[1]))
-        for name, value in zip(SCALE, told, strict=True):
+        found = regions(mixture, a, b, sides_of(one.shape[1]))
+        for name, value in zip(SCALE, found, strict=True):
             measured[name].append(value)
     return measured
 
@@ -113,8 +117,8 @@ def regions(
     collage = variance / (share * (1 - share)).clamp_min(1e-9)
     rest = (offset - w[..., None] * along).square().sum((-2, -1)) / total
     mixed = (share > MIXED[0]) & (share < MIXED[1])
-    told = float(collage[mixed].mean()) if mixed.any() else math.nan
-    return float(share.mean()), told, float(rest.mean())
+    pasted = float(collage[mixed].mean()) if mixed.any() else math.nan
+    return float(share.mean()), pasted, float(rest.mean())
 
 
 def cut(images: Float[Tensor, "b 3 h w"], sides: int) -> Float[Tensor, "b r p"]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.bench import counted
 from ddt_llama.evaluation.intervals import Figure, mean
@@ -171,7 +172,7 @@ def reordered(tokenizer: Tokenizer, recipe: TokenizerRecipe) -> Tokenizer:
     """Return a trained tokenizer whose codes are read in the order of `recipe`."""
     ordered = recipe.build(begins=False).eval()
     ordered.load_state_dict(_network(tokenizer).state_dict())
-    return ordered
+    return ordered.to(distributed.setup())
 
 
 def judge(
@@ -236,13 +237,14 @@ def differences(
 ) -> dict[str, dict[str, Figure]]:
     """Return what each variant of `bases` has more than its base, seed by seed.
 
-    By variant and quantity. Intervals hold for all variants together with 95 % (Bonferroni).
+    By variant and quantity. Intervals are so wide that those of two quantities of all variants hold
+    together with 95 % (Bonferroni), as many as a verdict looks at.
     """
     return {
         name: {
             quantity: mean(
                 [a[quantity] - b[quantity] for a, b in zip(found[name], found[base], strict=True)],
-                comparisons=len(bases),
+                comparisons=2 * len(bases),
             )
             for quantity in MEASURED
             if quantity in found[name][0]

@@ -88,10 +88,12 @@ def plot(curves: Curves, title: str) -> str:
     return _inline(buffer.getvalue(), title)
 
 
-def save_plot(path: Path, curves: Curves, title: str) -> None:
-    """Draw curves over the step and write them as a PNG on white, all or nothing."""
+def save_plot(path: Path, curves: Curves, title: str, x: str = "", y: str = "") -> None:
+    """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes."""
     with _style("black", salt=title):
-        _save_png(path, _draw(curves, title, "black"))
+        figure = _draw(curves, title, "black")
+        figure.axes[0].set(xlabel=x, ylabel=y)
+        _save_png(path, figure)
 
 
 def save_intervals(path: Path, rows: Mapping[str, tuple[float, float, float]], title: str) -> None:

@@ -196,7 +196,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.norm_in, self.norm_out = (nn.GroupNorm(groups, width) for _ in range(2))
         self.conv_in, self.conv_out = (nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
-        nn.init.zeros_(self.conv_out.weight)
+        for begins_at_zero in self.conv_out.parameters():
+            nn.init.zeros_(begins_at_zero)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return `x` with what the convolutions add."""

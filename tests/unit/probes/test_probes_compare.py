@@ -9,6 +9,7 @@ from ddt_llama.config import UserError, load_json
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.generation import Model
 from ddt_llama.generation.history import History, Training
+from ddt_llama.generation.settings import Settings
 from ddt_llama.probes import compare as module
 from ddt_llama.probes.compare import ComparisonPlan, cell, compare, network
 from ddt_llama.recipes.cost import encoder_flops, spatial_flops
@@ -76,6 +77,7 @@ def test_models_stand_side_by_side_and_are_measured_once(
     psnr = figures["ours"]["psnr"]
     assert f"| PSNR in dB | {psnr:.2f} [" in table
     assert "prompts obeyed" not in table  # nobody could
+    assert "| settings of its release | 8 decoding steps | 8 decoding steps |" in table
     page = (tmp_path / "c" / "index.html").read_text()
     assert page.count("<img") == 6 * 3  # original, ours, theirs
     assert "Drawn" not in page
@@ -85,6 +87,9 @@ def test_models_stand_side_by_side_and_are_measured_once(
     assert compare(models, tmp_path / "c", PLAN) == figures
     with pytest.raises(UserError, match="was begun here"):
         compare(models, tmp_path / "c", ComparisonPlan())
+    tuned = Model(models[0].tokenizer, name="ours", settings=Settings(steps=2))
+    with pytest.raises(UserError, match="was begun here"):
+        compare([tuned, models[1]], tmp_path / "c", PLAN)
     with pytest.raises(UserError, match="two models are named"):
         compare([models[0], models[0]], tmp_path / "d", PLAN)
 

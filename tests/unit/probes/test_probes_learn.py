@@ -10,15 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from known import iid, markov, markov_bits
 
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
-from ddt_llama.probes.base import Outcome, close_folder, open_folder
+from ddt_llama.probes.base import Outcome, Plot, close_folder, open_folder
 from ddt_llama.probes.entropy import entropy, orders_of, slope
 from ddt_llama.probes.learn import Lesson, Plan, learn
-from ddt_llama.probes.sequences import Sequences, iid, markov, markov_bits, of_codes
+from ddt_llama.probes.sequences import Sequences, of_codes
 from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
@@ -70,9 +71,37 @@ def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
     assert per_bit.value == pytest.approx(scale * gap.value)
     apart = figures["markov less iid.fixed.per_bit"]
     assert apart.value == pytest.approx(per_bit.value - figures["iid.fixed.per_bit"].value)
-    assert "One fixed permutation costs markov" in outcome.verdict
-    assert set(outcome.plots) == {"markov, bits a token", "iid, bits a token"}
-    assert all(len(x) == 2 for curves in outcome.plots.values() for x, _ in curves.values())
+    assert "After 80 steps of 32 sequences one fixed permutation costs markov" in outcome.verdict
+    assert "per bit of an image markov less iid" in outcome.verdict
+    half, end = (figures[f"markov.fixed.{name}"].value for name in ("half_way", "gap"))
+    (seen, cost), *_ = outcome.plots[
+        "what one fixed permutation costs, mean of 2 seeds"
+    ].curves.values()
+    assert seen == [40 * 32, 80 * 32]
+    assert cost == pytest.approx([half, end], abs=1e-3)
+
+
+@pytest.mark.slow
+def test_an_order_that_hides_a_rule_costs_bits_that_training_wins_back(tmp_path: Path) -> None:
+    """Counting: behind the first symbol all is known, in any order to who knows the places."""
+    first = torch.randint(16, (3000, 1), generator=torch.Generator().manual_seed(0))
+    rows = (first + torch.arange(16)) % 16
+    lesson = replace(LESSON, train=replace(LESSON.train, steps=100, sample_every=25))
+    outcome = shuffle(Plan((0, 1), lesson), [of_codes("counting", rows, 16, 200)], tmp_path)
+    figures = outcome.figures
+    assert figures["counting.native"].value == pytest.approx(math.log2(16) / 16, abs=0.1)
+    gap, half = (figures[f"counting.fixed.{name}"].value for name in ("gap", "half_way"))
+    assert half > 2 * gap
+    assert half > 0.3
+
+
+def test_texts_are_packed_so_that_one_permutation_means_one_thing(tmp_path: Path) -> None:
+    texts = tuple(torch.tensor([n % 4, *[2] * (n % 3)]) for n in range(400))
+    short = replace(LESSON, train=replace(LESSON.train, steps=2, sample_every=1))
+    sources = [Sequences("t", 4, texts[:300], texts[300:]), iid(300, 8, 4, held_out=20)]
+    outcome = shuffle(Plan((0, 1), short), sources, tmp_path)
+    rows = sum(len(one) + 1 for one in texts[300:]) // 8
+    assert outcome.notes == f"Held out: t {rows} rows, iid 20 rows."
 
 
 def test_a_finished_lesson_is_not_learned_again(
@@ -84,6 +113,9 @@ def test_a_finished_lesson_is_not_learned_again(
     assert learn(short, chain(300), tmp_path / "x") == one
     with pytest.raises(UserError, match="another recipe"):
         learn(replace(short, order="fixed"), chain(300), tmp_path / "x")
+    monkeypatch.undo()
+    longer = replace(short, train=replace(short.train, steps=6))
+    assert [seen for seen, _ in learn(longer, chain(300), tmp_path / "x").curve] == [64, 128, 192]
 
 
 @pytest.mark.slow
@@ -118,7 +150,8 @@ def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path
     outcome = entropy(Plan((0, 1), lesson), sources, tmp_path)
     assert outcome.figures["fading.native.slope"].value < -1
     assert outcome.figures["fading.reversed.slope"].value > 1
-    assert "of fading" in outcome.verdict
+    assert "of fading falls" in outcome.verdict
+    assert "strides 2 and 3" in outcome.verdict
 
 
 def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
@@ -150,12 +183,20 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     (tmp_path / "b" / "mine.txt").touch()
     with pytest.raises(UserError, match="is no probe"):
         open_folder(tmp_path / "b", config)
-    curve, rows = {"x": ([1.0, 2.0], [2.0, 1.0])}, {"row": Figure(1.0, 0.5, 2.0)}
-    outcome = Outcome({}, "Nothing was found.", {"a plot": curve}, rows={"some rows": rows})
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / ".config.json.x").touch()  # killed while it wrote the first file
+    open_folder(tmp_path / "c", config)
+    plot, rows = Plot({"c": ([1.0, 2.0], [2.0, 1.0])}, "x", "y"), {"row": Figure(1.0, 0.5, 2.0)}
+    plots, some = {"a plot": plot}, {"some rows": rows}
+    outcome = Outcome({}, "Nothing was found.", plots, rows=some, notes="By hand.")
     close_folder(tmp_path / "a", outcome, "shuffle: x", config.about())
     page = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing was found." in page
     assert "2 seeds of a language model" in page
+    assert "By hand." in page
+    points = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
+    assert points[0] == '{"plot": "a plot", "curve": "c", "x": 1.0, "y": 2.0}'
+    assert len(points) == 2
     for name in ("a-plot.png", "some-rows.png"):
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in page

@@ -11,7 +11,7 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
 from ddt_llama.probes.levels import LevelPlan, Subjects
-from ddt_llama.probes.prefix import ENDS, attributes, half, mask_of, prefix
+from ddt_llama.probes.prefix import ENDS, attributes, back, half, mask_of, prefix
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.tokenizer.base import visible_mask
@@ -71,10 +71,12 @@ def test_tokens_that_all_hold_the_picture_blend_and_squares_make_a_collage(tmp_p
     assert figures["collage.collage"].value == pytest.approx(1, abs=1e-4)
     assert figures["blend.neither"].value == pytest.approx(0, abs=1e-4)
     assert figures["collage.neither"].value == pytest.approx(0, abs=1e-4)
-    percent, share = outcome.plots["blend, by percent of tokens from A"]["share of A"]
+    percent, share = outcome.plots["blend, mixed"].curves["share of A"]
     assert percent == [25, 50, 75, 100]
     assert share == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-4)
     assert "collage 1.00 (1.00 to 1.00)" in outcome.verdict
+    assert figures["blend less collage.collage"].value == pytest.approx(-1, abs=1e-4)
+    assert "blend less collage -1.00" in outcome.verdict
     assert len(outcome.pictures) == 2
 
 
@@ -166,10 +168,12 @@ def test_attributes_are_those_of_the_objects() -> None:
 
 
 def test_half_is_where_a_curve_stays_above_half_of_its_end() -> None:
-    assert half([3.0, 2.0], from_first=True) == 1
+    assert half([3.0, 2.0], 3.0) == 1
     assert half([0.5, 0.6, 1.0]) == pytest.approx(1 / 3)
-    assert half([10.0, 14.0, 16.0, 20.0], from_first=True) == pytest.approx(3 / 4)
+    assert half([10.0, 14.0, 16.0, 20.0], 10.0) == pytest.approx(3 / 4)
     assert half([0.0, 0.0]) == 1  # nothing never comes back
+    sizes = {"size": [0.5, 0.6, 0.8, 1.0]}  # one of two is right by chance
+    assert back({"coarse": sizes, "chance": {"size": 0.5}}, "coarse", "size") == 3 / 4
 
 
 @pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])

@@ -69,12 +69,17 @@ def test_models_give_codes_in_language_order_and_their_captions() -> None:
 
 def test_a_tokenizer_with_a_coarse_end_gives_its_codes_in_that_order_too() -> None:
     tokenizer = ByColour(order=[1, 0, 2])
-    native, coarse, *_ = sources_of([Model(tokenizer, name="x")], 20, 4)
-    assert (native.name, coarse.name) == ("x", "x coarse to fine")
+    native, coarse, fine = sources_of([Model(tokenizer, name="x")], 20, 4)
+    assert [one.name for one in (native, coarse, fine)] == [
+        "x",
+        "x coarse to fine",
+        "x fine to coarse",
+    ]
+    assert torch.equal(fine.train[0], coarse.train[0].flip(0))
     row = native.train[0]
     assert torch.equal(coarse.train[0], row[torch.tensor([2, 0, 1])])
     flipped = Model(ByColour(order=[2, 1, 0]), name="x")
-    assert [one.name for one in sources_of([flipped], 20, 4)] == ["x"]
+    assert [one.name for one in sources_of([flipped], 20, 4)] == ["x", "x fine to coarse"]
 
 
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +92,8 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     assert first.verdict.startswith("(Quick")
     kept = load_json(tmp_path / "p" / "figures.json")
     assert kept["a.native"] == first.figures["a.native"].value
-    assert (tmp_path / "p" / "a-bits-a-token.png").is_file()
+    assert (tmp_path / "p" / "a-mean-of-2-seeds.png").is_file()
+    assert "No model has a language" in (tmp_path / "p" / "README.md").read_text()
     lesson = tmp_path / "p" / "lessons" / "a-fixed-1"
     trained = (lesson / "result.json").stat().st_mtime_ns
     again = carry_out("shuffle", [spatial("a")], tmp_path / "p", quick=True)

@@ -132,7 +132,7 @@ def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     assert all(
         outcome.figures[name].value == 0 for name in names if name.endswith(".shapes")
     )  # a grey picture obeys nobody
-    by_size = trend(outcome.figures["grey.exponent.size"], "parameters")
+    by_size = trend(outcome.figures["grey.exponent.size"], "parameters beside the vocabulary")
     assert outcome.verdict.startswith(f"Bits a code of grey {by_size} and ")
     again = learn_grid(replace(PLAN, prompts=1), model, tmp_path)
     assert again[1, 32, 0].scores == {"shapes": 0.0}

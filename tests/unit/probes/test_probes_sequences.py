@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from known import iid, markov, markov_bits
 
 from ddt_llama.config import UserError
-from ddt_llama.probes.sequences import iid, markov, markov_bits, of_codes, of_texts
+from ddt_llama.probes.sequences import of_codes, of_texts, packed
 
 
 def counted_bits(rows: torch.Tensor, alphabet: int) -> float:
@@ -39,6 +40,16 @@ def test_texts_that_stand_in_training_are_not_held_out() -> None:
     assert [row.tolist() for row in texts.held_out] == [[4], [1, 2]]
     with pytest.raises(UserError, match="none held out"):
         of_texts("t", [[1], [2], [2], [1]], 9, held_out=2)
+
+
+def test_texts_are_packed_behind_each_other_with_a_mark_between() -> None:
+    texts = of_texts("t", [[1, 1], [2], [3, 3, 3], [4, 4], [0, 0], [4]], 5, held_out=3)
+    rows = packed(texts, 4)
+    assert rows.alphabet == 6
+    assert [row.tolist() for row in rows.train] == [[1, 1, 5, 2], [5, 3, 3, 3]]
+    assert [row.tolist() for row in rows.held_out] == [[4, 4, 5, 0], [0, 5, 4, 5]]
+    assert rows.even
+    assert not texts.even
 
 
 def test_nothing_to_learn_or_to_hold_out_is_refused() -> None:

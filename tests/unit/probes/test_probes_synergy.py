@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ddt_llama.config import UserError
+from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation import Model
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
@@ -43,8 +44,8 @@ def texts(count: int) -> list[Tensor]:
 
 def test_captions_come_before_codes_and_are_held_out_alone() -> None:
     rows = torch.arange(40).view(10, 4)
-    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, 50, 2)
-    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", noise_of(4)]
+    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, {"x": 50}, 2)
+    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", noise_of(4, 50)]
     assert beside.train[1].tolist() == [1, 0, 0, 1, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
     assert [len(row) for row in noise.train[:3]] == [3 + 4, 4 + 4, 5 + 4]
     assert all(row[len(row) - 4 :].min() >= 5 for row in noise.train)
@@ -56,15 +57,18 @@ def test_captions_come_before_codes_and_are_held_out_alone() -> None:
 def test_every_length_of_codes_has_noise_as_long_and_known_captions_are_not_held_out() -> None:
     rows = {"x": torch.zeros(10, 4), "y": torch.zeros(10, 6), "z": torch.zeros(10, 4)}
     again = [*texts(9), texts(9)[0]]  # the last caption stands in training, too
-    sources = conditions(again, 5, {name: row.long() for name, row in rows.items()}, 50, 2)
-    assert [one.name for one in sources][-2:] == [noise_of(4), noise_of(6)]
-    assert [len(one.train[0]) - 3 for one in sources] == [0, 4, 6, 4, 4, 6]
+    sizes = {"x": 50, "y": 50, "z": 20}
+    sources = conditions(again, 5, {name: row.long() for name, row in rows.items()}, sizes, 2)
+    noises = [noise_of(4, 20), noise_of(4, 50), noise_of(6, 50)]
+    assert [one.name for one in sources][-3:] == noises
+    assert [len(one.train[0]) - 3 for one in sources] == [0, 4, 6, 4, 4, 4, 6]
+    assert max(int(row.max()) for row in sources[-3].train) == 5 + 19
     assert all([row.tolist() for row in one.held_out] == [texts(9)[8].tolist()] for one in sources)
 
 
 def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
     codes = {"x": torch.zeros(40, 0, dtype=torch.long), "y": torch.zeros(40, 4, dtype=torch.long)}
-    alone, empty, *_, four = conditions(texts(40), 5, codes, 3, 8)
+    alone, empty, *_, four = conditions(texts(40), 5, codes, {"x": 3, "y": 3}, 8)
     sources = (alone, empty, four)
     done = learn_all(PLAN, sources, ("native",), tmp_path)
     for seed in PLAN.seeds:
@@ -79,14 +83,42 @@ def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
         return [Learned(one, [(8, one)], [one], [one], {}) for one in bits]
 
     learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88)}
-    learned[noise_of(8)] = runs(2.0, 3.0, 5.0)
-    figures = gaps(learned, {"text + x": 8})
+    learned[noise_of(8, 4)] = runs(2.0, 3.0, 4.05)
+    noises = {"x": noise_of(8, 4)}
+    figures = gaps(learned, noises)
     assert figures["text + x.gap"].value == pytest.approx(-0.34 / 3)
     assert figures["text alone.perplexity"].value == pytest.approx((4 + 8 + 16) / 3)
-    assert figures["text + x.to_noise"].value == pytest.approx(-1.34 / 3)
-    told = verdict(["text + x"], figures)
-    assert "x helps (-0.113 bits" in told
-    assert "against as much noise -0.447," in told
+    assert figures["text + x.to_noise"].value == pytest.approx(-0.39 / 3)
+    told = verdict(PLAN, noises, figures, {"x less y": Figure(0.1, -0.1, 0.3)})
+    assert "those of x help (-0.130 (" in told
+    assert "against text alone -0.113 (" in told
+    assert told.endswith("; x less y +0.100 (-0.100 to +0.300).")
+
+
+@pytest.mark.slow
+def test_noise_beside_text_costs_nothing_once_the_end_of_a_text_is_marked(tmp_path: Path) -> None:
+    """Symbols of two kinds, then an end with probability 1/4: 1.56 bits each, also beside codes."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.empty(3000).geometric_(0.25, generator=generator).clamp(max=20).long()
+    rows = [
+        torch.cat([torch.randint(2, (int(n) - 1,), generator=generator), torch.tensor([2])])
+        for n in lengths
+    ]
+    known = [torch.cat([row, torch.tensor([3])]) for row in rows]  # 3 makes none of them held out
+    codes = torch.randint(4, (3000, 4), generator=generator)
+    alone, beside, _ = conditions(known, 4, {"x": codes}, {"x": 4}, 300)
+    held_out = tuple(known[-300:])
+    long = replace(
+        LESSON.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
+    )
+    done = learn_all(
+        Plan((0,), replace(LESSON, train=long)),
+        [replace(one, held_out=held_out) for one in (alone, beside)],
+        ("native",),
+        tmp_path,
+    )
+    costs = [done[name, "native", 0].bits for name in (ALONE, "text + x")]
+    assert costs[1] == pytest.approx(costs[0], abs=0.03)
 
 
 def test_the_whole_probe(tmp_path: Path) -> None:
@@ -97,4 +129,5 @@ def test_the_whole_probe(tmp_path: Path) -> None:
     short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))
     outcome = synergy(replace(short, pictures=24), [model], tmp_path / "b")
     assert {"text + bright.gap", "text + bright.to_noise", f"{ALONE}.bits"} <= set(outcome.figures)
-    assert len(outcome.plots["bits an id of text"]) == 3
+    assert len(outcome.plots["held-out captions, mean of 2 seeds"].curves) == 3
+    assert outcome.notes.startswith("Held out: ")

@@ -185,7 +185,7 @@ def test_both_probes_tell_what_they_found(
     told = length(PLAN, [model], tmp_path / "length")
     assert {"tiny.2 tokens.psnr", "tiny.4 tokens.flops"} <= set(told.figures)
     assert told.verdict.startswith("tiny: 2 tokens give ")
-    assert "tiny, PSNR in dB by tokens" in told.plots
+    assert "tiny, PSNR in dB" in told.plots
     no_prompts = {name: f for name, f in told.figures.items() if "shapes" not in name}
     own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
     assert "prompts" not in length_verdict(own)
