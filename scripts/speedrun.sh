@@ -121,13 +121,17 @@ else
 fi
 stage instruct "${SIZE}_instruct" "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrain"
 last=$RUNS/instruct
-# Edits are learned last (experiments/0022).
+# Edits are learned last, in two falls of the rate (experiments/0022 and 0029).
 if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
     stage finish "${SIZE}_instruct" shapes "${FINISH:-}" --start "$RUNS/instruct" --steps 3600 \
         --mix.draw 0.16 --mix.edit 0.42 --mix.ask 0.04 --mix.describe 0.16 --mix.plan 0.22 \
         --slips 0.25 --data.repeats 0.125 --data.seed 1 --train.seed 1 \
         --train.optim.lr 2e-3 --train.optim.decay-share 0.6
-    last=$RUNS/finish
+    stage polish "${SIZE}_instruct" shapes "${FINISH:-}" --start "$RUNS/finish" --steps 3200 \
+        --mix.draw 0.22 --mix.edit 0.54 --mix.ask 0.03 --mix.describe 0.13 --mix.plan 0.08 \
+        --slips 0.25 --data.repeats 0.125 --data.seed 2 --train.seed 2 \
+        --train.optim.lr 2e-3 --train.optim.decay-share 0.7
+    last=$RUNS/polish
 fi
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.

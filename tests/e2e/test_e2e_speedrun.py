@@ -71,7 +71,7 @@ if "--out" in sys.argv and sys.argv[1] == "train":
 
 
 SMALL = ["tokenizer", "pretrain", "instruct"]
-NANO = ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish"]
+NANO = ["coarse", "tokenizer", "decoder", "words", "pretrain", "instruct", "finish", "polish"]
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def tune_editing(
     model: Artist,
     scales: Sequence[float] = (1.0, 1.5, 2.0, 3.0),
     temperatures: Sequence[float] = (0.7, 0.4, 0.1),
-    suite: ShapesSuite = ShapesSuite(edits=96),
+    suite: ShapesSuite = ShapesSuite(edits=192),
 ) -> tuple[Settings, Tuned]:
     """Do as `tune_drawing` for edits, by `shapes.edit.both` on the tuning edits."""
     scale, temperature, figures = _best(
