@@ -113,3 +113,4 @@ def test_a_quick_lesson_is_a_thirtieth() -> None:
     assert short.lesson.train.steps * 30 == plan.lesson.train.steps
     assert short.lesson.train.optim.warmup < short.lesson.train.steps
     assert (short.pictures, short.held_out) < (plan.pictures, plan.held_out)
+    assert len(short.seeds) == 2  # the fewest that have an interval
