@@ -67,6 +67,11 @@ def told(figure: Figure, digits: int = 2, sign: str = "") -> str:
     return f"{value} ({low} to {high})"
 
 
+def as_share(figure: Figure) -> Figure:
+    """Return a share with its interval cut at 0 and 1: Student's t may go where no share is."""
+    return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high))
+
+
 def percent(figure: Figure) -> str:
     """Write a share and its interval: "31 % (25 to 37)"."""
     value, low, high = (f"{100 * x:.0f}" for x in (figure.value, figure.low, figure.high))

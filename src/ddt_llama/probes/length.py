@@ -13,7 +13,7 @@ import numpy as np
 
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot
+from ddt_llama.probes.base import Outcome, Plot, as_share, percent
 from ddt_llama.probes.variants import (
     QUANTITIES,
     VariantPlan,
@@ -55,9 +55,6 @@ def verdict(figures: dict[str, Figure]) -> str:
         dB = figures[f"{count} tokens.psnr"]
         part = f"{count} tokens give {dB.value:.1f} dB ({dB.low:.1f} to {dB.high:.1f})"
         if (shapes := figures.get(f"{count} tokens.shapes")) is not None:
-            low, high = max(0.0, shapes.low), min(1.0, shapes.high)
-            part += (
-                f" and {100 * shapes.value:.0f} % of prompts ({100 * low:.0f} to {100 * high:.0f})"
-            )
+            part += f" and {percent(as_share(shapes))} of prompts"
         parts.append(part)
     return ", ".join(parts)

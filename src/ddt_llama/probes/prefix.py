@@ -18,7 +18,7 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, between, kept, percent
+from ddt_llama.probes.base import Outcome, Plot, as_share, between, kept, percent
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.shapes.judge import PLACE_TOLERANCE
@@ -132,8 +132,10 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
             rows = [one[end][name] for one in measured]
             for level in sorted({max(0, level) for level in quarters}):
                 part = round(100 * (level + 1) / plan.levels)
-                figures[f"{end}.{name}.{part}"] = mean([row[level] for row in rows])
-            figures[f"{end}.{name}.half"] = mean([back(one, end, name) for one in measured])
+                reached = mean([row[level] for row in rows])
+                figures[f"{end}.{name}.{part}"] = reached if name == "psnr" else as_share(reached)
+            halves = mean([back(one, end, name) for one in measured])
+            figures[f"{end}.{name}.half"] = as_share(halves)
     return figures
 
 

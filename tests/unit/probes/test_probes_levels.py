@@ -11,7 +11,7 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
 from ddt_llama.probes.levels import LevelPlan, Subjects
-from ddt_llama.probes.prefix import ENDS, attributes, back, half, mask_of, prefix
+from ddt_llama.probes.prefix import ENDS, attributes, back, figures_of, half, mask_of, prefix
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.tokenizer.base import visible_mask
@@ -122,6 +122,23 @@ def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:
     assert len(outcome.plots) == 3
     again = prefix(PLAN, [replace_album(tmp_path)], tmp_path)
     assert again.figures == outcome.figures
+
+
+def test_no_share_has_an_interval_beyond_0_and_1() -> None:
+    names = ("psnr", "count", "colour", "shape", "size", "position")
+    measured: list[dict[str, Any]] = []
+    for third in (0.0, 1.0):
+        levels = {name: [0.0, 0.0, third, 1.0] for name in names}
+        measured.append({"coarse": levels, "fine": levels, "chance": dict.fromkeys(names, 0.0)})
+    figures = figures_of(PLAN, measured)
+    for name in names:
+        half_way = figures[f"coarse.{name}.half"]
+        assert (half_way.value, half_way.high) == (0.875, 1)
+        assert half_way.low == 0  # Student's t of two values reaches further
+    shape, psnr = figures["coarse.shape.75"], figures["coarse.psnr.75"]
+    assert (shape.low, shape.value, shape.high) == (0, 0.5, 1)
+    assert psnr.low < 0  # decibels are no share
+    assert psnr.high > 1
 
 
 def replace_album(folder: Path) -> Model:
