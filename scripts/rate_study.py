@@ -6,8 +6,7 @@ of all others, too), and the share of the codes that the precision of the encode
 instead of float32), on held-out scenes. Backgrounds alone account for log 4 = 1.39 nats of an empty
 patch. With `--pictures` PSNR and entropy of the validation split of real ones, too.
 
-    python scripts/rate_study.py nano --out experiments/0012-words \
-        --scenes 1024 --decoded 256
+    python scripts/rate_study.py nano --out DIR --scenes 1024 --decoded 256
 """
 
 import json

@@ -10,7 +10,7 @@
 # TOKENS    timestep (the DDT tokenizer) or spatial (its rival, for as many images)
 # RUNS      where the runs and the finished model go (runs/speedrun-SIZE, runs/speedrun-spatial-SIZE)
 # MINUTES   end this call after about so many minutes; call again to go on
-# TOKENIZER, PRETRAIN, INSTRUCT, FINISH   more fields of these stages: TOKENIZER="--steps 3000"
+# TOKENIZER, PRETRAIN, INSTRUCT, FINISH (finish and polish)   more fields: TOKENIZER="--steps 3000"
 # PROCESSES that share each batch: 2 on a CPU, one thread each, which is faster than one with two
 # DDT_DATA  where the picture packs of SIZE=small lie
 set -euf
@@ -123,14 +123,13 @@ stage instruct "${SIZE}_instruct" "$obey" "${INSTRUCT:-}" --start "$RUNS/pretrai
 last=$RUNS/instruct
 # Edits are learned last, in two falls of the rate (experiments/0022 and 0029).
 if [ "$SIZE" = nano ] && [ "$obey" = shapes ]; then
-    stage finish "${SIZE}_instruct" shapes "${FINISH:-}" --start "$RUNS/instruct" --steps 3600 \
+    edits="--slips 0.25 --data.repeats 0.125 --train.optim.lr 2e-3 ${FINISH:-}"
+    stage finish "${SIZE}_instruct" shapes "$edits" --start "$RUNS/instruct" --steps 3600 \
         --mix.draw 0.16 --mix.edit 0.42 --mix.ask 0.04 --mix.describe 0.16 --mix.plan 0.22 \
-        --slips 0.25 --data.repeats 0.125 --data.seed 1 --train.seed 1 \
-        --train.optim.lr 2e-3 --train.optim.decay-share 0.6
-    stage polish "${SIZE}_instruct" shapes "${FINISH:-}" --start "$RUNS/finish" --steps 3200 \
+        --data.seed 1 --train.seed 1 --train.optim.decay-share 0.6
+    stage polish "${SIZE}_instruct" shapes "$edits" --start "$RUNS/finish" --steps 3200 \
         --mix.draw 0.22 --mix.edit 0.54 --mix.ask 0.03 --mix.describe 0.13 --mix.plan 0.08 \
-        --slips 0.25 --data.repeats 0.125 --data.seed 2 --train.seed 2 \
-        --train.optim.lr 2e-3 --train.optim.decay-share 0.7
+        --data.seed 2 --train.seed 2 --train.optim.decay-share 0.7
     last=$RUNS/polish
 fi
 

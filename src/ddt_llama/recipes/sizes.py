@@ -165,7 +165,7 @@ def small_pretrain() -> LanguageRecipe:
 
 
 def small_instruct() -> LanguageRecipe:
-    """Stage 2 of small, in one piece what nano learns in three (experiments/0022)."""
+    """Stage 2 of small, in one piece what nano learns in three (experiments/0022, 0029)."""
     recipe = _second_stage(small_pretrain(), "small_instruct", steps=8000, lr=2e-3, decay_share=0.4)
     mix = Mix(draw=0.3, edit=0.34, ask=0.05, describe=0.13, plan=0.18)
     return replace(recipe, mix=mix, slips=0.25)
