@@ -3,13 +3,15 @@
 One model an order learns the same sequences natively, with stride 2 and 3, and reversed. Where the
 tokens form a chain, each telling what the next needs to know, uncertainty falls along the sequence,
 and within each of the two or three passes of a stride. Source: Selftok-Zero, the figure of entropy
-by position. Late places of captions are those of long captions only.
+by position. Late places of captions are those of long captions only. Codes that are others' read
+from the other end are not learned twice: they are those, reversed.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.probes.base import Outcome, Plot, between, closed, told
@@ -24,6 +26,7 @@ SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "rev
 
 def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     """Learn every source in its orders, and see how entropy runs along it."""
+    sources = without_mirrors(sources)
     done: dict[tuple[str, Order, int], Learned] = {}
     for one in sources:
         done |= learn_all(plan, [one], orders_of(one), folder)
@@ -49,6 +52,24 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     apart = between(slopes)
     figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
     return Outcome(figures, verdict(plan, sources, figures, apart), plots)
+
+
+def without_mirrors(sources: Sequence[Sequences]) -> list[Sequences]:
+    """Return the sources that are not another one before them, read from the end."""
+    kept: list[Sequences] = []
+    for one in sources:
+        if not any(mirror(one, other) for other in kept):
+            kept.append(one)
+    return kept
+
+
+def mirror(one: Sequences, other: Sequences) -> bool:
+    """Say whether two sources are the same sequences, read from either end."""
+    return all(
+        len(rows) == len(others)
+        and all(torch.equal(a, b.flip(0)) for a, b in zip(rows, others, strict=True))
+        for rows, others in ((one.held_out, other.held_out), (one.train, other.train))
+    )
 
 
 def orders_of(source: Sequences) -> tuple[Order, ...]:

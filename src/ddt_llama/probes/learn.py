@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -161,7 +160,7 @@ def learn(
     model = backbone.build(lesson.shape, vocabulary, device=device, seed=lesson.seed)
 
     def sample(model: nn.Module, step: int, run: Run) -> dict[str, float]:
-        surprise, _ = surprises(model, sequences, lesson, vocabulary)
+        surprise, _ = surprises(model, sequences, lesson, vocabulary, entropy=False)
         return {"heldout.bits": float(surprise.nanmean())}
 
     with Run.create_or_resume(folder, lesson) as run:
@@ -225,9 +224,13 @@ def in_order(
 
 @torch.no_grad()
 def surprises(
-    model: Any, sequences: Sequences, lesson: Lesson, vocabulary: Vocabulary
+    model: Any,
+    sequences: Sequences,
+    lesson: Lesson,
+    vocabulary: Vocabulary,
+    entropy: bool = True,
 ) -> tuple[Float[Tensor, "n l"], Float[Tensor, "n l"]]:
-    """Return -log2 p of each held-out symbol and the entropy of its prediction.
+    """Return -log2 p of each held-out symbol and, where asked for, its prediction's entropy.
 
     Columns are the steps of the order; both are nan behind a row, and where it is told.
     """
@@ -240,16 +243,17 @@ def surprises(
         numbers = range(HELD_OUT_FROM + start, HELD_OUT_FROM + start + len(part))
         ids, labels, _ = (x.to(device) for x in in_order(part, lesson, vocabulary, numbers))
         with distributed.autocast(device, lesson.train.bf16):
-            logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-        log = F.log_softmax(logits.float(), dim=-1)
+            logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
+        whole = logits.logsumexp(-1)
         wanted = labels[:, 1:]
         seen = wanted != IGNORED
         if sequences.told is not None:
             told = torch.tensor(sequences.told[start : start + len(part)], device=device)
             seen = seen & (torch.arange(wanted.shape[1], device=device) >= told[:, None])
-        surprise = -log.gather(-1, wanted.where(seen, 0)[..., None])[..., 0]
-        entropy = -(log.exp() * log).sum(-1)
-        for place, value in enumerate((surprise, entropy)):
+        measured = [whole - logits.gather(-1, wanted.where(seen, 0)[..., None])[..., 0]]
+        if entropy:
+            measured.append(whole - (logits.softmax(-1) * logits).sum(-1))
+        for place, value in enumerate(measured):
             block = (value / math.log(2)).where(seen, math.nan).cpu()
             found[place, start : start + len(part), : block.shape[1]] = block
     return found[0], found[1]

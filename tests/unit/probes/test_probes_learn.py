@@ -17,7 +17,7 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
 from ddt_llama.probes.base import Outcome, Plot, close_folder, open_folder
-from ddt_llama.probes.entropy import entropy, orders_of, slope
+from ddt_llama.probes.entropy import entropy, orders_of, slope, without_mirrors
 from ddt_llama.probes.learn import Lesson, Plan, learn
 from ddt_llama.probes.sequences import Sequences, of_codes
 from ddt_llama.probes.shuffle import shuffle
@@ -126,11 +126,11 @@ def test_a_lesson_that_a_signal_stops_leaves_no_result_and_goes_on(
     whole = learn(short, chain(300), tmp_path / "whole")
     measure, calls = module.surprises, []
 
-    def stopped(*given: Any) -> Any:
+    def stopped(*given: Any, **named: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return measure(*given)
+        return measure(*given, **named)
 
     monkeypatch.setattr(module, "surprises", stopped)
     with pytest.raises(KeyboardInterrupt):
@@ -163,6 +163,15 @@ def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
     one, other = (torch.zeros(length, dtype=torch.long) for length in (4, 5))
     assert len(orders_of(Sequences("codes", 2, (one,), (one, one)))) == 4
     assert orders_of(Sequences("captions", 2, (one,), (one, other))) == ("native",)
+
+
+def test_sequences_read_from_the_other_end_are_learned_once() -> None:
+    rows = torch.arange(24).view(6, 4)
+    one = of_codes("one", rows, 24, held_out=2)
+    back = of_codes("back", rows.flip(1), 24, held_out=2)
+    other = of_codes("other", rows.flip(0), 24, held_out=2)
+    fewer = of_codes("fewer", rows.flip(1)[1:], 24, held_out=2)
+    assert without_mirrors([one, back, other, fewer, one]) == [one, other, fewer, one]
 
 
 def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
