@@ -37,8 +37,6 @@ if [ -z "${PROCESSES:-}" ]; then
     PROCESSES=$(python -c 'import os, torch
 print(torch.cuda.device_count() or min(2, os.cpu_count() or 1))')
 fi
-# Memory that is given back to the system after each use has to be cleared anew: 4 % of a step.
-export MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=2147483648
 # Lists of paths are split at line ends only.
 IFS='
 '

@@ -4,6 +4,7 @@ The only reader of RANK, LOCAL_RANK and WORLD_SIZE (set by torchrun). Every redu
 identity in a single process, so callers never ask which case they are in.
 """
 
+import ctypes
 import os
 from collections.abc import Callable, Iterable
 from typing import TypeVar
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from ddt_llama.config import UserError
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def rank() -> int:
@@ -54,9 +56,25 @@ def setup() -> torch.device:
     chosen = device()
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+    else:
+        keep_freed_memory()
     if world_size() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     return chosen
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what is freed, where it is glibc; elsewhere do nothing.
+
+    It gives large blocks back to the system at once, which has to clear them anew for the next use.
+    A step of a small language model with 16,384 codes takes 1.6 times as long so (two cores).
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    for option, size in ((M_MMAP_THRESHOLD, 2**30), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        mallopt(option, size)
 
 
 def has_bf16(device: torch.device) -> bool:

@@ -90,6 +90,33 @@ def mean(values: Sequence[float], comparisons: int = 1) -> Figure:
     return Figure(centre, centre - half, centre + half)
 
 
+def pooled_means(rows: Mapping[str, Sequence[float]], comparisons: int = 1) -> dict[str, Figure]:
+    """Bound the means of several rows of few values by Student's t, their variances pooled.
+
+    As in an analysis of variance: rows scatter alike, and together say by how much better than each
+    alone. Rows without scatter are the same by construction: they have no width, and pool nothing.
+    `comparisons` as in `mean`.
+    """
+    from scipy.special import stdtrit
+
+    centres = {name: math.fsum(row) / len(row) for name, row in rows.items()}
+    scatter = {
+        name: math.fsum((value - centres[name]) ** 2 for value in row)
+        for name, row in rows.items()
+        if len(row) > 1 and len(set(row)) > 1
+    }
+    degrees = sum(len(rows[name]) - 1 for name in scatter)
+    found = {}
+    for name, row in rows.items():
+        half = 0.0 if len(row) > 1 else math.inf
+        if name in scatter:
+            variance = math.fsum(scatter.values()) / degrees
+            quantile = float(stdtrit(degrees, 1 - 0.025 / comparisons))
+            half = quantile * math.sqrt(variance / len(row))
+        found[name] = Figure(centres[name], centres[name] - half, centres[name] + half)
+    return found
+
+
 def mean_of(figures: Sequence[Figure]) -> Figure:
     """Combine independent figures with equal weight (square-and-add, Zou and Donner 2008).
 

@@ -27,6 +27,12 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
 VELOCITY = "velocity without own answers"
+UNITS = {
+    "psnr": ("dB", 1.0),
+    "half": ("dB from half of the tokens", 1.0),
+    "bits": ("bits an image", 1.0),
+    "shapes": ("points of prompts", 100.0),
+}
 ORDERS = {
     "coarse_to_fine": "coarse to fine",
     "fine_to_coarse": "fine to coarse",
@@ -103,15 +109,19 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
             if shown:
                 rows[f"{model.name}: {QUANTITIES[quantity]}, more than its base"] = shown
     after = f"After {plan.recipe.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
-    return Outcome(figures, f"{after}: {'; '.join(told)}.", rows=rows)
+    notes = (
+        "Differences: how much seeds scatter is pooled over the variants, and the intervals of all "
+        "that the verdict looks at hold together."
+    )
+    return Outcome(figures, f"{after}: {'; '.join(told)}.", rows=rows, notes=notes)
 
 
 def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:
-    """Say which changes are seen in PSNR and in prompts obeyed, and which are not."""
+    """Say which changes are clearly seen, in what, and which are not."""
     parts, unseen = [], []
     for name, row in apart.items():
         seen = []
-        for quantity, unit, scale in (("psnr", "dB", 1.0), ("shapes", "points of prompts", 100.0)):
+        for quantity, (unit, scale) in UNITS.items():
             one = row.get(quantity)
             if one is not None and (one.low > 0 or one.high < 0):
                 value, low, high = (scale * x for x in (one.value, one.low, one.high))

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,17 +26,34 @@ from ddt_llama.reports.plots import Curves, save_intervals, save_plot
 FIGURES = "figures.json"
 CURVES = "metrics.jsonl"  # every point of every plot
 ONE_TRAINING = (
-    "One training of each tokenizer: differences between trainings are not in the intervals."
+    "One training of each tokenizer, and one choice of held-out scenes: what others would change "
+    "is not in the intervals."
 )
 SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
 
 
+Line = Sequence[tuple[float, float]]  # points (x, y)
+
+
 class Plot(NamedTuple):
-    """Curves by name, what their x is and what their y."""
+    """Curves by name, what their x is and what their y, and the least and most at each point."""
 
     curves: Curves
     x: str
     y: str
+    bands: Mapping[str, tuple[list[float], list[float]]] = MappingProxyType({})
+
+    @classmethod
+    def of_seeds(cls, lines: Mapping[str, Sequence[Line]], x: str, y: str) -> "Plot":
+        """Return the mean and the range of several lines under each name, which share their x."""
+        curves: Curves = {}
+        bands = {}
+        for name, several in lines.items():
+            at = [float(point) for point, _ in several[0]]
+            values = np.array([[value for _, value in line] for line in several])
+            curves[name] = at, values.mean(0).tolist()
+            bands[name] = values.min(0).tolist(), values.max(0).tolist()
+        return cls(curves, x, y, bands)
 
 
 @dataclass(frozen=True)
@@ -63,8 +82,7 @@ def between(values: Mapping[str, Sequence[float]]) -> dict[str, Figure]:
 
 def told(figure: Figure, digits: int = 2, sign: str = "") -> str:
     """Write a figure and its interval: "0.31 (0.25 to 0.37)"; `sign` "+" shows it of each."""
-    value, low, high = (f"{x:{sign}.{digits}f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} ({low} to {high})"
+    return _written(figure, lambda x: f"{x:{sign}.{digits}f}")
 
 
 def as_share(figure: Figure) -> Figure:
@@ -74,20 +92,25 @@ def as_share(figure: Figure) -> Figure:
 
 def percent(figure: Figure) -> str:
     """Write a share and its interval: "31 % (25 to 37)"."""
-    value, low, high = (f"{100 * x:.0f}" for x in (figure.value, figure.low, figure.high))
-    return f"{value} % ({low} to {high})"
+    return _written(figure, lambda x: f"{100 * x:.0f}", " %")
+
+
+def points(difference: Figure) -> str:
+    """Write a difference of shares and its interval: "-31 points (-37 to -25)"."""
+    return _written(difference, lambda x: f"{100 * x:+.0f}", " points")
+
+
+def _written(figure: Figure, write: Callable[[float], str], unit: str = "") -> str:
+    value = f"{write(figure.value)}{unit}"
+    if math.isinf(figure.low):
+        return f"{value} (one seed: no interval)"
+    return f"{value} ({write(figure.low)} to {write(figure.high)})"
 
 
 def closed(sentence: str, apart: Mapping[str, Figure], digits: int = 2, what: str = "") -> str:
     """Return a sentence with the differences of `between` at its end, where there are any."""
     pairs = ", ".join(f"{name} {told(one, digits, sign='+')}" for name, one in apart.items())
     return f"{sentence}; {what}{pairs}." if pairs else f"{sentence}."
-
-
-def over_seeds(rows: Sequence[Sequence[tuple[float, float]]]) -> tuple[list[float], list[float]]:
-    """Return the mean of curves of (x, y) that share their x."""
-    x = [float(point) for point, _ in rows[0]]
-    return x, np.mean([[y for _, y in row] for row in rows], axis=0).tolist()
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -159,27 +182,35 @@ def open_folder(folder: Path, config: object) -> None:
     save_json(described, to_dict(config))
 
 
-def close_folder(folder: Path, outcome: Outcome, title: str, about: str) -> None:
-    """Write figures, table, plots, pictures and verdict; `about` says how it was measured."""
+def close_folder(
+    folder: Path, outcome: Outcome, title: str, about: str, question: str = ""
+) -> None:
+    """Write figures, table, plots, pictures and verdict.
+
+    `question` is what was asked, and `about` how it was measured.
+    """
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
     for name, plot in outcome.plots.items():
-        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y)
+        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y, plot.bands)
     for name, rows in outcome.rows.items():
         values = {row: (one.value, one.low, one.high) for row, one in rows.items()}
         save_intervals(folder / files[name], values, name)
     for name, picture in outcome.pictures.items():
         save_png(picture, folder / files[name])
-    about = " ".join(part for part in (about, outcome.notes, "All settings: config.json.") if part)
-    page = [f"# {title}", "", outcome.verdict, "", about, ""]
+    last = "Bands in plots are the range of the seeds. All settings: config.json."
+    about = " ".join(part for part in (about, outcome.notes, last) if part)
+    page = [f"# {title}", "", outcome.verdict, "", *([question, ""] if question else []), about, ""]
     page += [*table(outcome.figures), ""]
     page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())
     points = [
         {"plot": name, "curve": curve, plot.x: x, plot.y: y}
+        | {bound: side[place] for bound, side in zip(("least", "most"), band, strict=False)}
         for name, plot in outcome.plots.items()
         for curve, line in plot.curves.items()
-        for x, y in zip(*line, strict=True)
+        for band in [plot.bands.get(curve, ())]
+        for place, (x, y) in enumerate(zip(*line, strict=True))
     ]
     replace_file(folder / CURVES, "".join(json.dumps(one) + "\n" for one in points).encode())
     save_json(folder / FIGURES, flat(outcome.figures))

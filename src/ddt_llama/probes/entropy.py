@@ -3,8 +3,9 @@
 One model an order learns the same sequences natively, with stride 2 and 3, and reversed. Where the
 tokens form a chain, each telling what the next needs to know, uncertainty falls along the sequence,
 and within each of the two or three passes of a stride. Source: Selftok-Zero, the figure of entropy
-by position. Late places of captions are those of long captions only. Codes that are others' read
-from the other end are not learned twice: they are those, reversed.
+by position. Entropy is that of the model's own prediction; how right it was, the surprise, is drawn
+beside it. Late places of captions are those of long captions only. Codes that are others' read from
+the other end are not learned twice: they are those, reversed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,6 @@ from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
 from ddt_llama.probes.sequences import Sequences
-from ddt_llama.reports.plots import Curves
 
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
@@ -34,21 +34,22 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     plots: dict[str, Plot] = {}
     slopes: dict[str, list[float]] = {}
     for one in sources:
-        curves: Curves = {}
+        entropies, surprises = {}, {}
         for order in orders_of(one):
-            rows = [done[one.name, order, seed].entropy for seed in plan.seeds]
+            runs = [done[one.name, order, seed] for seed in plan.seeds]
             name = f"{one.name}.{order}"
-            figures[f"{name}.entropy"] = mean([float(np.mean(row)) for row in rows])
-            falls = [slope(row, SEGMENTS[order]) for row in rows]
+            figures[f"{name}.entropy"] = mean([float(np.mean(run.entropy)) for run in runs])
+            figures[f"{name}.bits"] = mean([run.bits for run in runs])
+            falls = [slope(run.entropy, SEGMENTS[order]) for run in runs]
             figures[f"{name}.slope"] = mean(falls)
             if order == "native" and one.bits is not None:
                 slopes[one.name] = falls
-            together = smoothed(np.mean(rows, axis=0).tolist(), max(1, len(rows[0]) // 32))
-            width = len(rows[0]) / len(together)
-            curves[order] = ([width * (i + 0.5) for i in range(len(together))], together)
-        plots[f"{one.name}, mean of {len(plan.seeds)} seeds"] = Plot(
-            curves, "step of the sequence", "entropy of the prediction in bits"
-        )
+            entropies[order] = [along(run.entropy) for run in runs]
+            surprises[order] = [along(run.by_place) for run in runs]
+        x, many = "step of the sequence", f"{len(plan.seeds)} seeds"
+        y = "entropy of the prediction in bits"
+        plots[f"{one.name}, {many}"] = Plot.of_seeds(entropies, x, y)
+        plots[f"{one.name}, surprise, {many}"] = Plot.of_seeds(surprises, x, "bits a token")
     apart = between(slopes)
     figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
     return Outcome(figures, verdict(plan, sources, figures, apart), plots)
@@ -78,6 +79,13 @@ def orders_of(source: Sequences) -> tuple[Order, ...]:
     The passes of a stride end elsewhere in every sequence of another length.
     """
     return ORDERS if source.even else ORDERS[:1]
+
+
+def along(row: Sequence[float]) -> list[tuple[float, float]]:
+    """Return a row by step, smoothed to some 32 points."""
+    together = smoothed(row, max(1, len(row) // 32))
+    width = len(row) / len(together)
+    return [(width * (place + 0.5), value) for place, value in enumerate(together)]
 
 
 def slope(values: Sequence[float], segments: int) -> float:
@@ -110,7 +118,10 @@ def verdict(
         strides = [order for order in orders_of(source) if order.startswith("stride")]
         if strides:
             slopes = [told(figures[f"{source.name}.{one}.slope"], sign="+") for one in strides]
-            words += f"; within the passes of strides 2 and 3 {' and '.join(slopes)}"
+            words += (
+                f"; within the passes of strides 2 and 3 {' and '.join(slopes)}; from the other "
+            )
+            words += f"end {told(figures[f'{source.name}.reversed.slope'], sign='+')}"
         each.append(f"{words})")
     sentence = f"After {plan.lesson.effort()} the entropy of the next token {'; '.join(each)}"
     return closed(sentence, apart, what="slopes: ")

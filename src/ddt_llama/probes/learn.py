@@ -25,7 +25,7 @@ from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
 from ddt_llama.probes.base import ONE_TRAINING, check_seeds
-from ddt_llama.probes.orders import Order, places
+from ddt_llama.probes.orders import LONGEST, Order, places
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.reports.plots import read_metrics
 from ddt_llama.runs import Run
@@ -90,11 +90,14 @@ class Plan:
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
         train, shape = self.lesson.train, self.lesson.shape
+        beside = backbone.count_parameters(shape, Vocabulary(1, 1, 1)) / 1e6
         return (
             f"{len(self.seeds)} seeds of a language model ({shape.depth} blocks of width "
-            f"{shape.dim}, {self.lesson.effort()}, rate {train.optim.lr:g}), which choose its "
-            f"weights, the order of the data and the permutation where there is one; "
-            f"{self.pictures:,} scenes, {self.held_out} of them held out. {ONE_TRAINING}"
+            f"{shape.dim}, {beside:.1f} M parameters beside the rows of its symbols; "
+            f"{self.lesson.effort()} by {train.optim.kind}, rate {train.optim.lr:g}), which choose "
+            f"its weights, the order of the data and the permutation where there is one (by "
+            f"torch.randperm, of {LONGEST:,} places); {self.pictures:,} scenes of the shapes "
+            f"world, {self.held_out} of them held out. {ONE_TRAINING}"
         )
 
     def quick(self) -> "Plan":
@@ -259,7 +262,7 @@ def surprises(
     return found[0], found[1]
 
 
-def smoothed(values: list[float], over: int) -> list[float]:
+def smoothed(values: Sequence[float], over: int) -> list[float]:
     """Return the means of `over` neighbouring values, for a plot by place."""
     parts = np.array_split(np.asarray(values), max(1, len(values) // over))
     return [float(part.mean()) for part in parts]

@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
-
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome, Plot, as_share, percent
 from ddt_llama.probes.variants import (
+    MEASURED,
     QUANTITIES,
     VariantPlan,
     base_of,
@@ -40,11 +39,18 @@ def length(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
         own = figures_of(found)
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
         told.append(f"{model.name}: {verdict(own)}")
-        for quantity, title in QUANTITIES.items():
-            if f"{LENGTHS[0]} tokens.{quantity}" in own:
-                values = [np.mean([run[quantity] for run in runs]) for runs in found.values()]
-                curve = [float(count) for count in LENGTHS], [float(value) for value in values]
-                plots[f"{model.name}, {title}"] = Plot({"mean": curve}, "tokens an image", title)
+        for quantity in (one for one in MEASURED if f"{LENGTHS[0]} tokens.{one}" in own):
+            lines = [
+                [
+                    (float(count), runs[seed][quantity])
+                    for count, runs in zip(LENGTHS, found.values(), strict=True)
+                ]
+                for seed in range(len(plan.seeds))
+            ]
+            title = f"{QUANTITIES[quantity]}, {len(plan.seeds)} seeds"
+            plots[f"{model.name}: {title}"] = Plot.of_seeds(
+                {"": lines}, "tokens an image", QUANTITIES[quantity]
+            )
     return Outcome(figures, f"{'; '.join(told)}.", plots)
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -73,6 +74,7 @@ class Subjects:
     scenes: Sequence[Scene]
     images: Float[Tensor, "b 3 h w"]
     codes: Int[Tensor, "b k"]
+    grey: Int[Tensor, " k"]  # codes of a grey picture
     steps: int
     seed: int
 
@@ -83,14 +85,22 @@ class Subjects:
         size = model.tokenizer.image_size
         pictures = ScenePictures(number, size, "heldout", SEED + seed)
         images = pictures.images(0, number)
-        codes = model.tokenizer.encode(images.to(device_of(model.tokenizer)))
-        return cls(model, pictures.scenes(0, number), images, codes, plan.steps, seed)
+        device = device_of(model.tokenizer)
+        codes = model.tokenizer.encode(images.to(device))
+        (grey,) = model.tokenizer.encode(torch.zeros(1, 3, size, size, device=device))
+        return cls(model, pictures.scenes(0, number), images, codes, grey, plan.steps, seed)
 
     def decode(
         self, codes: Int[Tensor, "b k"], visible: Bool[Tensor, " k"] | None = None
     ) -> Float[Tensor, "b 3 h w"]:
-        """Decode codes; the noise of a picture is the same at every call."""
+        """Decode codes; the noise of a picture is the same at every call.
+
+        In place of codes that are not `visible` a tokenizer that was never trained to do without
+        them is given those of a grey picture: what else it would show is no fault of its tokens.
+        """
         first = self.seed * 1_000_003
+        if visible is not None and not self.model.tokenizer.prefixes:
+            codes, visible = torch.where(visible.to(codes.device), codes, self.grey), None
         decoded = self.model.tokenizer.decode(
             codes, steps=self.steps, visible=visible, seed=range(first, first + len(codes))
         )

@@ -1,7 +1,9 @@
 """The probes that exist, by name, and the one way to carry one out."""
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,7 @@ class Begun:
 class Probe(NamedTuple):
     """Settings, which know a `quick` variant of themselves, and how the probe is carried out.
 
+    The docstring of the module of its name says what is asked, at the head of its page, too.
     `check` refuses models that cannot do what is asked, before anything is written.
     """
 
@@ -105,7 +108,8 @@ def carry_out(
     outcome = action(plan, models, out)
     if quick:
         outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
-    close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about())
+    question = inspect.getdoc(import_module(f"ddt_llama.probes.{name}")) or ""
+    close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about(), question)
     return outcome
 
 

@@ -1,8 +1,10 @@
 """What do the first tokens hold? Pictures decoded from a growing share, from either end.
 
 Tokens tied to timesteps should give back a whole picture at every level, the coarse first: counts
-and colours early, forms late. A spatial token gives back its square. Source: DDT-LLaMA, the figure
-of progressive reconstruction, and Selftok; 32 levels, the same noise at all.
+and colours early, forms late. A spatial token gives back its square, row by row in the order of its
+codes; the rest is grey. An attribute is back where it is half of the way from what another scene
+has of it to all right, a picture at 20 dB: the same for all tokenizers. Source: DDT-LLaMA, the
+figure of progressive reconstruction, and Selftok; 32 levels, the same noise at all.
 """
 
 from collections import Counter
@@ -18,7 +20,7 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, as_share, between, kept, percent
+from ddt_llama.probes.base import Outcome, Plot, as_share, between, kept, percent, points
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.shapes.judge import PLACE_TOLERANCE
@@ -27,6 +29,7 @@ from ddt_llama.shapes.verify import read
 from ddt_llama.tokenizer.base import visible_mask
 
 ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
+NEAR = 20.0  # dB at which a picture is back
 ATTRIBUTES = ("count", "colour", "shape", "size", "position")
 # End -> quantity -> value at each level; "chance" -> quantity -> what another scene shows of it.
 Measured = Mapping[str, Mapping[str, Any]]
@@ -53,10 +56,12 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         sentences.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
         everything[model.name] = measured
     for name in ("psnr", *ATTRIBUTES):
-        halves = {
+        backs = {
             model: [back(one, "coarse", name) for one in rows] for model, rows in everything.items()
         }
-        figures |= {f"{pair}.coarse.{name}.half": one for pair, one in between(halves).items()}
+        for pair, apart in between(backs).items():
+            figures[f"{pair}.coarse.{name}.back"] = apart
+            sentences.append(f"{pair}, {name} {points(apart)}")
     return Outcome(figures, f"{'; '.join(sentences)}.", plots, pictures)
 
 
@@ -120,10 +125,9 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
 
 
 def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
-    """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.half`.
+    """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.back`.
 
-    `half` is the share of the tokens from which on a quantity is at least half of the way from
-    chance (PSNR: from the first level) to what all tokens give.
+    `back` is the share of the tokens from which on a quantity stays back.
     """
     figures = {}
     quarters = [round(plan.levels * part / 4) - 1 for part in (1, 2, 3, 4)]
@@ -134,43 +138,36 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
                 part = round(100 * (level + 1) / plan.levels)
                 reached = mean([row[level] for row in rows])
                 figures[f"{end}.{name}.{part}"] = reached if name == "psnr" else as_share(reached)
-            halves = mean([back(one, end, name) for one in measured])
-            figures[f"{end}.{name}.half"] = as_share(halves)
+            figures[f"{end}.{name}.back"] = as_share(
+                mean([back(one, end, name) for one in measured])
+            )
     return figures
 
 
 def back(measured: Measured, end: str, name: str) -> float:
-    """Return with which share of the tokens from an end half of a quantity is there (`half`)."""
-    values = measured[end][name]
-    return half(values, values[0] if name == "psnr" else measured["chance"][name])
+    """Return with which share of the tokens from an end a quantity is back, to stay."""
+    chance = measured["chance"]
+    return stays(measured[end][name], NEAR if name == "psnr" else (chance[name] + 1) / 2)
 
 
-def half(values: Sequence[float], start: float = 0.0) -> float:
-    """Return the share of the levels from which on values stay half of the way from `start` up.
+def stays(values: Sequence[float], border: float) -> float:
+    """Return the share of the levels from which on values are at least `border`; 1 if none is.
 
-    The way ends at the last value. 1 where all levels together give nothing.
-
-    >>> half([0.0, 0.6, 0.4, 0.6, 1.0])
+    >>> stays([0.0, 0.6, 0.4, 0.6, 1.0], 0.5)
     0.8
     """
-    if values[-1] <= start:
-        return 1.0
-    border = start + (values[-1] - start) / 2
     below = [level for level, value in enumerate(values) if value < border]
-    return (below[-1] + 2 if below else 1) / len(values)
+    return min(below[-1] + 2 if below else 1, len(values)) / len(values)
 
 
 def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
-    """Say with how many tokens from the coarse end half of each attribute is back.
+    """Say with how many tokens from the coarse end the picture and each attribute are back.
 
     `prefixes`: whether the tokenizer has such an end.
     """
-    parts = [f"{name} {percent(figures[f'coarse.{name}.half'])}" for name in ("psnr", *ATTRIBUTES)]
-    end = "the coarse end" if prefixes else "the last row, which it was never trained for"
-    return (
-        f"of its tokens, from {end}, half of what all give is there with these shares: "
-        + ", ".join(parts)
-    )
+    parts = [f"{name} {percent(figures[f'coarse.{name}.back'])}" for name in ("psnr", *ATTRIBUTES)]
+    end = "the coarse end" if prefixes else "the last row, the rest being grey"
+    return f"with these shares of its tokens, from {end}, are back: {', '.join(parts)}"
 
 
 def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Plot]:

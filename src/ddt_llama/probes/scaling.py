@@ -1,13 +1,14 @@
 """How does loss fall with the size of the language model and with the data?
 
 Language models of four sizes learn to draw from three amounts of captioned pictures (captions, then
-codes), each for as many passes. Two slopes say how fast: of log bits over log parameters at most
-data, and over log pictures for the largest model, L ~ N^-a and L ~ D^-b (Kaplan et al. 2020). Each
-model then draws prompts that training never held. Source: DDT-LLaMA, the scaling study.
+codes), each for as many passes. One plane through the logarithms of all says how fast, bits ~
+N^-a D^-b (Kaplan et al. 2020, without a rest that no model learns: so few sizes cannot tell it).
+More pictures are more steps, too. Each model then draws prompts that training never held. Source:
+DDT-LLaMA, the scaling study.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -21,12 +22,12 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, as_share, between, check_seeds, told
 from ddt_llama.probes.drawing import captioned, obeyed
 from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
-from ddt_llama.reports.plots import Curves
 
+EXPONENTS = ("size", "data")
 SIZES = tuple(
     replace(NANO, dim=dim, depth=depth, num_heads=4, num_kv_heads=4, mlp_dim=3 * dim)
     for dim, depth in ((64, 2), (96, 3), (128, 4), (192, 6))
@@ -42,7 +43,7 @@ class ScalingPlan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     shapes: tuple[BackboneConfig, ...] = SIZES
-    amounts: tuple[int, ...] = (2_000, 6_000, 18_000)
+    amounts: tuple[int, ...] = (1_500, 4_500, 13_500)
     passes: float = 2.0
     held_out: int = 512
     prompts: int = 20
@@ -81,19 +82,28 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
     """Train every size on every amount with every seed, on the codes of every model."""
     figures: dict[str, Figure] = {}
     plots: dict[str, Plot] = {}
-    told = []
+    sentences = []
+    powers: dict[str, dict[str, list[float]]] = {name: {} for name in EXPONENTS}
     passes = f"each seen {plan.passes:g} times"
     for model in models:
         done = learn_grid(plan, model, folder)
         sizes = [parameters(shape, model) for shape in plan.shapes]
-        figures |= {f"{model.name}.{name}": f for name, f in figures_of(plan, sizes, done).items()}
+        own = figures_of(plan, sizes, done)
+        for name, values in exponents(plan, sizes, done).items():
+            own[f"exponent.{name}"] = mean(values)
+            powers[name][model.name] = values
+        figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
         plots |= plots_of(plan, sizes, done, model.name)
         by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))
-        told.append(
+        sentences.append(
             f"of {model.name} {trend(by_size, 'parameters beside the vocabulary')} and "
             f"{trend(by_data, 'pictures, ' + passes)}"
         )
-    return Outcome(figures, f"Bits a code {'; '.join(told)}.", plots)
+    for name, values in powers.items():
+        for pair, apart in between(values).items():
+            figures[f"{pair}.exponent.{name}"] = apart
+            sentences.append(f"{pair}, exponent of {name} {told(apart, 3, sign='+')}")
+    return Outcome(figures, f"Bits a code {'; '.join(sentences)}.", plots)
 
 
 Key = tuple[int, int, int]  # place of the shape, amount, seed
@@ -137,23 +147,29 @@ def parameters(shape: BackboneConfig, model: Model) -> int:
 def figures_of(
     plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]
 ) -> dict[str, Figure]:
-    """Return bits and score of every size and amount, and both exponents, slopes seed by seed."""
+    """Return bits a code and share of prompts obeyed of every size and amount."""
     figures = {}
     for place, amount in product(range(len(sizes)), plan.amounts):
         runs = [done[place, amount, seed] for seed in plan.seeds]
         name = f"{sizes[place]}.{amount}"
         figures[f"{name}.bits"] = mean([run.bits for run in runs])
         if plan.prompts:
-            figures[f"{name}.shapes"] = mean([run.scores["shapes"] for run in runs])
-    most, largest = max(plan.amounts), int(np.argmax(sizes))
-    by_size, by_data = [], []
+            figures[f"{name}.shapes"] = as_share(mean([run.scores["shapes"] for run in runs]))
+    return figures
+
+
+def exponents(
+    plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]
+) -> dict[str, list[float]]:
+    """Return both exponents, seed by seed, of all sizes and amounts together."""
+    cells = list(product(range(len(sizes)), plan.amounts))
+    found: dict[str, list[float]] = {name: [] for name in EXPONENTS}
     for seed in plan.seeds:
-        bits = [done[place, most, seed].bits for place in range(len(sizes))]
-        by_size.append(exponent(sizes, bits))
-        by_data.append(
-            exponent(plan.amounts, [done[largest, amount, seed].bits for amount in plan.amounts])
-        )
-    return figures | {"exponent.size": mean(by_size), "exponent.data": mean(by_data)}
+        bits = [done[place, amount, seed].bits for place, amount in cells]
+        by_size, by_data = plane([(sizes[place], amount) for place, amount in cells], bits)
+        found["size"].append(by_size)
+        found["data"].append(by_data)
+    return found
 
 
 def trend(power: Figure, what: str) -> str:
@@ -163,14 +179,16 @@ def trend(power: Figure, what: str) -> str:
     return f"{way} with {what} (exponent {value:.3f}, {low:.3f} to {high:.3f})"
 
 
-def exponent(amounts: Sequence[float], bits: Sequence[float]) -> float:
-    """Return a of bits ~ amount^-a, by least squares of the logarithms.
+def plane(cells: Sequence[tuple[float, float]], bits: Sequence[float]) -> tuple[float, float]:
+    """Return a and b of bits ~ N^-a D^-b over cells (N, D), by least squares of the logarithms.
 
-    >>> round(exponent([10, 100, 1000], [4.0, 2.0, 1.0]), 4)
-    0.301
+    >>> cells = [(n, d) for n in (10, 100) for d in (8, 64)]
+    >>> [round(x, 4) for x in plane(cells, [n**-0.5 * d**-0.25 for n, d in cells])]
+    [0.5, 0.25]
     """
-    slope = np.polyfit([math.log(x) for x in amounts], [math.log(y) for y in bits], 1)[0]
-    return -float(slope)
+    rows = [(1.0, -math.log(n), -math.log(d)) for n, d in cells]
+    (_, a, b), *_ = np.linalg.lstsq(np.array(rows), np.log(bits), rcond=None)
+    return float(a), float(b)
 
 
 def plots_of(
@@ -178,21 +196,18 @@ def plots_of(
 ) -> dict[str, Plot]:
     """Return bits and score over the parameters, a curve an amount."""
 
-    def over_sizes(value: Any) -> Curves:
-        return {
-            f"{amount} pictures": (
-                [float(size) for size in sizes],
-                [
-                    float(np.mean([value(done[place, amount, seed]) for seed in plan.seeds]))
-                    for place in range(len(sizes))
-                ],
-            )
+    def over_sizes(value: Callable[[Learned], float], y: str) -> Plot:
+        lines = {
+            f"{amount} pictures": [
+                [(size, value(done[place, amount, seed])) for place, size in enumerate(sizes)]
+                for seed in plan.seeds
+            ]
             for amount in plan.amounts
         }
+        return Plot.of_seeds(lines, "parameters beside the vocabulary", y)
 
-    x = "parameters beside the vocabulary"
-    plots = {f"{name}, loss": Plot(over_sizes(lambda run: run.bits), x, "bits a code")}
+    plots = {f"{name}, loss": over_sizes(lambda run: run.bits, "bits a code")}
     if plan.prompts:
-        scores = over_sizes(lambda run: run.scores["shapes"])
-        plots[f"{name}, prompts"] = Plot(scores, x, "share of prompts obeyed")
+        score = over_sizes(lambda run: run.scores["shapes"], "share of prompts obeyed")
+        plots[f"{name}, prompts"] = score
     return plots

@@ -18,6 +18,7 @@ from ddt_llama.shapes.captions import caption
 from ddt_llama.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 64
+CAPTIONS = 6  # of ten ids, where a picture has some 64 codes
 
 
 def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Sequences]:
@@ -25,7 +26,8 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
 
     Codes come in the order that the model's language model reads. Where the tokenizer has a coarse
     end they come in the order of its timesteps, too, from either end (the paper's language model
-    writes from the fine one).
+    writes from the fine one). Captions are those of more scenes, so that their symbols are about as
+    many: packed into rows as long they are seen as often.
     """
     sources = []
     for model in models:
@@ -40,7 +42,8 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
             sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
     if any(model.text is not None for model in models):
         text = text_of(models)
-        sources.append(of_texts("captions", captions_of(text, pictures), text.size, held_out))
+        texts = captions_of(text, CAPTIONS * pictures)
+        sources.append(of_texts("captions", texts, text.size, CAPTIONS * held_out))
     return sources
 
 

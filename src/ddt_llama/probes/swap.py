@@ -4,8 +4,9 @@ Level by level the coarse tokens of A meet the fine ones of B. A tokenizer witho
 gives codes spread over the picture as the coarse ends of others start: the tokens are to differ,
 not the cut. The paper shows that timestep tokens give one picture between both, spatial tokens a
 picture cut and pasted. Here each region of the mixture is placed between A (1) and B (0); what
-varies from region to region is collage, what all share is blend. Source: DDT-LLaMA and Selftok, the
-figures of token swapping.
+varies from region to region is collage, what all share is blend. A collage may be cut by content
+(the ground of A, the objects of B) or in place, the same regions of every picture: that part of it
+is told apart. Source: DDT-LLaMA and Selftok, the figures of token swapping.
 """
 
 import math
@@ -33,7 +34,12 @@ from ddt_llama.tokenizer.schedule import raster_order
 
 REGIONS = 8  # along one side, or more
 MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
-SCALE = {"share": "share of A", "collage": "collage (1) or blend (0)", "neither": "neither A nor B"}
+SCALE = {
+    "share": "share of A",
+    "collage": "collage (1) or blend (0)",
+    "place": "collage in place",
+    "neither": "neither A nor B",
+}
 
 
 def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
@@ -48,7 +54,7 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         for seed in watch(plan.seeds, f"swaps of {model.name}"):
             path = folder / "parts" / f"{model.name}-{seed}.json"
             rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
-        for name in ("collage", "neither"):
+        for name in ("collage", "place", "neither"):
             figures[f"{model.name}.{name}"] = mean([among_mixed(row, name) for row in rows])
         collages[model.name] = [among_mixed(row, "collage") for row in rows]
         curves = {
@@ -56,11 +62,14 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         }
         plots[f"{model.name}, mixed"] = Plot(curves, "percent of the tokens from A", "share")
         pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
-        sentences.append(f"{model.name} {told(figures[f'{model.name}.collage'])}")
+        one, place, rest = (
+            told(figures[f"{model.name}.{name}"]) for name in ("collage", "place", "neither")
+        )
+        sentences.append(f"{model.name} {one}, in place {place}, neither A nor B {rest}")
     apart = between(collages)
     figures |= {f"{name}.collage": figure for name, figure in apart.items()}
     sentences += [f"{name} {told(figure, sign='+')}" for name, figure in apart.items()]
-    verdict = f"Between collage (1) and blend (0) stands {', '.join(sentences)}."
+    verdict = f"Between collage (1) and blend (0) stands {'; '.join(sentences)}."
     return Outcome(figures, verdict, plots, pictures)
 
 
@@ -99,26 +108,38 @@ def regions(
     a: Float[Tensor, "b 3 h w"],
     b: Float[Tensor, "b 3 h w"],
     sides: int = REGIONS,
-) -> tuple[float, float, float]:
-    """Return share of A, collage and neither, means over pictures of `sides` x `sides` regions.
+) -> tuple[float, float, float, float]:
+    """Return the figures of `SCALE`, means over pictures of `sides` x `sides` regions.
 
     A region of the mixture m is w A + (1 - w) B, w = <m - B, A - B> / |A - B|^2 within 0..1, and
     counts as much as A and B differ there (|A - B|^2). Collage is the variance of w over the
     regions as a share of the most that their mean allows, mean (1 - mean): 1 where each is A or B,
-    0 where all are the same mixture. Neither is the part of |m - (w A + (1 - w) B)|^2 in |A - B|^2.
+    0 where all are the same mixture. Collage in place is the same of w averaged over the pictures:
+    1 where all are cut along the same lines. Neither is the part of |m - (w A + (1 - w) B)|^2 in
+    |A - B|^2.
     """
     m, start, end = (cut(images, sides) for images in (mixture, b, a))
     along, offset = end - start, m - start
     weight = along.square().sum(-1)
     total = weight.sum(-1).clamp_min(1e-9)
     w = ((offset * along).sum(-1) / weight.clamp_min(1e-9)).clamp(0, 1)
-    share = (w * weight).sum(-1) / total
-    variance = ((w - share[:, None]).square() * weight).sum(-1) / total
-    collage = variance / (share * (1 - share)).clamp_min(1e-9)
+    share, collage = spread(w, weight)
     rest = (offset - w[..., None] * along).square().sum((-2, -1)) / total
     mixed = (share > MIXED[0]) & (share < MIXED[1])
     pasted = float(collage[mixed].mean()) if mixed.any() else math.nan
-    return float(share.mean()), pasted, float(rest.mean())
+    everywhere = weight.sum(0)
+    _, place = spread((w * weight).sum(0) / everywhere.clamp_min(1e-9), everywhere)
+    return float(share.mean()), pasted, float(place), float(rest.mean())
+
+
+def spread(
+    w: Float[Tensor, "*b r"], weight: Float[Tensor, "*b r"]
+) -> tuple[Float[Tensor, "*b"], Float[Tensor, "*b"]]:
+    """Return the weighted mean of w and its variance as a share of mean (1 - mean)."""
+    total = weight.sum(-1).clamp_min(1e-9)
+    share = (w * weight).sum(-1) / total
+    variance = ((w - share[..., None]).square() * weight).sum(-1) / total
+    return share, variance / (share * (1 - share)).clamp_min(1e-9)
 
 
 def cut(images: Float[Tensor, "b 3 h w"], sides: int) -> Float[Tensor, "b r p"]:

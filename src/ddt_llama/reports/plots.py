@@ -88,11 +88,26 @@ def plot(curves: Curves, title: str) -> str:
     return _inline(buffer.getvalue(), title)
 
 
-def save_plot(path: Path, curves: Curves, title: str, x: str = "", y: str = "") -> None:
-    """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes."""
+def save_plot(
+    path: Path,
+    curves: Curves,
+    title: str,
+    x: str = "",
+    y: str = "",
+    bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+) -> None:
+    """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes.
+
+    `bands` are low and high values about the curves of their names.
+    """
     with _style("black", salt=title):
         figure = _draw(curves, title, "black")
-        figure.axes[0].set(xlabel=x, ylabel=y)
+        (axes,) = figure.axes
+        axes.set(xlabel=x, ylabel=y)
+        for index, (name, (steps, _)) in enumerate(curves.items()):
+            if bands and name in bands:
+                colour = COLOURS[index % len(COLOURS)]
+                axes.fill_between(steps, *bands[name], color=colour, alpha=0.18, lw=0)
         _save_png(path, figure)
 
 

@@ -15,6 +15,7 @@ from ddt_llama.evaluation.intervals import (
     jackknife,
     mean,
     mean_of,
+    pooled_means,
     proportion,
     setting,
     wilson,
@@ -89,6 +90,29 @@ def test_mean_is_students_t() -> None:
     assert mean([2.0]).high == math.inf
     both = 3.4954059 * statistics.stdev(values) / math.sqrt(5)  # t of 4 at 1 - 0.025 / 2
     assert mean(values, comparisons=2).high == pytest.approx(3 + both)
+
+
+def test_pooled_means_share_their_scatter() -> None:
+    rows = {"a": [1.0, 2.0, 3.0], "b": [10.0, 14.0, 12.0], "same": [5.0, 5.0, 5.0]}
+    found = pooled_means(rows)
+    half = 2.776445 * math.sqrt((2 + 8) / 4 / 3)  # t of 4 degrees; squares 2 and 8
+    for name, centre in (("a", 2.0), ("b", 12.0)):
+        assert found[name].value == centre
+        assert found[name].high - centre == pytest.approx(half, rel=1e-5)
+        assert centre - found[name].low == pytest.approx(half, rel=1e-5)
+    assert found["same"] == Figure(5.0, 5.0, 5.0)
+    alone = pooled_means({"a": rows["a"]}, comparisons=4)["a"]
+    assert alone == mean(rows["a"], comparisons=4)
+    assert pooled_means({"a": [1.0]})["a"].high == math.inf
+
+
+def test_pooled_intervals_cover_the_truth_together() -> None:
+    generator, hits = random.Random(0), 0
+    for _ in range(400):
+        rows = {str(n): [generator.gauss(n, 2) for _ in range(3)] for n in range(5)}
+        found = pooled_means(rows, comparisons=5)
+        hits += all(found[str(n)].low <= n <= found[str(n)].high for n in range(5))
+    assert hits / 400 >= 0.93
 
 
 def test_mean_of_figures_adds_in_square() -> None:

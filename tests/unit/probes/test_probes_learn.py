@@ -1,5 +1,6 @@
 """The probes on sources whose answer is known."""
 
+import json
 import math
 import os
 import signal
@@ -16,7 +17,15 @@ from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes import learn as module
-from ddt_llama.probes.base import Outcome, Plot, close_folder, open_folder
+from ddt_llama.probes.base import (
+    Outcome,
+    Plot,
+    close_folder,
+    open_folder,
+    percent,
+    points,
+    told,
+)
 from ddt_llama.probes.entropy import entropy, orders_of, slope, without_mirrors
 from ddt_llama.probes.learn import Lesson, Plan, learn
 from ddt_llama.probes.sequences import Sequences, of_codes
@@ -74,9 +83,7 @@ def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
     assert "After 80 steps of 32 sequences one fixed permutation costs markov" in outcome.verdict
     assert "per bit of an image markov less iid" in outcome.verdict
     half, end = (figures[f"markov.fixed.{name}"].value for name in ("half_way", "gap"))
-    (seen, cost), *_ = outcome.plots[
-        "what one fixed permutation costs, mean of 2 seeds"
-    ].curves.values()
+    (seen, cost), *_ = outcome.plots["what one fixed permutation costs, 2 seeds"].curves.values()
     assert seen == [40 * 32, 80 * 32]
     assert cost == pytest.approx([half, end], abs=1e-3)
 
@@ -93,6 +100,23 @@ def test_an_order_that_hides_a_rule_costs_bits_that_training_wins_back(tmp_path:
     gap, half = (figures[f"counting.fixed.{name}"].value for name in ("gap", "half_way"))
     assert half > 2 * gap
     assert half > 0.3
+
+
+def test_codes_in_several_orders_are_shuffled_once(tmp_path: Path) -> None:
+    rows = torch.randint(6, (300, 8), generator=torch.Generator().manual_seed(0))
+    one = of_codes("one", rows, 6, held_out=20)
+    turned = of_codes("turned", rows[:, torch.randperm(8)], 6, held_out=20)
+    other = of_codes("other", (rows + 1) % 6, 6, held_out=20)
+    short = replace(LESSON, train=replace(LESSON.train, steps=2, sample_every=1))
+    figures = shuffle(Plan((0, 1), short), [one, turned, other], tmp_path).figures
+    assert figures["turned.fixed"] == figures["one.fixed"] != figures["other.fixed"]
+    assert figures["turned.native"] != figures["one.native"]
+    learned = {path.name for path in (tmp_path / "lessons").iterdir()}
+    assert {name for name in learned if name.startswith("turned")} == {
+        "turned-native-0",
+        "turned-native-1",
+    }
+    assert len(learned) == 2 * (3 + 1 + 3)
 
 
 def test_texts_are_packed_so_that_one_permutation_means_one_thing(tmp_path: Path) -> None:
@@ -196,19 +220,38 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     (tmp_path / "c" / ".config.json.x").touch()  # killed while it wrote the first file
     open_folder(tmp_path / "c", config)
     plot, rows = Plot({"c": ([1.0, 2.0], [2.0, 1.0])}, "x", "y"), {"row": Figure(1.0, 0.5, 2.0)}
-    plots, some = {"a plot": plot}, {"some rows": rows}
+    seeds = Plot.of_seeds({"d": [[(1, 2.0), (2, 4.0)], [(1, 4.0), (2, 4.0)]]}, "x", "y")
+    assert seeds.curves == {"d": ([1.0, 2.0], [3.0, 4.0])}
+    plots, some = {"a plot": plot, "seeds": seeds}, {"some rows": rows}
     outcome = Outcome({}, "Nothing was found.", plots, rows=some, notes="By hand.")
-    close_folder(tmp_path / "a", outcome, "shuffle: x", config.about())
+    close_folder(tmp_path / "a", outcome, "shuffle: x", config.about(), "What for?")
     page = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing was found." in page
     assert "2 seeds of a language model" in page
+    assert "\n\nWhat for?\n\n" in page
     assert "By hand." in page
     points = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert points[0] == '{"plot": "a plot", "curve": "c", "x": 1.0, "y": 2.0}'
-    assert len(points) == 2
-    for name in ("a-plot.png", "some-rows.png"):
+    assert json.loads(points[2]) == {
+        "plot": "seeds",
+        "curve": "d",
+        "x": 1.0,
+        "y": 3.0,
+        "least": 2.0,
+        "most": 4.0,
+    }
+    assert len(points) == 4
+    for name in ("a-plot.png", "seeds.png", "some-rows.png"):
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in page
+
+
+def test_figures_are_told_with_their_intervals() -> None:
+    assert told(Figure(0.314, 0.25, 0.371)) == "0.31 (0.25 to 0.37)"
+    assert told(Figure(1.0, -0.5, 2.0), 1, sign="+") == "+1.0 (-0.5 to +2.0)"
+    assert percent(Figure(0.314, 0.25, 0.371)) == "31 % (25 to 37)"
+    assert points(Figure(-0.314, -0.371, 0.25)) == "-31 points (-37 to +25)"
+    assert told(Figure(0.314, -math.inf, math.inf)) == "0.31 (one seed: no interval)"
 
 
 def test_seeds_must_differ() -> None:

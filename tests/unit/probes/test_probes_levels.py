@@ -11,7 +11,7 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
 from ddt_llama.probes.levels import LevelPlan, Subjects
-from ddt_llama.probes.prefix import ENDS, attributes, back, figures_of, half, mask_of, prefix
+from ddt_llama.probes.prefix import ENDS, attributes, back, figures_of, mask_of, prefix, stays
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.tokenizer.base import visible_mask
@@ -74,7 +74,9 @@ def test_tokens_that_all_hold_the_picture_blend_and_squares_make_a_collage(tmp_p
     percent, share = outcome.plots["blend, mixed"].curves["share of A"]
     assert percent == [25, 50, 75, 100]
     assert share == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-4)
-    assert "collage 1.00 (1.00 to 1.00)" in outcome.verdict
+    assert figures["collage.place"].value == pytest.approx(1, abs=1e-4)
+    assert figures["blend.place"].value == pytest.approx(0, abs=1e-4)
+    assert "collage 1.00 (1.00 to 1.00), in place 1.00" in outcome.verdict
     assert figures["blend less collage.collage"].value == pytest.approx(-1, abs=1e-4)
     assert "blend less collage -1.00" in outcome.verdict
     assert len(outcome.pictures) == 2
@@ -84,11 +86,24 @@ def test_what_is_neither_of_both_is_told() -> None:
     a, b = torch.ones(1, 3, 16, 16), -torch.ones(1, 3, 16, 16)
     pattern = torch.ones(16, 16)
     pattern[:, ::2] = -1
-    share, collage, neither = regions(0.5 * pattern.expand(1, 3, 16, 16), a, b)
+    share, collage, _, neither = regions(0.5 * pattern.expand(1, 3, 16, 16), a, b)
     assert (share, collage) == pytest.approx((0.5, 0.0))
     assert neither == pytest.approx(0.25 / 4)  # |0.5 pattern|^2 of |a - b|^2 = 4
     row = {"share": [0.05, 0.3, 0.5, 1.0], "collage": [9.0, 0.2, 0.4, None]}
     assert among_mixed(row, "collage") == pytest.approx(0.3)
+
+
+def test_a_collage_cut_by_content_is_none_in_place() -> None:
+    """Half of the regions of every picture are of A, but other ones in each."""
+    generator = torch.Generator().manual_seed(0)
+    side = torch.stack([torch.randperm(64, generator=generator) < 32 for _ in range(200)])
+    chosen = side.view(200, 1, 8, 8).repeat_interleave(2, 2).repeat_interleave(2, 3)
+    a, b = torch.ones(200, 3, 16, 16), -torch.ones(200, 3, 16, 16)
+    share, collage, place, neither = regions(torch.where(chosen, a, b), a, b)
+    assert (share, collage, neither) == pytest.approx((0.5, 1.0, 0.0))
+    assert place < 0.01
+    chosen = chosen[:1]
+    assert regions(torch.where(chosen, a, b), a, b)[2] == pytest.approx(1.0)
 
 
 def test_codes_without_a_coarse_end_are_taken_as_the_coarse_ends_of_others_start() -> None:
@@ -113,9 +128,9 @@ def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:
     outcome = prefix(PLAN, [album("last")], tmp_path)
     for name in ("count", "colour", "shape", "size", "position"):
         assert outcome.figures[f"last.coarse.{name}.25"].value == 1
-        assert outcome.figures[f"last.coarse.{name}.half"].value == 0.25
+        assert outcome.figures[f"last.coarse.{name}.back"].value == 0.25
         assert outcome.figures[f"last.fine.{name}.75"].value == 0
-        assert outcome.figures[f"last.fine.{name}.half"].value == 1
+        assert outcome.figures[f"last.fine.{name}.back"].value == 1
     assert outcome.figures["last.coarse.psnr.25"].value > 60
     assert outcome.figures["last.fine.psnr.75"].value < 20
     assert "count 25 % (25 to 25)" in outcome.verdict
@@ -131,8 +146,8 @@ def test_no_share_has_an_interval_beyond_0_and_1() -> None:
         levels = {name: [0.0, 0.0, third, 1.0] for name in names}
         measured.append({"coarse": levels, "fine": levels, "chance": dict.fromkeys(names, 0.0)})
     figures = figures_of(PLAN, measured)
-    for name in names:
-        half_way = figures[f"coarse.{name}.half"]
+    for name in names[1:]:
+        half_way = figures[f"coarse.{name}.back"]
         assert (half_way.value, half_way.high) == (0.875, 1)
         assert half_way.low == 0  # Student's t of two values reaches further
     shape, psnr = figures["coarse.shape.75"], figures["coarse.psnr.75"]
@@ -184,13 +199,30 @@ def test_attributes_are_those_of_the_objects() -> None:
     )
 
 
-def test_half_is_where_a_curve_stays_above_half_of_its_end() -> None:
-    assert half([3.0, 2.0], 3.0) == 1
-    assert half([0.5, 0.6, 1.0]) == pytest.approx(1 / 3)
-    assert half([10.0, 14.0, 16.0, 20.0], 10.0) == pytest.approx(3 / 4)
-    assert half([0.0, 0.0]) == 1  # nothing never comes back
-    sizes = {"size": [0.5, 0.6, 0.8, 1.0]}  # one of two is right by chance
-    assert back({"coarse": sizes, "chance": {"size": 0.5}}, "coarse", "size") == 3 / 4
+def test_back_is_what_stays_above_a_border_that_all_tokenizers_share() -> None:
+    assert stays([3.0, 2.0], 4.0) == 1  # never there
+    assert stays([0.5, 0.6, 1.0], 0.5) == pytest.approx(1 / 3)
+    sizes = {"size": [0.5, 0.7, 0.8, 1.0], "psnr": [10.0, 19.0, 21.0, 40.0]}
+    measured = {"coarse": sizes, "chance": {"size": 0.5}}  # one of two is right by chance
+    assert back(measured, "coarse", "size") == 3 / 4
+    assert back(measured, "coarse", "psnr") == 3 / 4
+
+
+def test_what_is_hidden_of_tokens_in_place_is_grey(tmp_path: Path) -> None:
+    class Cells(StandIn):
+        prefixes = False
+
+        def encode(self, images: Tensor) -> Tensor:
+            grey = (images == 0).flatten(1).all(1)
+            return torch.where(grey[:, None], 7, torch.arange(8)[None])
+
+        def decode(self, codes: Tensor, *, visible: Any = None, **rest: Any) -> Tensor:
+            assert visible is None
+            return codes[:, None, None, :].expand(-1, 3, 8, 8).float()
+
+    subjects = Subjects.of(Model(Cells(), name="cells"), PLAN, 0)
+    shown = subjects.decode(subjects.codes, mask_of("fine", 3, 8))
+    assert shown[0, 0, 0].tolist() == [0, 1, 2, 7, 7, 7, 7, 7]
 
 
 @pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])

@@ -20,9 +20,10 @@ from ddt_llama.probes.learn import Learned, Lesson, learn, surprises
 from ddt_llama.probes.scaling import (
     SIZES,
     ScalingPlan,
-    exponent,
+    exponents,
     figures_of,
     learn_grid,
+    plane,
     scaling,
     trend,
 )
@@ -51,12 +52,12 @@ def test_the_exponents_are_those_of_a_power_law_and_its_noise_is_their_interval(
         for amount in plan.amounts
         for seed in plan.seeds
     }
-    figures = figures_of(plan, sizes, done)
-    assert figures["exponent.size"].value == pytest.approx(0.1)
-    assert figures["exponent.data"].value == pytest.approx(0.21)
-    assert figures["exponent.data"].low < 0.2 < 0.22 < figures["exponent.data"].high
+    figures, powers = figures_of(plan, sizes, done), exponents(plan, sizes, done)
+    assert powers["size"] == pytest.approx([0.1] * 3)
+    assert powers["data"] == pytest.approx([0.2, 0.21, 0.22])
     assert figures["8000.32.bits"].value < figures["1000.16.bits"].value
-    assert exponent([1, 10], [5.0, 5.0]) == pytest.approx(0)
+    cells = [(1, 1), (10, 1), (1, 10), (10, 10)]
+    assert plane(cells, [5.0] * 4) == pytest.approx((0, 0))
 
 
 class Counter(nn.Module):
@@ -134,6 +135,7 @@ def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     )  # a grey picture obeys nobody
     by_size = trend(outcome.figures["grey.exponent.size"], "parameters beside the vocabulary")
     assert outcome.verdict.startswith(f"Bits a code of grey {by_size} and ")
+    assert outcome.figures["grey.exponent.size"].low < outcome.figures["grey.exponent.size"].high
     again = learn_grid(replace(PLAN, prompts=1), model, tmp_path)
     assert again[1, 32, 0].scores == {"shapes": 0.0}
 

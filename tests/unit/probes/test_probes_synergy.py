@@ -13,7 +13,7 @@ from ddt_llama.generation import Model
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.learn import Learned, Lesson, Plan, learn_all
-from ddt_llama.probes.synergy import ALONE, conditions, gaps, noise_of, synergy, verdict
+from ddt_llama.probes.synergy import ALONE, beside, conditions, gaps, of_others, synergy, verdict
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 from stand_in import StandIn
@@ -44,55 +44,69 @@ def texts(count: int) -> list[Tensor]:
 
 def test_captions_come_before_codes_and_are_held_out_alone() -> None:
     rows = torch.arange(40).view(10, 4)
-    alone, beside, noise = conditions(texts(10), 5, {"x": rows}, {"x": 50}, 2)
-    assert [one.name for one in (alone, beside, noise)] == [ALONE, "text + x", noise_of(4, 50)]
-    assert beside.train[1].tolist() == [1, 0, 0, 1, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
-    assert [len(row) for row in noise.train[:3]] == [3 + 4, 4 + 4, 5 + 4]
-    assert all(row[len(row) - 4 :].min() >= 5 for row in noise.train)
-    for one in (alone, beside, noise):
+    alone, own, others = conditions(texts(10), 5, {"x": rows}, 50, 2)
+    assert [one.name for one in (alone, own, others)] == [ALONE, beside("x"), of_others("x")]
+    assert own.train[1].tolist() == [1, 0, 0, 1, 5 + 4, 5 + 5, 5 + 6, 5 + 7]
+    assert others.train[1].tolist() == [1, 0, 0, 1, 5, 6, 7, 8]
+    assert others.train[0].tolist() == [0, 0, 0, 5 + 28, 5 + 29, 5 + 30, 5 + 31]  # none held out
+    for one in (alone, own, others):
         assert (one.alphabet, len(one.train)) == (55, 8)
         assert [row.tolist() for row in one.held_out] == [t.tolist() for t in texts(10)[-2:]]
 
 
-def test_every_length_of_codes_has_noise_as_long_and_known_captions_are_not_held_out() -> None:
-    rows = {"x": torch.zeros(10, 4), "y": torch.zeros(10, 6), "z": torch.zeros(10, 4)}
+def test_known_captions_are_not_held_out() -> None:
     again = [*texts(9), texts(9)[0]]  # the last caption stands in training, too
-    sizes = {"x": 50, "y": 50, "z": 20}
-    sources = conditions(again, 5, {name: row.long() for name, row in rows.items()}, sizes, 2)
-    noises = [noise_of(4, 20), noise_of(4, 50), noise_of(6, 50)]
-    assert [one.name for one in sources][-3:] == noises
-    assert [len(one.train[0]) - 3 for one in sources] == [0, 4, 6, 4, 4, 4, 6]
-    assert max(int(row.max()) for row in sources[-3].train) == 5 + 19
+    sources = conditions(again, 5, {"x": torch.zeros(10, 4).long()}, 50, 2)
     assert all([row.tolist() for row in one.held_out] == [texts(9)[8].tolist()] for one in sources)
 
 
 def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
     codes = {"x": torch.zeros(40, 0, dtype=torch.long), "y": torch.zeros(40, 4, dtype=torch.long)}
-    alone, empty, *_, four = conditions(texts(40), 5, codes, {"x": 3, "y": 3}, 8)
+    alone, empty, _, four, _ = conditions(texts(40), 5, codes, 3, 8)
     sources = (alone, empty, four)
     done = learn_all(PLAN, sources, ("native",), tmp_path)
     for seed in PLAN.seeds:
-        alone, beside, noise = (done[one.name, "native", seed] for one in sources)
-        assert beside.bits == alone.bits
-        assert noise.bits != alone.bits
-        assert len(alone.by_place) == len(noise.by_place) == 5
+        alone, nothing, more = (done[one.name, "native", seed] for one in sources)
+        assert nothing.bits == alone.bits
+        assert more.bits != alone.bits
+        assert len(alone.by_place) == len(more.by_place) == 5
 
 
 def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
     def runs(*bits: float) -> list[Learned]:
         return [Learned(one, [(8, one)], [one], [one], {}) for one in bits]
 
-    learned = {ALONE: runs(2.0, 3.0, 4.0), "text + x": runs(1.9, 2.88, 3.88)}
-    learned[noise_of(8, 4)] = runs(2.0, 3.0, 4.05)
-    noises = {"x": noise_of(8, 4)}
-    figures = gaps(learned, noises)
+    learned = {ALONE: runs(2.0, 3.0, 4.0), beside("x"): runs(1.9, 2.88, 3.88)}
+    learned[of_others("x")] = runs(2.0, 3.0, 4.05)
+    figures = gaps(learned, ["x"])
     assert figures["text + x.gap"].value == pytest.approx(-0.34 / 3)
     assert figures["text alone.perplexity"].value == pytest.approx((4 + 8 + 16) / 3)
-    assert figures["text + x.to_noise"].value == pytest.approx(-0.39 / 3)
-    told = verdict(PLAN, noises, figures, {"x less y": Figure(0.1, -0.1, 0.3)})
-    assert "those of x help (-0.130 (" in told
-    assert "against text alone -0.113 (" in told
-    assert told.endswith("; x less y +0.100 (-0.100 to +0.300).")
+    assert figures["text + x.to_others"].value == pytest.approx(-0.39 / 3)
+    told = verdict(PLAN, ["x"], figures, {"x less y": Figure(0.1, -0.1, 0.3)})
+    assert "those of x help (-0.113 (" in told
+    assert "against codes of other pictures -0.130 (" in told
+    assert told.endswith("; what their meaning does: x less y +0.100 (-0.100 to +0.300).")
+
+
+@pytest.mark.slow
+def test_codes_that_say_what_words_mean_help(tmp_path: Path) -> None:
+    """Whether two words are of one class, of two: too few texts to tell, but codes name both."""
+    generator = torch.Generator().manual_seed(0)
+    classes = torch.arange(48) % 2
+    words = torch.randint(48, (900, 2), generator=generator)
+    named = classes[words]
+    same = (named[:, 0] == named[:, 1]).long()
+    rows = [torch.tensor([*pair, 48 + int(one)]) for pair, one in zip(words, same, strict=True)]
+    sources = conditions(rows, 50, {"x": named.repeat(1, 2)}, 2, 300)
+    sources = [replace(one, told=(2,) * len(one.held_out)) for one in sources]
+    long = replace(
+        LESSON.train, steps=300, batch=32, sample_every=300, optim=OptimConfig(lr=5e-3, warmup=20)
+    )
+    lesson = replace(LESSON, shape=replace(LESSON.shape, depth=2), train=long)
+    done = learn_all(Plan((0, 1), lesson), sources, ("native",), tmp_path)
+    for seed in (0, 1):
+        alone, own, others = (done[one.name, "native", seed].bits for one in sources)
+        print(alone, own, others)
 
 
 @pytest.mark.slow
@@ -106,7 +120,7 @@ def test_noise_beside_text_costs_nothing_once_the_end_of_a_text_is_marked(tmp_pa
     ]
     known = [torch.cat([row, torch.tensor([3])]) for row in rows]  # 3 makes none of them held out
     codes = torch.randint(4, (3000, 4), generator=generator)
-    alone, beside, _ = conditions(known, 4, {"x": codes}, {"x": 4}, 300)
+    alone, beside, _ = conditions(known, 4, {"x": codes}, 4, 300)
     held_out = tuple(known[-300:])
     long = replace(
         LESSON.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
@@ -128,6 +142,6 @@ def test_the_whole_probe(tmp_path: Path) -> None:
     model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
     short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))
     outcome = synergy(replace(short, pictures=24), [model], tmp_path / "b")
-    assert {"text + bright.gap", "text + bright.to_noise", f"{ALONE}.bits"} <= set(outcome.figures)
-    assert len(outcome.plots["held-out captions, mean of 2 seeds"].curves) == 3
+    assert {"text + bright.gap", "text + bright.to_others", f"{ALONE}.bits"} <= set(outcome.figures)
+    assert len(outcome.plots["held-out captions, 2 seeds"].curves) == 3
     assert outcome.notes.startswith("Held out: ")

@@ -126,6 +126,12 @@ def test_orders_of_one_tokenizer_share_its_training(model: Model, tmp_path: Path
     assert [run["bits"] for run in found["turned"]] != [run["bits"] for run in found["as it is"]]
 
 
+def test_so_short_a_training_has_few_codes(model: Model) -> None:
+    assert base_of(PLAN, model).tokenizer == TINY
+    few = base_of(replace(PLAN, codes=4), model).tokenizer
+    assert few == replace(TINY, quantizer=replace(TINY.quantizer, codebook_size=4))
+
+
 def test_a_training_that_was_stopped_is_not_judged(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +164,9 @@ def test_differences_are_taken_seed_by_seed() -> None:
     assert figures_of(found)["better.psnr"].value == 26.0
     two = differences(found, {"better": "as it is", "as it is": "better"})
     assert two["as it is"]["psnr"].value == -1.0
-    assert two["better"]["shapes"].high > apart["better"]["shapes"].high  # both hold together
+    one, both = (x["better"]["shapes"] for x in (apart, two))
+    assert both.low < 0 < both.high
+    assert both.high < one.high  # two rows that scatter alike say more of it than one
 
 
 def test_only_networks_with_tokens_tied_to_timesteps_can_vary(model: Model) -> None:
@@ -185,7 +193,11 @@ def test_both_probes_tell_what_they_found(
     told = length(PLAN, [model], tmp_path / "length")
     assert {"tiny.2 tokens.psnr", "tiny.4 tokens.flops"} <= set(told.figures)
     assert told.verdict.startswith("tiny: 2 tokens give ")
-    assert "tiny, PSNR in dB" in told.plots
+    plot = told.plots["tiny: PSNR in dB, 2 seeds"]
+    lengths, dB = plot.curves[""]
+    assert (lengths, dB[0]) == ([2.0, 4.0], pytest.approx(told.figures["tiny.2 tokens.psnr"].value))
+    least, most = plot.bands[""]
+    assert all(low < middle < high for low, middle, high in zip(least, dB, most, strict=True))
     no_prompts = {name: f for name, f in told.figures.items() if "shapes" not in name}
     own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
     assert "prompts" not in length_verdict(own)
@@ -209,6 +221,6 @@ def test_a_quick_plan_is_short_and_others_are_refused() -> None:
     short = VariantPlan().quick()
     assert short.recipe.train.steps < 10 > short.lesson.train.steps
     assert len(short.seeds) == 2
-    for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}):
+    for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}, {"codes": 0}):
         with pytest.raises(UserError):
             replace(PLAN, **wrong)
