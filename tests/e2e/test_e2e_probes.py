@@ -27,9 +27,9 @@ LESSON += [
 ]
 SEQUENCES = [*LESSON, "--pictures", "60", "--held-out", "30", "--seeds", "0,1"]
 VARIANTS = [*SEQUENCES, "--recipe.train.steps", "1", "--recipe.train.batch", "4", "--scenes", "2"]
-VARIANTS += ["--prompts", "0", "--steps", "1"]
+VARIANTS += ["--drawn", "0", "--steps", "1"]
 LEVELS = ["--scenes", "2", "--levels", "4", "--steps", "1", "--seeds", "0,1"]
-SCALING = [*LESSON, "--amounts", "4,8", "--held-out", "4", "--prompts", "0", "--seeds", "0"]
+SCALING = [*LESSON, "--amounts", "4,8", "--held-out", "4", "--drawn", "0", "--seeds", "0"]
 FIELDS = {
     "shuffle": SEQUENCES,
     "entropy": SEQUENCES,

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -44,12 +44,17 @@ class Pictures(Protocol):
 
 @dataclass(frozen=True)
 class ScenePictures:
-    """Renders of scenes; split "heldout" has only compositions that training never saw."""
+    """Renders of scenes; split "heldout" has only compositions that training never saw.
+
+    `max_objects` and `grid` as in `sample_scene`.
+    """
 
     count: int
     size: int
     split: Split = "heldout"
     seed: int = EVALUATION_SEED
+    max_objects: int = 4
+    grid: int | None = None
 
     def __len__(self) -> int:
         """Return the number of scenes."""
@@ -57,7 +62,8 @@ class ScenePictures:
 
     def scenes(self, start: int, stop: int) -> Sequence[Scene]:
         """Return the scenes themselves."""
-        return [sample_scene(self.seed, i, split=self.split) for i in range(start, stop)]
+        more: Any = {"max_objects": self.max_objects, "grid": self.grid, "split": self.split}
+        return [sample_scene(self.seed, index, **more) for index in range(start, stop)]
 
     def images(self, start: int, stop: int) -> Float[Tensor, "b 3 h w"]:
         """Draw the scenes."""

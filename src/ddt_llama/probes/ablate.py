@@ -31,7 +31,7 @@ UNITS = {
     "psnr": ("dB", 1.0),
     "half": ("dB from half of the tokens", 1.0),
     "bits": ("bits an image", 1.0),
-    "shapes": ("points of prompts", 100.0),
+    "shapes": ("points of drawn objects", 100.0),
 }
 ORDERS = {
     "coarse_to_fine": "coarse to fine",

@@ -1,8 +1,11 @@
-"""A small language model that learns to draw: captions, each followed by the codes of its picture.
+"""A small language model that learns to draw: descriptions, each before the codes of its picture.
 
-What it has learned is told by bits a code, captions being given, and by prompts that it draws.
+Minutes must do: scenes of one or two objects on a grid, told completely and in few words, and heads
+that look back (experiments/0020). What has been learned is told by bits a code, descriptions being
+given, and by what of unseen scenes is there when the model draws them.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,65 +14,79 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor
 
+from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED
 from ddt_llama.probes.sequences import Sequences
-from ddt_llama.probes.sources import captions_of, encoded
-from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts
+from ddt_llama.probes.sources import encoded
+from ddt_llama.shapes.captions import description
+from ddt_llama.shapes.scene import Scene, Split
 from ddt_llama.shapes.verify import read
 from ddt_llama.tokenizer import Tokenizer
 
+OBJECTS, GRID = 2, 8  # at most so many, on so many cells along a side
 
-def captioned(
+
+def described(
     tokenizer: Tokenizer, text: TextTokenizer, name: str, count: int, held_out: int
 ) -> Sequences:
-    """Return `count` scenes as ids of a caption, a mark and codes, the last ones held out.
+    """Return `count` scenes as ids of a description, a mark and codes, the last ones held out.
 
-    Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the captions
-    and their marks are given.
+    Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the
+    descriptions and their marks are given.
     """
-    codes = tokenizer.to_language(encoded(tokenizer, count, name))
-    captions = [torch.tensor([*one, text.size]) for one in captions_of(text, count)]
+    pictures = easy(count, tokenizer.image_size, "train")
+    codes = tokenizer.to_language(encoded(tokenizer, pictures, name))
+    begun = beginnings(text, pictures.scenes(0, count))
     first = text.size + 1
-    pairs = [torch.cat([one, first + row]) for one, row in zip(captions, codes, strict=True)]
+    pairs = [torch.cat([one, first + row]) for one, row in zip(begun, codes, strict=True)]
     return Sequences(
         name,
         first + tokenizer.codebook_size,
         tuple(pairs[:-held_out]),
         tuple(pairs[-held_out:]),
-        told=tuple(map(len, captions[-held_out:])),
+        told=tuple(map(len, begun[-held_out:])),
     )
 
 
+def easy(count: int, size: int, split: Split) -> ScenePictures:
+    """Return scenes that minutes of training can draw."""
+    return ScenePictures(count, size, split, SEED, max_objects=OBJECTS, grid=GRID)
+
+
+def beginnings(text: TextTokenizer, scenes: Sequence[Scene]) -> list[Int[Tensor, " _"]]:
+    """Return the ids of the descriptions of scenes, each with the mark behind it."""
+    return [torch.tensor([*text.encode(description(scene)), text.size]) for scene in scenes]
+
+
 @torch.no_grad()
-def obeyed(
+def drawn(
     pupil: Any,
     vocabulary: Vocabulary,
     tokenizer: Tokenizer,
     text: TextTokenizer,
-    prompts: int,
+    count: int,
     steps: int,
 ) -> float:
-    """Return the share of held-out prompts that a pupil obeys, mean of six categories.
+    """Return what a pupil draws of `count` unseen scenes that are described to it: see `there`."""
+    scenes = easy(count, tokenizer.image_size, "heldout").scenes(0, count)
+    told = [vocabulary.to_ids(one) for one in beginnings(text, scenes)]
+    first = text.size + 1
+    symbols = write(pupil, vocabulary, told, first, tokenizer.num_tokens, SEED)
+    codes = tokenizer.from_language(symbols - first).to(device_of(tokenizer))
+    found = read(tokenizer.decode(codes, steps=steps, seed=SEED))
+    return float(np.mean([there(*pair) for pair in zip(found, scenes, strict=True)]))
 
-    `prompts` a category, one picture each, decoded in `steps`.
-    """
-    shares = []
-    for number, category in enumerate(CATEGORIES):
-        asked = heldout_prompts(category, prompts, SEED)
-        told = [
-            vocabulary.to_ids(torch.tensor([*text.encode(prompt), text.size]))
-            for prompt, _ in asked
-        ]
-        first = text.size + 1
-        symbols = write(pupil, vocabulary, told, first, tokenizer.num_tokens, SEED + number)
-        codes = tokenizer.from_language(symbols - first).to(device_of(tokenizer))
-        images = tokenizer.decode(codes, steps=steps, seed=SEED)
-        found = zip(read(images), asked, strict=True)
-        shares.append(np.mean([demand.satisfied(scene) for scene, (_, demand) in found]))
-    return float(np.mean(shares))
+
+def there(found: Scene | None, wanted: Scene) -> float:
+    """Return the share of the wanted objects that a picture shows, by colour and shape."""
+    shown, asked = (
+        Counter((item.colour, item.shape) for item in (scene.objects if scene else ()))
+        for scene in (found, wanted)
+    )
+    return (shown & asked).total() / asked.total()
 
 
 def write(

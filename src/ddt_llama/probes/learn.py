@@ -24,6 +24,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
+from ddt_llama.language.heads import look_back
 from ddt_llama.probes.base import ONE_TRAINING, check_seeds
 from ddt_llama.probes.orders import LONGEST, Order, places
 from ddt_llama.probes.sequences import Sequences
@@ -43,7 +44,8 @@ HELD_OUT_FROM = 1_000_003  # numbers of held-out sequences: training does not co
 class Lesson:
     """One model on one source in one order: `fingerprint` is that of the sequences.
 
-    `seed` chooses weights, the order of the sequences and the permutation.
+    `seed` chooses weights, the order of the sequences and the permutation. `look_back`: heads start
+    by looking a few tokens back, for what has to be bound together.
     """
 
     source: str
@@ -51,6 +53,7 @@ class Lesson:
     order: Order = "native"
     seed: int = 0
     shape: BackboneConfig = NANO
+    look_back: bool = False
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=600,
@@ -161,6 +164,8 @@ def learn(
     vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
     device = distributed.setup()
     model = backbone.build(lesson.shape, vocabulary, device=device, seed=lesson.seed)
+    if lesson.look_back:
+        look_back(model, lesson.seed)
 
     def sample(model: nn.Module, step: int, run: Run) -> dict[str, float]:
         surprise, _ = surprises(model, sequences, lesson, vocabulary, entropy=False)

@@ -61,6 +61,6 @@ def verdict(figures: dict[str, Figure]) -> str:
         dB = figures[f"{count} tokens.psnr"]
         part = f"{count} tokens give {dB.value:.1f} dB ({dB.low:.1f} to {dB.high:.1f})"
         if (shapes := figures.get(f"{count} tokens.shapes")) is not None:
-            part += f" and {percent(as_share(shapes))} of prompts"
+            part += f" and {percent(as_share(shapes))} of the objects"
         parts.append(part)
     return ", ".join(parts)

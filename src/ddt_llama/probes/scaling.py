@@ -1,9 +1,9 @@
 """How does loss fall with the size of the language model and with the data?
 
-Language models of four sizes learn to draw from three amounts of captioned pictures (captions, then
-codes), each for as many passes. One plane through the logarithms of all says how fast, bits ~
+Language models of four sizes learn to draw from three amounts of described pictures (descriptions,
+then codes), each for as many passes. One plane through the logarithms of all says how fast, bits ~
 N^-a D^-b (Kaplan et al. 2020, without a rest that no model learns: so few sizes cannot tell it).
-More pictures are more steps, too. Each model then draws prompts that training never held. Source:
+More pictures are more steps, too. Each model then draws what training never held. Source:
 DDT-LLaMA, the scaling study.
 """
 
@@ -23,7 +23,7 @@ from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, as_share, between, check_seeds, told
-from ddt_llama.probes.drawing import captioned, obeyed
+from ddt_llama.probes.drawing import described, drawn
 from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
 
@@ -36,9 +36,9 @@ SIZES = tuple(
 
 @dataclass(frozen=True)
 class ScalingPlan:
-    """Shapes of the language models, amounts of captioned pictures, passes over them.
+    """Shapes of the language models, amounts of described pictures, passes over them.
 
-    `prompts` a category are drawn by each model, none where 0.
+    Each model then draws `drawn` unseen scenes, none where 0.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -46,8 +46,8 @@ class ScalingPlan:
     amounts: tuple[int, ...] = (1_500, 4_500, 13_500)
     passes: float = 2.0
     held_out: int = 512
-    prompts: int = 20
-    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+    drawn: int = 96
+    lesson: Lesson = field(default_factory=lambda: Lesson("", "", look_back=True))
 
     def __post_init__(self) -> None:
         """Refuse one size or one amount: a slope needs two."""
@@ -60,14 +60,12 @@ class ScalingPlan:
         return (
             f"{len(self.seeds)} seeds of every language model, {len(self.shapes)} sizes, "
             f"{self.passes:g} passes over each amount, {self.held_out} held-out scenes, "
-            f"{self.prompts} prompts a category. {ONE_TRAINING}"
+            f"{self.drawn} unseen scenes drawn by each. {ONE_TRAINING}"
         )
 
     def quick(self) -> "ScalingPlan":
         """Return a plan of two small models and hardly any data."""
-        return replace(
-            self, shapes=SIZES[:2], amounts=(128, 256), passes=1.0, held_out=64, prompts=1
-        )
+        return replace(self, shapes=SIZES[:2], amounts=(128, 256), passes=1.0, held_out=64, drawn=4)
 
     def lesson_for(self, shape: BackboneConfig, amount: int, seed: int) -> Lesson:
         """Return the lesson of one model."""
@@ -112,15 +110,15 @@ Key = tuple[int, int, int]  # place of the shape, amount, seed
 def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learned]:
     """Carry out every lesson on the codes of one model."""
     text = text_of([model])
-    everything = captioned(
+    everything = described(
         model.tokenizer, text, model.name, max(plan.amounts) + plan.held_out, plan.held_out
     )
 
     def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
-        if not plan.prompts:
+        if not plan.drawn:
             return {}
         steps = model.settings.steps
-        share = obeyed(pupil, vocabulary, model.tokenizer, text, plan.prompts, steps)
+        share = drawn(pupil, vocabulary, model.tokenizer, text, plan.drawn, steps)
         return {"shapes": share}
 
     done: dict[Key, Learned] = {}
@@ -147,13 +145,13 @@ def parameters(shape: BackboneConfig, model: Model) -> int:
 def figures_of(
     plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]
 ) -> dict[str, Figure]:
-    """Return bits a code and share of prompts obeyed of every size and amount."""
+    """Return bits a code and share of described objects drawn of every size and amount."""
     figures = {}
     for place, amount in product(range(len(sizes)), plan.amounts):
         runs = [done[place, amount, seed] for seed in plan.seeds]
         name = f"{sizes[place]}.{amount}"
         figures[f"{name}.bits"] = mean([run.bits for run in runs])
-        if plan.prompts:
+        if plan.drawn:
             figures[f"{name}.shapes"] = as_share(mean([run.scores["shapes"] for run in runs]))
     return figures
 
@@ -207,7 +205,7 @@ def plots_of(
         return Plot.of_seeds(lines, "parameters beside the vocabulary", y)
 
     plots = {f"{name}, loss": over_sizes(lambda run: run.bits, "bits a code")}
-    if plan.prompts:
-        score = over_sizes(lambda run: run.scores["shapes"], "share of prompts obeyed")
-        plots[f"{name}, prompts"] = score
+    if plan.drawn:
+        score = over_sizes(lambda run: run.scores["shapes"], "share of described objects drawn")
+        plots[f"{name}, drawn"] = score
     return plots

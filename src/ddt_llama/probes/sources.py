@@ -32,7 +32,7 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
     sources = []
     for model in models:
         tokenizer = model.tokenizer
-        codes = encoded(tokenizer, pictures, model.name)
+        codes = encoded(tokenizer, scenes_to_learn(pictures, tokenizer.image_size), model.name)
         orders = {model.name: tokenizer.to_language(codes)}
         timesteps = {"coarse to fine": codes.flip(1), "fine to coarse": codes}
         for told, rows in timesteps.items() if tokenizer.prefixes else ():
@@ -59,16 +59,20 @@ def text_of(models: Sequence[Model]) -> TextTokenizer:
 
 
 def captions_of(text: TextTokenizer, count: int) -> list[list[int]]:
-    """Return the ids of one caption of each of the scenes that `encoded` encodes."""
-    scenes = ScenePictures(count, 64, "train", SEED).scenes(0, count)
+    """Return the ids of one caption of each of `scenes_to_learn`."""
+    scenes = scenes_to_learn(count).scenes(0, count)
     return [text.encode(caption(scene, SEED, number)) for number, scene in enumerate(scenes)]
 
 
-def encoded(tokenizer: Tokenizer, count: int, name: str) -> Int[Tensor, "n k"]:
-    """Return the codes of `count` scenes, column 0 the finest."""
-    pictures = ScenePictures(count, tokenizer.image_size, "train", SEED)
+def scenes_to_learn(count: int, size: int = 64) -> ScenePictures:
+    """Return the scenes that sequences come from."""
+    return ScenePictures(count, size, "train", SEED)
+
+
+def encoded(tokenizer: Tokenizer, pictures: ScenePictures, name: str) -> Int[Tensor, "n k"]:
+    """Return the codes of pictures, column 0 the finest."""
     parts = []
-    for start, stop in watch(list(batches(count, ENCODED_AT_ONCE)), f"encode by {name}"):
+    for start, stop in watch(list(batches(len(pictures), ENCODED_AT_ONCE)), f"encode by {name}"):
         images = pictures.images(start, stop).to(device_of(tokenizer))
         parts.append(tokenizer.encode(images).cpu())
     return torch.cat(parts)

@@ -22,7 +22,7 @@ from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.sequences import Sequences, unseen
-from ddt_llama.probes.sources import captions_of, encoded, text_of
+from ddt_llama.probes.sources import captions_of, encoded, scenes_to_learn, text_of
 
 ALONE = "text alone"
 Texts = Sequence[Int[Tensor, " _"]]
@@ -36,7 +36,13 @@ def synergy(plan: Plan, models: Sequence[Model], folder: Path) -> Outcome:
     text = text_of(models)
     texts = [torch.tensor([*one, text.size]) for one in captions_of(text, plan.pictures)]
     codes = {
-        model.name: model.tokenizer.to_language(encoded(model.tokenizer, plan.pictures, model.name))
+        model.name: model.tokenizer.to_language(
+            encoded(
+                model.tokenizer,
+                scenes_to_learn(plan.pictures, model.tokenizer.image_size),
+                model.name,
+            )
+        )
         for model in models
     }
     alphabet = max(model.tokenizer.codebook_size for model in models)

@@ -27,7 +27,7 @@ from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED, as_share, check_names, check_seeds, kept
-from ddt_llama.probes.drawing import captioned, obeyed
+from ddt_llama.probes.drawing import described, drawn
 from ddt_llama.probes.learn import Lesson, learn
 from ddt_llama.probes.sources import text_of
 from ddt_llama.recipes.run import run
@@ -42,7 +42,7 @@ QUANTITIES = {
     "half": "PSNR in dB from the coarse half of the tokens",
     "exact": "share of scenes read back exactly",
     "bits": "bits of an image to the language model",
-    "shapes": "share of prompts obeyed",
+    "shapes": "share of described objects drawn",
     "parameters": "parameters of the tokenizer",
     "flops": "FLOPs of the language model for an image",
 }
@@ -66,18 +66,18 @@ class VariantPlan:
     `recipe` trains the tokenizers; its network is replaced by that of the model asked about, with
     at most `codes`: so short a training fills no more.
     `lesson` trains the language models on `pictures` scenes, of which `held_out` are measured on;
-    each then draws `prompts` a category, none where 0. `scenes` are encoded and decoded in `steps`.
+    each then draws `drawn` unseen ones, none where 0. `scenes` are encoded and decoded in `steps`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: TokenizerRecipe = field(default_factory=shortened)
-    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+    lesson: Lesson = field(default_factory=lambda: Lesson("", "", look_back=True))
     codes: int = 4096
     pictures: int = 10_000
     held_out: int = 512
     scenes: int = 256
     steps: int = 8
-    prompts: int = 20
+    drawn: int = 96
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
@@ -93,7 +93,7 @@ class VariantPlan:
             f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
             f"{image.batch}, at most {self.codes:,} codes) and of a language model on its codes "
             f"({text.steps} steps of {text.batch}, {self.pictures:,} scenes); {self.scenes} "
-            f"held-out scenes, {self.prompts} prompts a category."
+            f"held-out scenes, {self.drawn} unseen ones drawn."
         )
 
     def quick(self) -> "VariantPlan":
@@ -113,7 +113,7 @@ class VariantPlan:
             pictures=48,
             held_out=16,
             scenes=16,
-            prompts=1,
+            drawn=2,
         )
 
 
@@ -204,12 +204,12 @@ def learned(
     plan: VariantPlan, tokenizer: Tokenizer, seed: int, text: TextTokenizer, folder: Path
 ) -> dict[str, float]:
     """Return what a language model makes of a tokenizer's codes, and what it costs."""
-    pairs = captioned(tokenizer, text, folder.name, plan.pictures, plan.held_out)
+    pairs = described(tokenizer, text, folder.name, plan.pictures, plan.held_out)
 
     def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
         found = {"flops": flops(pupil, tokenizer.num_tokens)}
-        if plan.prompts:
-            found["shapes"] = obeyed(pupil, vocabulary, tokenizer, text, plan.prompts, plan.steps)
+        if plan.drawn:
+            found["shapes"] = drawn(pupil, vocabulary, tokenizer, text, plan.drawn, plan.steps)
         return found
 
     lesson = replace(

@@ -198,6 +198,16 @@ def test_sequences_read_from_the_other_end_are_learned_once() -> None:
     assert without_mirrors([one, back, other, fewer, one]) == [one, other, fewer, one]
 
 
+def test_heads_that_look_back_find_what_stood_there_sooner(tmp_path: Path) -> None:
+    """Every symbol is that of three places before: two before the one that is read."""
+    first = torch.randint(ALPHABET, (1000, 3), generator=torch.Generator().manual_seed(0))
+    rows = of_codes("threes", first.repeat(1, 5), ALPHABET, held_out=100)
+    short = replace(LESSON, train=replace(LESSON.train, steps=50, sample_every=50))
+    at_random = learn(short, rows, tmp_path / "a").by_place[3:]
+    looking = learn(replace(short, look_back=True), rows, tmp_path / "b").by_place[3:]
+    assert np.mean(looking) < 0.5 * np.mean(at_random)
+
+
 def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
     rows = tuple(torch.tensor([1 + (n % 3)] * (2 + n % 5)) for n in range(400))
     short = replace(LESSON, train=replace(LESSON.train, steps=120))

@@ -14,8 +14,9 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
+from ddt_llama.probes import drawing
 from ddt_llama.probes import scaling as module
-from ddt_llama.probes.drawing import write
+from ddt_llama.probes.drawing import drawn, there, write
 from ddt_llama.probes.learn import Learned, Lesson, learn, surprises
 from ddt_llama.probes.scaling import (
     SIZES,
@@ -28,6 +29,8 @@ from ddt_llama.probes.scaling import (
     trend,
 )
 from ddt_llama.probes.sequences import Sequences
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 from stand_in import StandIn
@@ -35,9 +38,10 @@ from stand_in import StandIn
 TRAIN = TrainConfig(
     steps=4, batch=8, sample_every=4, tensorboard=False, optim=OptimConfig(lr=1e-2, warmup=1)
 )
+CIRCLE, STAR = Object(0, 0, 0, 0.25, 0.25), Object(3, 1, 1, 0.75, 0.75)
 SMALL = tuple(replace(SIZES[0], dim=dim, depth=1, mlp_dim=dim) for dim in (16, 32))
 PLAN = ScalingPlan(
-    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, prompts=0, lesson=Lesson("", "", train=TRAIN)
+    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, drawn=0, lesson=Lesson("", "", train=TRAIN)
 )
 
 
@@ -121,12 +125,40 @@ class Grey(StandIn):
         return (codes[:, :1, None, None] / 8 - 1).expand(-1, 3, 64, 64).float()
 
 
+def test_what_is_drawn_is_what_the_codes_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = drawing.easy(12, 64, "heldout").scenes(0, 12)
+
+    class Numbered(StandIn):
+        """A code is the number of a scene."""
+
+        def decode(self, codes: Tensor, **_: Any) -> Tensor:
+            return render([scenes[int(number)] for number in codes[:, 0]], 64)
+
+    text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
+    first = text.size + 1
+    told = {tuple(one.tolist()): n for n, one in enumerate(drawing.beginnings(text, scenes))}
+
+    def written(pupil: Any, vocabulary: Vocabulary, begun: list[Tensor], *_: Any) -> Tensor:
+        numbers = [told[tuple(vocabulary.to_codes(one).tolist())] for one in begun]
+        return first + torch.tensor([[(number + pupil) % 12] * 8 for number in numbers])
+
+    monkeypatch.setattr(drawing, "write", written)
+    vocabulary = Vocabulary(1, first + 1000, 100)
+    assert len(told) == 12
+    right, wrong = (drawn(shift, vocabulary, Numbered(), text, 12, 1) for shift in (0, 1))
+    assert right == 1
+    assert wrong < 0.3
+    both, one = Scene(0, (CIRCLE, STAR)), Scene(1, (CIRCLE,))
+    assert (there(both, one), there(one, both), there(None, one)) == (1, 0.5, 0)
+    assert there(Scene(0, (STAR, STAR)), both) == 0.5
+
+
 def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     model = Model(Grey(), name="grey")
     with pytest.raises(UserError, match="no language model in grey"):
         scaling(PLAN, [model], tmp_path)
     model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
-    outcome = scaling(replace(PLAN, prompts=1), [model], tmp_path)
+    outcome = scaling(replace(PLAN, drawn=1), [model], tmp_path)
     names = set(outcome.figures)
     assert {"grey.exponent.size", "grey.exponent.data"} <= names
     assert sum(name.endswith(".bits") for name in names) == 4
@@ -136,7 +168,7 @@ def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     by_size = trend(outcome.figures["grey.exponent.size"], "parameters beside the vocabulary")
     assert outcome.verdict.startswith(f"Bits a code of grey {by_size} and ")
     assert outcome.figures["grey.exponent.size"].low < outcome.figures["grey.exponent.size"].high
-    again = learn_grid(replace(PLAN, prompts=1), model, tmp_path)
+    again = learn_grid(replace(PLAN, drawn=1), model, tmp_path)
     assert again[1, 32, 0].scores == {"shapes": 0.0}
 
 

@@ -56,7 +56,7 @@ PLAN = VariantPlan(
     held_out=8,
     scenes=4,
     steps=2,
-    prompts=1,
+    drawn=1,
 )
 
 
@@ -200,7 +200,7 @@ def test_both_probes_tell_what_they_found(
     assert all(low < middle < high for low, middle, high in zip(least, dB, most, strict=True))
     no_prompts = {name: f for name, f in told.figures.items() if "shapes" not in name}
     own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
-    assert "prompts" not in length_verdict(own)
+    assert "objects" not in length_verdict(own)
 
     every = variants_of(PLAN.recipe)
     few = {name: every[name] for name in ("as it is", "written in raster order", UNTOLD, VELOCITY)}
