@@ -4,6 +4,7 @@ The only reader of RANK, LOCAL_RANK and WORLD_SIZE (set by torchrun). Every redu
 identity in a single process, so callers never ask which case they are in.
 """
 
+import atexit
 import ctypes
 import os
 from collections.abc import Callable, Iterable
@@ -60,6 +61,8 @@ def setup() -> torch.device:
         keep_freed_memory()
     if world_size() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+        # After a mistake nobody calls `teardown`, and threads that still run abort the process.
+        atexit.register(_leave)
     return chosen
 
 
@@ -94,6 +97,11 @@ def teardown() -> None:
     """Leave the process group, if there is one."""
     if dist.is_initialized():
         dist.barrier()  # gloo aborts a process whose peer leaves while it still talks
+        _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
         dist.destroy_process_group()
 
 

@@ -40,5 +40,5 @@ def test_abilities_are_asked_for_by_name() -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr in ("refines", "prefixes")
     }
-    probes = {f"probes/{name}.py" for name in ("prefix", "sources", "swap", "variants")}
+    probes = {f"probes/{name}.py" for name in ("levels", "prefix", "sources", "swap", "variants")}
     assert users == {"evaluation/reconstruction.py", *probes}
