@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -62,8 +62,12 @@ class ScenePictures:
 
     def scenes(self, start: int, stop: int) -> Sequence[Scene]:
         """Return the scenes themselves."""
-        more: Any = {"max_objects": self.max_objects, "grid": self.grid, "split": self.split}
-        return [sample_scene(self.seed, index, **more) for index in range(start, stop)]
+        return [
+            sample_scene(
+                self.seed, i, max_objects=self.max_objects, split=self.split, grid=self.grid
+            )
+            for i in range(start, stop)
+        ]
 
     def images(self, start: int, stop: int) -> Float[Tensor, "b 3 h w"]:
         """Draw the scenes."""

@@ -15,6 +15,7 @@ from ddt_llama.probes.base import Outcome
 from ddt_llama.probes.variants import (
     MEASURED,
     QUANTITIES,
+    TOLD,
     VariantPlan,
     base_of,
     differences,
@@ -27,12 +28,6 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
 VELOCITY = "velocity without own answers"
-UNITS = {
-    "psnr": ("dB", 1.0),
-    "half": ("dB from half of the tokens", 1.0),
-    "bits": ("bits an image", 1.0),
-    "shapes": ("points of drawn objects", 100.0),
-}
 ORDERS = {
     "coarse_to_fine": "coarse to fine",
     "fine_to_coarse": "fine to coarse",
@@ -121,7 +116,7 @@ def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:
     parts, unseen = [], []
     for name, row in apart.items():
         seen = []
-        for quantity, (unit, scale) in UNITS.items():
+        for quantity, (unit, scale) in TOLD.items():
             one = row.get(quantity)
             if one is not None and (one.low > 0 or one.high < 0):
                 value, low, high = (scale * x for x in (one.value, one.low, one.high))

@@ -13,12 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
-from ddt_llama.probes.sequences import Sequences
+from ddt_llama.probes.sequences import Sequences, match
 
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
@@ -55,22 +57,18 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     return Outcome(figures, verdict(plan, sources, figures, apart), plots)
 
 
+def mirror(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> bool:
+    """Say whether a sequence is another, read from the end."""
+    return torch.equal(one, other.flip(0))
+
+
 def without_mirrors(sources: Sequence[Sequences]) -> list[Sequences]:
     """Return the sources that are not another one before them, read from the end."""
     kept: list[Sequences] = []
     for one in sources:
-        if not any(mirror(one, other) for other in kept):
+        if not any(match(one, other, mirror) for other in kept):
             kept.append(one)
     return kept
-
-
-def mirror(one: Sequences, other: Sequences) -> bool:
-    """Say whether two sources are the same sequences, read from either end."""
-    return all(
-        len(rows) == len(others)
-        and all(torch.equal(a, b.flip(0)) for a, b in zip(rows, others, strict=True))
-        for rows, others in ((one.held_out, other.held_out), (one.train, other.train))
-    )
 
 
 def orders_of(source: Sequences) -> tuple[Order, ...]:

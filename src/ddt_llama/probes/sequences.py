@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,6 +77,18 @@ def unseen(
     """
     known = {tuple(row.tolist()) for row in train}
     return tuple(row for row in rows if tuple(row.tolist()) not in known)
+
+
+def match(
+    one: Sequences,
+    other: Sequences,
+    alike: Callable[[Int[Tensor, " _"], Int[Tensor, " _"]], bool],
+) -> bool:
+    """Say whether two sources have as many sequences, and each is `alike` its partner."""
+    return all(
+        len(rows) == len(others) and all(map(alike, rows, others))
+        for rows, others in ((one.held_out, other.held_out), (one.train, other.train))
+    )
 
 
 def packed(source: Sequences, length: int) -> Sequences:

@@ -16,12 +16,14 @@ from itertools import product
 from pathlib import Path
 
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.probes.base import Outcome, Plot, between, closed, percent, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.orders import Order
-from ddt_llama.probes.sequences import Sequences, packed
+from ddt_llama.probes.sequences import Sequences, match, packed
 
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
 ROW = 64  # symbols of a row of packed text, where no picture says how many
@@ -34,7 +36,9 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     sources = [one if one.even else packed(one, row) for one in sources]
     done: dict[tuple[str, Order, int], Learned] = {}
     for one in sources:
-        twin = next(other for other in sources if anagrams(one, other))  # at the latest itself
+        twin = next(
+            other for other in sources if match(one, other, anagrams)
+        )  # at the latest itself
         done |= learn_all(plan, [one], ORDERS if twin is one else ORDERS[:1], folder)
         for order, seed in product(ORDERS[1:], plan.seeds):
             done[one.name, order, seed] = done[twin.name, order, seed]
@@ -54,16 +58,9 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     return Outcome(figures, sentence, plots_of(sources, done, plan.seeds), notes=notes)
 
 
-def anagrams(one: Sequences, other: Sequences) -> bool:
-    """Say whether two sources are the same sequences but for the order of their symbols."""
-    return all(
-        len(rows) == len(others)
-        and all(
-            len(a) == len(b) and torch.equal(a.sort().values, b.sort().values)
-            for a, b in zip(rows, others, strict=True)
-        )
-        for rows, others in ((one.held_out, other.held_out), (one.train, other.train))
-    )
+def anagrams(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> bool:
+    """Say whether two sequences are the same but for the order of their symbols."""
+    return torch.equal(one.sort().values, other.sort().values)
 
 
 def costs(

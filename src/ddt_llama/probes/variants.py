@@ -48,7 +48,13 @@ QUANTITIES = {
 }
 SHARES = ("exact", "shapes")
 MEASURED = ("psnr", "half", "exact", "bits", "shapes")  # the others are known beforehand
-TOLD = ("psnr", "half", "bits", "shapes")  # what a verdict looks at
+# What a verdict looks at, its unit, and how many of them are one.
+TOLD = {
+    "psnr": ("dB", 1.0),
+    "half": ("dB from half of the tokens", 1.0),
+    "bits": ("bits an image", 1.0),
+    "shapes": ("points of drawn objects", 100.0),
+}
 
 
 def shortened() -> TokenizerRecipe:
@@ -64,7 +70,7 @@ class VariantPlan:
     """How every variant is trained and judged.
 
     `recipe` trains the tokenizers; its network is replaced by that of the model asked about, with
-    at most `codes`: so short a training fills no more.
+    at most `codes`, as many as nano's own training begins with.
     `lesson` trains the language models on `pictures` scenes, of which `held_out` are measured on;
     each then draws `drawn` unseen ones, none where 0. `scenes` are encoded and decoded in `steps`.
     """

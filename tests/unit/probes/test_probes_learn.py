@@ -105,7 +105,7 @@ def test_an_order_that_hides_a_rule_costs_bits_that_training_wins_back(tmp_path:
 def test_codes_in_several_orders_are_shuffled_once(tmp_path: Path) -> None:
     rows = torch.randint(6, (300, 8), generator=torch.Generator().manual_seed(0))
     one = of_codes("one", rows, 6, held_out=20)
-    turned = of_codes("turned", rows[:, torch.randperm(8)], 6, held_out=20)
+    turned = of_codes("turned", rows[:, [3, 0, 6, 1, 7, 2, 5, 4]], 6, held_out=20)
     other = of_codes("other", (rows + 1) % 6, 6, held_out=20)
     short = replace(LESSON, train=replace(LESSON.train, steps=2, sample_every=1))
     figures = shuffle(Plan((0, 1), short), [one, turned, other], tmp_path).figures
