@@ -15,6 +15,8 @@
 # DDT_DATA  where the picture packs of SIZE=small lie
 set -euf
 
+fail() { echo "$1" >&2 && exit 2; }
+
 root=$(cd "$(dirname "$0")/.." && pwd)
 PATH="$root/.venv/bin:$PATH"
 SIZE=${SIZE:-nano}
@@ -25,8 +27,9 @@ timestep)
     from_noise="--objective.density.share 0.8 --objective.own 0.5 --objective.hide-fine 0 --objective.drop-tokens 0.02"
     ;;
 spatial) name=spatial-$SIZE see_by=spatial_$SIZE from_noise= ;;
-*) echo "TOKENS: given $TOKENS, allowed are timestep and spatial" >&2 && exit 2 ;;
+*) fail "TOKENS: given $TOKENS, allowed are timestep and spatial" ;;
 esac
+case $SIZE in nano | small) ;; *) fail "SIZE: given $SIZE, allowed are nano and small" ;; esac
 # small's rival has 256 codes, and an edit has two pictures.
 room=
 [ "$name" = spatial-small ] && room="--backbone.max-positions 1024"
@@ -40,10 +43,21 @@ fi
 # Lists of paths are split at line ends only.
 IFS='
 '
+prompt="a red circle above a blue square" measure="--suite shapes --json shapes.json"
 
-if [ "${1:-}" = --data ]; then
+if [ "${1:-}" = --data ] && [ $# -gt 1 ]; then
     shift
+    # Told here, where no launcher of processes writes 40 lines about it.
+    for path in "$@"; do
+        case $path in
+        shapes | *[*?[]*) ;;
+        *) [ -e "$path" ] || fail "data: $path does not exist; give folders of images, shards, Parquet files" ;;
+        esac
+    done
     see="$*" learn="$*" obey="$*"
+    prompt="a picture" measure="--suite reconstruction --data $1"
+elif [ $# -gt 0 ]; then
+    fail "given $(echo $*), allowed is --data and one or more folders; settings are in the environment (see $0)"
 elif [ "$SIZE" = nano ]; then
     see=shapes learn=shapes obey=shapes
 else
@@ -63,6 +77,12 @@ $DDT_DATA/edit64
 --data.weights
 0.42,0.42,0.16"
 fi
+
+# A finished stage is never trained again, so a folder of runs belongs to one set of pictures.
+mkdir -p "$RUNS"
+[ -f "$RUNS/data" ] || echo "$see" >"$RUNS/data"
+[ "$(cat "$RUNS/data")" = "$see" ] ||
+    fail "$RUNS was begun on $(echo $(cat "$RUNS/data")); for other pictures set RUNS to another folder"
 
 # train RECIPE [fields]: ddt train, by as many processes as asked for. ("--": torchrun has options
 # that begin with --start too.)
@@ -133,5 +153,5 @@ fi
 
 # Weights in few bits, guidance tuned where the data hold shapes: the folder that `ddt_llama.load` opens.
 ddt publish "$last" "$RUNS/$name" --bits 8
-ddt draw "$RUNS/$name" "a red circle above a blue square" --num 4 --out "$RUNS/drawn.png"
-echo "the model: $RUNS/$name; measure it: ddt evaluate $RUNS/$name --suite shapes --json shapes.json"
+ddt draw "$RUNS/$name" "$prompt" --num 4 --out "$RUNS/drawn.png"
+echo "the model: $RUNS/$name; measure it: ddt evaluate $RUNS/$name $measure"

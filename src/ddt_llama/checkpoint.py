@@ -13,7 +13,7 @@ import shutil
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,14 @@ class State:
     facts: dict[str, Any]
 
 
-def save_state(folder: Path, state: State, keep: int) -> Path:
-    """Write `state` under `folder` and delete all but the newest `keep` states up to it.
+def save_state(folder: Path, state: State, keep: int, skipped: Sequence[Path] = ()) -> Path:
+    """Write `state` under `folder` and delete all but the newest `keep` states.
 
+    Those that resume `skipped` (`states_after`), being damaged, are deleted and do not count.
     The state is complete or absent: a kill at any moment leaves the previous ones untouched.
     Raises UserError where the disk refuses (full, read-only).
     """
-    final = folder / f"step-{state.step:08d}"
+    final = folder / _named(state.step)
     partial = folder / f".{final.name}.partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -65,8 +66,9 @@ def save_state(folder: Path, state: State, keep: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         raise UserError(f"{final}: cannot be written ({error}); free the disk and go on") from None
     states = _states(folder)
-    passed = states[: states.index(final)]  # damaged ones, which resume has gone behind
-    for old in [*passed, *states[len(passed) + keep :]]:
+    damaged = [one for one in states if one in skipped and one != final]
+    good = [one for one in states if one not in damaged]
+    for old in [*damaged, *good[keep:]]:
         with contextlib.suppress(OSError):
             shutil.rmtree(old)
     return final
@@ -211,6 +213,15 @@ def load_into(module: nn.Module, tensors: Tensors, source: str | os.PathLike[str
         told = "; ".join(differences[:3])
         raise UserError(f"{source}: does not fit this model: {told}{more}; use its own config")
     module.load_state_dict(dict(tensors))
+
+
+def states_after(folder: Path, step: int) -> list[Path]:
+    """Return the states of later steps: what resume skipped, where it found the state of `step`."""
+    return [one for one in _states(folder) if one.name > _named(step)]
+
+
+def _named(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def _states(folder: Path) -> list[Path]:

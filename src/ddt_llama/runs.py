@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import State, newest_state, save_state
+from ddt_llama.checkpoint import State, newest_state, save_state, states_after
 from ddt_llama.config import (
     UserError,
     flatten,
@@ -49,6 +49,7 @@ class Run:
         self._metrics: IO[str] | None = None
         self._board: Any = None
         self._resumed_at: int | None = None
+        self._skipped: list[Path] = []
 
     @classmethod
     def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> "Run":
@@ -92,7 +93,7 @@ class Run:
     def save(self, state: State, keep: int) -> None:
         """Write a training state, all or nothing, and keep the newest `keep`."""
         if distributed.is_main():
-            save_state(self.checkpoints, state, keep)
+            save_state(self.checkpoints, state, keep, self._skipped)
 
     def resume(self) -> State | None:
         """Return the newest good state and drop every metric written after it."""
@@ -101,6 +102,7 @@ class Run:
         self._resumed_at = state.step if state else None
         if distributed.is_main():
             self._truncate(state.step if state else 0)
+            self._skipped = states_after(self.checkpoints, state.step if state else 0)
         return state
 
     def log(self, record: Mapping[str, float | int | str]) -> None:
@@ -122,7 +124,7 @@ class Run:
                 raise UserError(f"tensorboard is not installed; {choice}")
             from torch.utils.tensorboard.writer import SummaryWriter
 
-            later = None if self._resumed_at is None else self._resumed_at + 1
+            later = (self._resumed_at or 0) + 1
             self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=later)
         for name, value in record.items():
             if name != "step" and isinstance(value, (int, float)):

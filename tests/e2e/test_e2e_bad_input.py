@@ -76,6 +76,40 @@ TYPED = {
         "probe shufle {model} --out {out}",
         "the probes are: shuffle, entropy, prefix",
     ),
+    "nothing held out of a probe": (
+        "probe shuffle {model} --held-out 0 --out {out}",
+        "held_out: given 0 of 20000 pictures",
+    ),
+    "more held out than there is": (
+        "probe shuffle {model} --pictures 10 --out {out}",
+        "held_out: given 512 of 10 pictures",
+    ),
+    "one picture to swap with itself": ("probe swap {model} --scenes 1 --out {out}", "2 or more"),
+    "a seed that no lesson takes": (
+        "probe shuffle {model} --course.train.seed 1 --out {out}",
+        "a probe takes its own: --seeds",
+    ),
+    "no groups": ("train spatial_nano --tokenizer.groups 0", "groups: given 0, allowed is 1"),
+    "odd critic": (
+        "train spatial_nano --objective.critic-widths 32,60",
+        "multiples of 8",
+    ),
+    "no spread of weights": (
+        "train nano_pretrain --tokenizer {model} --backbone.init-std 0",
+        "init_std: given 0",
+    ),
+    "no room for an edit": (
+        "train nano_pretrain --tokenizer {model} --backbone.max-positions 64",
+        "an edit has two pictures of",
+    ),
+    "an option of other verbs": (
+        "encode {model} {picture} {out}.parquet --num 3",
+        "unknown option --num; allowed are --split, --batch and fields of the data",
+    ),
+    "no such data to compare on": (
+        "compare {model} --data nowhere --out {out}",
+        "nowhere does not exist",
+    ),
     "no model to probe": ("probe shuffle --out {out}", "no model was given"),
     "one model twice": ("probe shuffle {model} {model} --out {out}", "two models are named"),
     "probe into a folder of other things": (

@@ -155,7 +155,11 @@ def test_the_demonstration_is_one_page(pipeline: Pipeline, tmp_path: Path) -> No
     assert counts == {"drawn": 8, "reconstructed": 8 + 6, "edited": 3, "asked": 6}
     assert 'src="pictures/' not in page  # pictures are inside
     assert page.count("data:image/png") >= 8 + 14 * 4 + 6 + 6
-    assert results["figures"].keys() >= {"drawn.right", "scenes.psnr.8", "pictures.psnr.8"}
+    assert results["figures"].keys() >= {
+        "drawn.right",
+        "scenes.visible.psnr.8",
+        "pictures.visible.psnr.8",
+    }
     assert results["timings"]["all together"] > 0
 
 

@@ -10,19 +10,19 @@ from ddt_llama.cli import main
 from ddt_llama.probes.named import PROBES
 
 LESSON = [
-    "--lesson.train.steps",
+    "--course.train.steps",
     "2",
-    "--lesson.train.batch",
+    "--course.train.batch",
     "4",
-    "--lesson.train.sample-every",
+    "--course.train.sample-every",
     "1",
 ]
 LESSON += [
-    "--lesson.shape.dim",
+    "--course.shape.dim",
     "16",
-    "--lesson.shape.depth",
+    "--course.shape.depth",
     "1",
-    "--lesson.train.optim.warmup",
+    "--course.train.optim.warmup",
     "1",
 ]
 SEQUENCES = [*LESSON, "--pictures", "60", "--held-out", "30", "--seeds", "0,1"]

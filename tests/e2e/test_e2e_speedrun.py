@@ -146,3 +146,43 @@ def test_stages_follow_each_other_with_fields_that_recipes_have(
     assert commands[-1][1] == commands[-2][2] == str(tmp_path / "runs" / name)
     if size == "small":
         assert len(trained["instruct"].data.paths) == len(trained["instruct"].data.weights) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--data", "no such folder"], "no such folder does not exist"),
+        (["my_images"], "given my_images, allowed is --data"),
+        (["--data"], "allowed is --data and one or more folders"),
+    ],
+)
+def test_a_wrong_word_is_told_before_anything_is_trained(
+    arguments: list[str], told: str, tmp_path: Path
+) -> None:
+    done = refused(arguments, tmp_path / "runs")
+    assert told in done
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_belong_to_one_set_of_pictures(tmp_path: Path) -> None:
+    cats, dogs, runs = (tmp_path / name for name in ("cats", "dogs", "runs"))
+    for folder in (cats, dogs, runs):
+        folder.mkdir()
+    (runs / "data").write_text(f"{cats}\n")
+    assert f"was begun on {cats}; for other pictures" in refused(["--data", str(dogs)], runs)
+
+
+def refused(arguments: list[str], runs: Path) -> str:
+    """Return the one line in which the script refuses to begin, by exit code 2."""
+    settings = {
+        "RUNS": str(runs),
+        "PROCESSES": "1",
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    command = ["sh", str(SCRIPT), *arguments]
+    done = subprocess.run(
+        command, env=os.environ | settings, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    return done.stderr

@@ -17,6 +17,7 @@ from ddt_llama.checkpoint import (
     save_release,
     save_state,
     save_tensors,
+    states_after,
 )
 from ddt_llama.config import UserError
 
@@ -84,9 +85,19 @@ def test_a_damaged_state_never_crowds_out_a_good_one(tmp_path):
     for step in (5, 10):
         save_state(tmp_path, state(step), keep=2)
     (tmp_path / "step-00000010" / "model.safetensors").write_bytes(b"cut")
-    save_state(tmp_path, state(7), keep=1)  # resume went back to 5
+    with pytest.warns(UserWarning, match="skipped"):
+        assert newest_state(tmp_path).step == 5
+    save_state(tmp_path, state(7), keep=1, skipped=states_after(tmp_path, 5))
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
     assert newest_state(tmp_path).step == 7
+
+
+def test_training_past_a_damaged_state_keeps_the_good_ones(tmp_path):
+    for step in (5, 10, 12):
+        save_state(tmp_path, state(step), keep=3)
+    (tmp_path / "step-00000012" / "model.safetensors").write_bytes(b"cut")
+    save_state(tmp_path, state(15), keep=2, skipped=states_after(tmp_path, 10))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
 
 
 def test_a_state_without_its_marker_is_no_state(tmp_path):

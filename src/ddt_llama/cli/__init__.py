@@ -36,7 +36,8 @@ VERBS: dict[str, Callable[..., int | None]] = {
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
     "evaluate": ("--suite", "--json", "--data", "--split"),
-    "compare": ("--out", "--quick"),
+    "encode": ("--split", "--batch"),
+    "compare": ("--out", "--data", "--quick"),
     "probe": ("--out", "--quick"),
 }
 ABOUT = """Images as a language that a LLaMA can speak: draw, edit, describe and train.

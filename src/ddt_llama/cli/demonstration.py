@@ -104,7 +104,7 @@ class Demonstration:
             decoded = [self.model.decode(codes, seeds, visible=count) for count in levels]
         quality = [psnr(one, images) for one in decoded]
         for count, values in zip(levels, quality, strict=True):
-            self.figures[f"{kind}.psnr.{count}"] = mean(values.tolist())
+            self.figures[f"{kind}.visible.psnr.{count}"] = mean(values.tolist())
         rows = []
         for row, name in enumerate(names):
             original = self.picture(images[row], f"{kind}-{row + 1}")
@@ -158,7 +158,7 @@ class Demonstration:
 def demonstrate(open_model: Callable[[], Model], images: Path | None, out: Path) -> Path:
     """Make the demonstration in the folder `out` and return the path of its page.
 
-    Raises UserError for a folder without a usable picture, before the model is opened.
+    Raises UserError for a folder without a picture, or with none that can be read.
     """
     began = time.perf_counter()
     files = _files(images) if images is not None else []

@@ -1,11 +1,11 @@
 """The verbs that measure models and encode data: evaluate, compare, probe, encode."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ddt_llama.cli.kinds import Fields, Model
 
@@ -41,20 +41,20 @@ def evaluate(
     from ddt_llama.evaluation.suites import suite_named
     from ddt_llama.generation import load
 
-    chosen = suite_named(suite, fields)
+    given, own = data_fields(fields)
+    chosen = suite_named(suite, own)
     if json is not None:
         check_file(json, ".json")
     opened = load(model)
     source = None
     if data is not None:
-        from ddt_llama.recipes.data import DataConfig
-
-        config = DataConfig(paths=(data,))
+        config = replace(given, paths=(data,))
         config.check()
-        unseen = replace(config, held_out=0.0).unseen_split(data)
-        part = split or ("all" if unseen == "train" else unseen)
+        part = split or replace(config, held_out=0.0).measured_split(data)
         source = config.open_images(data, opened.tokenizer.image_size, part)
         print(f"{data}: split {part}, {len(source)} pictures")
+        if not split and part == "all":
+            print("pictures of a training may be among them; --split val takes those it left out")
     figures = measure(opened, chosen, source)
     print_figures(figures, f"{opened.name}: {suite}")
     if json is not None:
@@ -66,7 +66,8 @@ def compare(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     *,
     out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")] = Path("compare"),
-    quick: bool = False,
+    data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
+    quick: FlagCreatePairsOff[bool] = False,
     fields: Fields = None,
 ) -> None:
     """Measure models on the same scenes, prompts and captions, side by side.
@@ -75,11 +76,15 @@ def compare(
     again goes on where it stopped. Publish models before: guidance and temperature are then tuned
     for each. Any field of a suite can be changed: --shapes.prompts 20.
 
+    All this is of the shapes world; give --data, and they rebuild your pictures, too: those of
+    split "val" or "test", all where the data have none.
+
     Example: ddt compare nano models/spatial_nano --out compare
 
     Args:
         models: nano (comes with the program), folders of training runs, or hub names.
         out: The folder to write into.
+        data: Pictures of your own: a folder, WebDataset shards, Parquet files, a data set on disk.
         quick: A run of minutes that proves that everything works, and nothing else.
     """
     from ddt_llama.config import override
@@ -87,8 +92,22 @@ def compare(
     from ddt_llama.probes.compare import compare as measure
 
     plan = ComparisonPlan().quick() if quick else ComparisonPlan()
-    measure(opened(models), out, override(plan, fields or {}))
+    given, own = data_fields(fields)
+    if data is not None:
+        plan = replace(plan, data=replace(given, paths=(data,), held_out=0.0))
+    measure(opened(models), out, override(plan, own))
     print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
+
+
+def data_fields(fields: Mapping[str, str] | None) -> tuple[Any, dict[str, str]]:
+    """Return what the fields "data.*" make of the data's settings, and the other fields."""
+    from ddt_llama.config import override
+    from ddt_llama.recipes.data import DataConfig
+
+    own = {name: value for name, value in (fields or {}).items() if name.startswith("data.")}
+    changes = {name.removeprefix("data."): value for name, value in own.items()}
+    rest = {name: value for name, value in (fields or {}).items() if name not in own}
+    return override(DataConfig(), changes), rest
 
 
 def opened(models: Sequence[str]) -> list[Any]:
@@ -101,6 +120,8 @@ def opened(models: Sequence[str]) -> list[Any]:
         for one, source in zip(loaded, models, strict=True):
             if names.count(one.name) > 1:
                 one.name = other(source.strip("/"))
+    for one in loaded:  # names become those of files
+        one.name = one.name.replace("/", "-")
     return loaded
 
 
@@ -109,7 +130,7 @@ def probe(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     *,
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
-    quick: bool = False,
+    quick: FlagCreatePairsOff[bool] = False,
     fields: Fields = None,
 ) -> None:
     """Put a claim of the paper to the test on one or more models.
@@ -120,7 +141,7 @@ def probe(
     with text? length: how many tokens should an image have? ablate: which choices in the tokenizer
     matter? scaling: how does loss fall with size and data? Writes figures, plots, pictures and a
     verdict. The same command started again goes on where it stopped. Any field of its config.json's
-    plan can be changed: --lesson.train.steps 2000.
+    plan can be changed: --course.train.steps 2000.
 
     Example: ddt probe shuffle nano runs/spatial_nano --out probes/shuffle
 
@@ -147,8 +168,11 @@ def encode(
     *,
     split: str = "all",
     batch: int = 64,
+    fields: Fields = None,
 ) -> None:
     """Write the codes of a data set of pictures to one file, with keys and captions.
+
+    Fields of the data can be changed as in training: --data.image-column photo.
 
     Example: ddt encode nano my_pictures codes.parquet
 
@@ -160,9 +184,18 @@ def encode(
         batch: Pictures encoded at once.
     """
     from ddt_llama.cli.places import check_file
+    from ddt_llama.config import UserError
     from ddt_llama.generation import load
     from ddt_llama.recipes.encode import encode_pictures
 
     check_file(out, ".parquet", ".safetensors")
-    count, skipped = encode_pictures(load(model), data, out, split=split, batch=batch)
+    config, unknown = data_fields({"data.held_out": "0"} | dict(fields or {}))
+    if unknown:
+        raise UserError(
+            f"unknown option --{next(iter(unknown))}; allowed are --split, --batch and fields of "
+            "the data such as --data.image-column; see ddt encode --help"
+        )
+    count, skipped = encode_pictures(
+        load(model), replace(config, paths=(data,)), out, split=split, batch=batch
+    )
     print(f"{out}: codes of {count} pictures" + (f", {skipped} skipped" if skipped else ""))

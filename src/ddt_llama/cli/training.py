@@ -1,11 +1,13 @@
 """Tell how a training begins and ends: where things are, and what to do next."""
 
 import logging
+import shlex
 import time
 from pathlib import Path
 
 from ddt_llama import distributed
 from ddt_llama.recipes import LanguageRecipe, Recipe, Trained, run
+from ddt_llama.recipes.data import SHAPES
 
 
 def train_and_tell(recipe: Recipe, folder: Path) -> int:
@@ -30,16 +32,22 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     if not trained.finished:
         lines.append(f"{trained.step} of {recipe.train.steps} steps done; the same command goes on")
     size = recipe.name.removeprefix("spatial_").partition("_")[0]
-    folder = trained.folder
+    folder, paths = trained.folder, recipe.data.paths
+    data = "" if paths == (SHAPES,) else f" --data {shlex.join(paths)}"
+    own = next((path for path in paths if path != SHAPES), None)
+    prompt = "a red circle" if SHAPES in paths else "a caption like yours"
     if not isinstance(recipe, LanguageRecipe):
         lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
-        lines.append(f"next: ddt train {size}_pretrain --tokenizer {folder}")
+        lines.append(f"next: ddt train {size}_pretrain --tokenizer {folder}{data}")
     else:
-        lines.append(f'try it: ddt draw {folder} "a red circle" --out drawn.png')
+        lines.append(f'try it: ddt draw {folder} "{prompt}" --out drawn.png')
         if recipe.stage == "pretrain":
-            lines.append(f"next: ddt train {size}_instruct --start {folder}")
-        else:
+            lines.append(f"next: ddt train {size}_instruct --start {folder}{data}")
+        elif SHAPES in paths:
             lines.append(f"measure it: ddt evaluate {folder} --suite shapes --json shapes.json")
+        else:
+            suite = f"--suite reconstruction --data {shlex.quote(str(own))}"
+            lines.append(f"measure it: ddt evaluate {folder} {suite}")
     return lines
 
 

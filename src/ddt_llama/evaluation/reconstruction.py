@@ -5,6 +5,7 @@ steps and of visible tokens, the share of scenes that the verifier reads back ex
 of the codebook is in use.
 """
 
+import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.intervals import Figure, jackknife, mean, proportion, setting
 from ddt_llama.evaluation.metrics import psnr, ssim
 from ddt_llama.evaluation.pictures import (
@@ -54,9 +55,8 @@ class ReconstructionSuite:
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
-        for name in ("scenes", "codebook_scenes", "visible_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        counts = "scenes", "codebook_scenes", "visible_steps", "batch_size"
+        check_range(self, 1, math.inf, *counts)
         if not self.steps or min(self.steps) < 1:
             raise UserError(f"steps are {self.steps}; give one or more numbers of 1 or more")
         check_seed(self.seed)

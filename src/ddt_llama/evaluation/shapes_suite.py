@@ -5,6 +5,7 @@ the verifier that reads a picture back into a scene; edits (is the change done, 
 untouched); questions by exact match.
 """
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -13,7 +14,7 @@ from typing import Protocol, Unpack, runtime_checkable
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.intervals import (
     Figure,
     clustered_proportion,
@@ -118,10 +119,8 @@ class ShapesSuite:
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
-        lowest = {"prompts": 0, "images": 1, "edits": 0, "questions": 0, "batch_size": 1}
-        for name, low in lowest.items():
-            if getattr(self, name) < low:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {low}")
+        check_range(self, 0, math.inf, "prompts", "edits", "questions")
+        check_range(self, 1, math.inf, "images", "batch_size")
         check_seed(self.seed)
         Settings().changed(self.options)  # refuses what no model draws with
 
@@ -270,10 +269,13 @@ def tune_words(
     figures: dict[str, tuple[Figure, Figure]] = {}
     for name, measure in measures.items():
         tried = []
-        for first in (False, True):
-            model.settings = replace(stored, **{name: first})
-            tried.append(measure())
-        model.settings, figures[name] = stored, (tried[0], tried[1])
+        try:
+            for first in (False, True):
+                model.settings = replace(stored, **{name: first})
+                tried.append(measure())
+        finally:
+            model.settings = stored
+        figures[name] = tried[0], tried[1]
         chosen = replace(chosen, **{name: tried[1].value > tried[0].value})
     return chosen, figures
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, batches, check_seed
 from ddt_llama.evaluation.result import watch
@@ -32,9 +32,7 @@ class TextSuite:
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
-        for name in ("captions", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_range(self, 1, math.inf, "captions", "batch_size")
         check_seed(self.seed)
 
     def run(self, model: Model) -> dict[str, Figure]:

@@ -62,8 +62,9 @@ def obstacle(config: Mapping[str, Any]) -> str | None:
     if config.get("use_sliding_window", family == "mistral") and config.get("sliding_window"):
         return f"sliding_window {config['sliding_window']}"
     rope = _rope(config)
-    if rope.get("rope_type", "default") != "default":
-        return f"rope_type {rope['rope_type']}"
+    kind = rope.get("rope_type", rope.get("type", "default"))  # "type" in older files
+    if kind != "default":
+        return f"rope_type {kind}"
     if "rope_theta" not in rope or rope.get("partial_rotary_factor", 1.0) != 1.0:
         return f"rope_parameters {rope}"
     return None

@@ -80,6 +80,11 @@ class Model:
         self.batch_size = 32
         if vocabulary is not None:
             _check_belongs(tokenizer, vocabulary)
+            if text is not None and text.size > vocabulary.text_size:
+                raise UserError(
+                    f"the text tokenizer has {text.size} ids, the language model was trained with "
+                    f"{vocabulary.text_size}; take both from the same release"
+                )
             if engine is None and isinstance(language, nn.Module):
                 size = None if text is None else text.size
                 engine = Engine(decoder_of(language), vocabulary, size)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import PIL.Image
+import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -24,11 +25,15 @@ def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[T
     Files, bytes and PIL images are resized and centre-cropped; tensors (`3 h w` or `b 3 h w`) must
     have the size already. Raises UserError (BrokenImage for files).
     """
-    if isinstance(images, Tensor) and images.ndim == 4:
+    if isinstance(images, Tensor) and images.ndim == 4 and len(images):
         return _checked(images, size)
     if isinstance(images, str | Path | bytes | PIL.Image.Image | Tensor):
         images = [images]
-    if not images:
+    if not isinstance(images, Sequence | Tensor):
+        raise UserError(
+            f"images are {type(images).__name__}; allowed are paths, bytes, PIL images or tensors"
+        )
+    if len(images) == 0:
         raise UserError("no image was given; give at least one")
     return torch.stack([_read(image, size) for image in images])
 
@@ -63,6 +68,7 @@ def _read(image: ImageInput, size: int) -> Tensor:
 
 def _png(image: PIL.Image.Image) -> bytes:
     """Write a PIL image to bytes, so that it goes the same checked way as a file."""
+    image = PIL.ImageOps.exif_transpose(image)  # PNG does not keep which side is up
     buffer = io.BytesIO()
     plain = image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA", "I;16") else None
     (plain or image.convert("RGB")).save(buffer, format="PNG", compress_level=0)

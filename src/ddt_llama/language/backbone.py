@@ -63,7 +63,8 @@ class BackboneConfig:
         """Refuse shapes that no attention has."""
         check_range(self, 1, math.inf, "dim", "depth", "num_heads", "num_kv_heads", "mlp_dim")
         check_range(self, 1, math.inf, "max_positions", "rope_theta")
-        check_range(self, 0, math.inf, "norm_eps", "init_std", "row_std")
+        check_range(self, 0, math.inf, "norm_eps", "row_std")
+        check_range(self, 1e-6, 1, "init_std")
         if self.dim % (2 * self.num_heads):
             raise UserError(
                 f"backbone dim: given {self.dim}, allowed are multiples of 2 x num_heads = "

@@ -119,6 +119,15 @@ def check_seeds(seeds: Sequence[int]) -> None:
         raise UserError(f"seeds: given {tuple(seeds)}; give one or more different ones")
 
 
+def check_held_out(held_out: int, pictures: int) -> None:
+    """Raise UserError unless some of the pictures are held out, and some are not."""
+    if not 0 < held_out < pictures:
+        raise UserError(
+            f"held_out: given {held_out} of {pictures} pictures; leave some of each, with "
+            "--held-out or --pictures"
+        )
+
+
 def check_names(models: Sequence[Model]) -> tuple[str, ...]:
     """Return the names of models; UserError for no model, and for two of one name."""
     if not models:
@@ -126,6 +135,8 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
     names = tuple(model.name for model in models)
     if twice := [one for one in names if names.count(one) > 1]:
         raise UserError(f"two models are named {twice[0]!r}; give models of different names")
+    if odd := [one for one in names if Path(one).name != one]:
+        raise UserError(f"model name {odd[0]!r}: files are named after it; rename it, without '/'")
     return names
 
 
@@ -180,6 +191,13 @@ def open_folder(folder: Path, config: object) -> None:
             f"{folder}: cannot be written ({error.strerror}); choose another with --out"
         ) from None
     save_json(described, to_dict(config))
+
+
+def forget_folder(folder: Path) -> None:
+    """Remove a folder in which nothing was measured, so that another start may differ."""
+    if [item.name for item in folder.iterdir()] == ["config.json"]:
+        (folder / "config.json").unlink()
+        folder.rmdir()
 
 
 def close_folder(

@@ -17,15 +17,18 @@ import torch
 from torch import nn
 
 from ddt_llama.data.images import save_png, to_pil
+from ddt_llama.data.samples import Sample
+from ddt_llama.data.sources import ImageSource
 from ddt_llama.evaluation.bench import PROMPTS, counted
 from ddt_llama.evaluation.intervals import flat
-from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures
+from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.evaluation.text import TextSuite
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Settings
 from ddt_llama.probes.base import check_names, fingerprint, kept, open_folder
+from ddt_llama.recipes.data import DataConfig
 from ddt_llama.reports.comparison import NOTHING, Comparison, Row, Shown, save_comparison
 from ddt_llama.shapes.prompts import CATEGORIES, edit_suite
 from ddt_llama.shapes.render import render
@@ -36,13 +39,14 @@ TIMED = 3  # drawings of a batch, the fastest of which counts
 
 @dataclass(frozen=True)
 class ComparisonPlan:
-    """The suites that every model goes through."""
+    """The suites that every model goes through; `data`: other pictures to be rebuilt, too."""
 
     reconstruction: ReconstructionSuite = field(
         default_factory=lambda: ReconstructionSuite(whole=False, visible_steps=1)
     )
     shapes: ShapesSuite = field(default_factory=ShapesSuite)
     text: TextSuite = field(default_factory=TextSuite)
+    data: DataConfig | None = None
 
     def quick(self) -> "ComparisonPlan":
         """Return a plan of minutes, which proves that everything works and nothing else."""
@@ -50,7 +54,14 @@ class ComparisonPlan:
             replace(self.reconstruction, scenes=32, codebook_scenes=256),
             replace(self.shapes, prompts=2, images=1, edits=6, questions=12),
             replace(self.text, captions=32),
+            self.data,
         )
+
+    def source(self, image_size: int) -> ImageSource[Sample]:
+        """Open the pictures of `data`, those that training leaves alone where there are any."""
+        assert self.data is not None
+        (path,) = self.data.paths
+        return self.data.open_images(path, image_size, self.data.measured_split(path))
 
 
 @dataclass(frozen=True)
@@ -75,6 +86,9 @@ LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("SSIM", "ssim", lambda x: f"{x:.3f}"),
     ("scenes read back exactly", "exact", lambda x: f"{100 * x:.1f} %"),
     ("codebook in use", "codebook.used", lambda x: f"{100 * x:.1f} %"),
+    ("given pictures, PSNR in dB", "pictures.psnr", lambda x: f"{x:.2f}"),
+    ("given pictures, SSIM", "pictures.ssim", lambda x: f"{x:.3f}"),
+    ("given pictures, codebook in use", "pictures.codebook", lambda x: f"{100 * x:.1f} %"),
     ("prompts obeyed", "shapes.overall", lambda x: f"{100 * x:.1f} %"),
     *((f"... {name}", f"shapes.{name}", lambda x: f"{100 * x:.1f} %") for name in CATEGORIES),
     ("edits done", "shapes.edit.done", lambda x: f"{100 * x:.1f} %"),
@@ -96,6 +110,8 @@ def compare(
     no model, models of one name, and a folder of another comparison.
     """
     names = check_names(models)
+    if plan.data is not None:
+        plan.data.check()
     weights = tuple(
         fingerprint(one.tokenizer, one.language if one.vocabulary is not None else None)
         for one in models
@@ -118,7 +134,9 @@ def compare(
         f"{plan.shapes.questions} questions, {plan.text.captions} captions; the same for all. "
         "One training of each model: differences between trainings are not in the intervals."
     )
-    drawn, edited, rebuilt = pictures(models, out)
+    if plan.data is not None:
+        about += f" Given pictures: {', '.join(plan.data.paths)}."
+    drawn, edited, rebuilt = pictures(models, out, plan)
     save_comparison(out, Comparison(names, about, tuple(rows), drawn, edited, rebuilt))
     return figures
 
@@ -131,6 +149,13 @@ def measure(model: Model, plan: ComparisonPlan) -> dict[str, float]:
     (taken,) = useful_steps(tokenizer, (steps,))
     figures = {name: own[f"reconstruction.{name}.{taken}"] for name in ("psnr", "ssim", "exact")}
     figures["codebook.used"] = own["codebook.used"]
+    if plan.data is not None:
+        source, most = plan.source(tokenizer.image_size), max(suite.scenes, suite.codebook_scenes)
+        given = suite.run(tokenizer, SourcePictures(source, tokenizer.image_size, most))
+        for name in ("psnr", "ssim"):
+            figures[f"pictures.{name}"] = given[f"reconstruction.{name}.{taken}"]
+        if "codebook.used" in given:  # of one picture nobody can say
+            figures["pictures.codebook"] = given["codebook.used"]
     known = network(model)
     if model.vocabulary is not None:
         figures |= TextSuite.run(plan.text, model)
@@ -198,7 +223,7 @@ def cell(figures: Mapping[str, float], key: str, write: Callable[[float], str]) 
 
 
 def pictures(
-    models: Sequence[Model], out: Path
+    models: Sequence[Model], out: Path, plan: ComparisonPlan
 ) -> tuple[tuple[Shown, ...], tuple[Shown, ...], tuple[Shown, ...]]:
     """Draw, edit and rebuild the same things by every model, and write the pictures."""
     folder = out / "pictures"
@@ -233,8 +258,12 @@ def pictures(
     edited = shown(
         "edited", told, {model.name: model.edit(sources, told) for model in taught}, sources
     )
-    scenes = to_pil(ScenePictures(SHOWN, 64).images(0, SHOWN))
-    rebuilt = shown(
-        "rebuilt", [""] * SHOWN, {model.name: model.reconstruct(scenes) for model in models}, scenes
-    )
+    size = max(model.tokenizer.image_size for model in models)
+    scenes = ScenePictures(SHOWN, size).images(0, SHOWN)
+    if plan.data is not None:
+        given = SourcePictures(plan.source(size), size, SHOWN)
+        scenes = torch.cat([given.images(0, len(given)), scenes])
+    originals = to_pil(scenes)
+    made = {model.name: model.reconstruct(originals) for model in models}
+    rebuilt = shown("rebuilt", [""] * len(originals), made, originals)
     return drawn if able else (), edited if taught else (), rebuilt

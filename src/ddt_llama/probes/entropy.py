@@ -121,5 +121,5 @@ def verdict(
             )
             words += f"end {told(figures[f'{source.name}.reversed.slope'], sign='+')}"
         each.append(f"{words})")
-    sentence = f"After {plan.lesson.effort()} the entropy of the next token {'; '.join(each)}"
+    sentence = f"After {plan.course.effort()} the entropy of the next token {'; '.join(each)}"
     return closed(sentence, apart, what="slopes: ")

@@ -18,14 +18,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.config import load_json, save_json
+from ddt_llama.config import UserError, load_json, save_json
 from ddt_llama.data.stream import Stream
 from ddt_llama.evaluation.result import watch
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.documents import IGNORED, Batch
 from ddt_llama.language.heads import look_back
-from ddt_llama.probes.base import ONE_TRAINING, check_seeds
+from ddt_llama.probes.base import ONE_TRAINING, check_held_out, check_seeds
 from ddt_llama.probes.orders import LONGEST, Order, places
 from ddt_llama.probes.sequences import Sequences
 from ddt_llama.reports.plots import read_metrics
@@ -41,17 +41,12 @@ HELD_OUT_FROM = 1_000_003  # numbers of held-out sequences: training does not co
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """One model on one source in one order: `fingerprint` is that of the sequences.
+class Course:
+    """What all lessons of a probe share: the shape of the model and its training.
 
-    `seed` chooses weights, the order of the sequences and the permutation. `look_back`: heads start
-    by looking a few tokens back, for what has to be bound together.
+    `look_back`: heads start by looking a few tokens back, for what has to be bound together.
     """
 
-    source: str
-    fingerprint: str
-    order: Order = "native"
-    seed: int = 0
     shape: BackboneConfig = NANO
     look_back: bool = False
     train: TrainConfig = field(
@@ -68,36 +63,61 @@ class Lesson:
         )
     )
 
+    def __post_init__(self) -> None:
+        """Refuse a seed that no lesson would take."""
+        if self.train.seed:
+            raise UserError(f"train.seed: given {self.train.seed}; a probe takes its own: --seeds")
+
     def effort(self) -> str:
         """Say how long is learned."""
         return f"{self.train.steps} steps of {self.train.batch} sequences"
 
 
 @dataclass(frozen=True)
+class Lesson:
+    """One model on one source in one order: `fingerprint` is that of the sequences.
+
+    `seed` chooses weights, the order of the sequences and the permutation.
+    """
+
+    course: Course
+    source: str
+    fingerprint: str
+    order: Order = "native"
+    seed: int = 0
+
+    @property
+    def train(self) -> TrainConfig:
+        """The training with the seed of this lesson."""
+        return replace(self.course.train, seed=self.seed)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The lesson that all of a probe share, and the seeds: weights, order of data, permutation.
+    """The course that all lessons share, and the seeds: weights, order of data, permutation.
 
     `pictures`: how many scenes of the shapes world the sequences come from, `held_out` of them to
     be measured on.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    lesson: Lesson = field(default_factory=lambda: Lesson("", ""))
+    course: Course = field(default_factory=Course)
     pictures: int = 20_000
     held_out: int = 512
 
     def __post_init__(self) -> None:
-        """Refuse no seed, and one twice."""
+        """Refuse no seed, one twice, and numbers that measure nothing."""
         check_seeds(self.seeds)
+        check_held_out(self.held_out, self.pictures)
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
-        train, shape = self.lesson.train, self.lesson.shape
+        train, shape = self.course.train, self.course.shape
         beside = backbone.count_parameters(shape, Vocabulary(1, 1, 1)) / 1e6
         return (
             f"{len(self.seeds)} seeds of a language model ({shape.depth} blocks of width "
             f"{shape.dim}, {beside:.1f} M parameters beside the rows of its symbols; "
-            f"{self.lesson.effort()} by {train.optim.kind}, rate {train.optim.lr:g}), which choose "
+            f"{self.course.effort()} by {train.optim.kind}, rate {train.optim.lr:g}), which choose "
             f"its weights, the order of the data and the permutation where there is one (by "
             f"torch.randperm, of {LONGEST:,} places); {self.pictures:,} scenes of the shapes "
             f"world, {self.held_out} of them held out. {ONE_TRAINING}"
@@ -105,11 +125,11 @@ class Plan:
 
     def quick(self) -> "Plan":
         """Return a plan of two seeds, a thirtieth of the steps and a fortieth of the pictures."""
-        train = self.lesson.train
+        train = self.course.train
         steps = train.steps // 30
         optim = replace(train.optim, warmup=steps // 4)
         short = replace(train, steps=steps, batch=16, sample_every=steps, optim=optim)
-        return Plan(self.seeds[:2], replace(self.lesson, train=short), 512, 32)
+        return Plan(self.seeds[:2], replace(self.course, train=short), 512, 32)
 
 
 class Learned(NamedTuple):
@@ -136,14 +156,7 @@ def learn_all(
     """Learn every source in every order with every seed; keys are (source, order, seed)."""
     done: dict[tuple[str, Order, int], Learned] = {}
     for source, order, seed in watch(list(product(sources, orders, plan.seeds)), "lessons"):
-        lesson = replace(
-            plan.lesson,
-            source=source.name,
-            fingerprint=source.fingerprint(),
-            order=order,
-            seed=seed,
-            train=replace(plan.lesson.train, seed=seed),
-        )
+        lesson = Lesson(plan.course, source.name, source.fingerprint(), order, seed)
         place = folder / "lessons" / f"{source.name}-{order}-{seed}"
         done[source.name, order, seed] = learn(lesson, source, place)
     return done
@@ -163,8 +176,8 @@ def learn(
         return Learned(**{**kept, "curve": [(seen, bits) for seen, bits in kept["curve"]]})
     vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
     device = distributed.setup()
-    model = backbone.build(lesson.shape, vocabulary, device=device, seed=lesson.seed)
-    if lesson.look_back:
+    model = backbone.build(lesson.course.shape, vocabulary, device=device, seed=lesson.seed)
+    if lesson.course.look_back:
         look_back(model, lesson.seed)
 
     def sample(model: nn.Module, step: int, run: Run) -> dict[str, float]:

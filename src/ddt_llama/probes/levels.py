@@ -1,5 +1,6 @@
 """What the probes share that decode pictures from some of their tokens, level by level."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -7,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import check_range
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.generation.model import Model
@@ -33,9 +34,8 @@ class LevelPlan:
     def __post_init__(self) -> None:
         """Refuse seeds that are none, and numbers that measure nothing."""
         check_seeds(self.seeds)
-        for name in ("levels", "scenes", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_range(self, 1, math.inf, "levels", "steps")
+        check_range(self, 2, math.inf, "scenes")  # one is compared with another
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""

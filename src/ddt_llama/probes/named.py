@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 from ddt_llama.config import UserError, override
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.ablate import ablate
-from ddt_llama.probes.base import Outcome, check_names, close_folder, fingerprint, open_folder
+from ddt_llama.probes.base import (
+    Outcome,
+    check_names,
+    close_folder,
+    fingerprint,
+    forget_folder,
+    open_folder,
+)
 from ddt_llama.probes.entropy import entropy
 from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.length import length
@@ -23,6 +30,7 @@ from ddt_llama.probes.sources import sources_of, text_of
 from ddt_llama.probes.swap import swap
 from ddt_llama.probes.synergy import synergy
 from ddt_llama.probes.variants import VariantPlan, each_can_vary
+from ddt_llama.reports.plots import check_plots
 
 
 @dataclass(frozen=True)
@@ -94,10 +102,11 @@ def carry_out(
     """Carry a probe out in the folder `out`, or go on with it; returns its outcome.
 
     `quick` is a run of minutes that proves the machinery, not the claim; `changes` are fields of
-    the plan, e.g. `{"lesson.train.steps": 2000}`. Raises UserError for an unknown probe or field,
+    the plan, e.g. `{"course.train.steps": 2000}`. Raises UserError for an unknown probe or field,
     models of one name, and a folder of another probe; KeyboardInterrupt where a signal ends it.
     """
     check_name(name)
+    check_plots()
     names = check_names(models)
     plan, action, check = PROBES[name]
     check(models)
@@ -105,7 +114,11 @@ def carry_out(
         plan = plan.quick()
     plan = override(plan, changes or {})
     open_folder(out, Begun(name, names, *fingerprints(models), plan))
-    outcome = action(plan, models, out)
+    try:
+        outcome = action(plan, models, out)
+    except UserError:
+        forget_folder(out)
+        raise
     if quick:
         outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
     question = inspect.getdoc(import_module(f"ddt_llama.probes.{name}")) or ""

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
@@ -24,7 +24,7 @@ from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, as_share, between, check_seeds, told
 from ddt_llama.probes.drawing import described, drawn
-from ddt_llama.probes.learn import NANO, Learned, Lesson, learn
+from ddt_llama.probes.learn import NANO, Course, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
 
 EXPONENTS = ("size", "data")
@@ -47,11 +47,18 @@ class ScalingPlan:
     passes: float = 2.0
     held_out: int = 512
     drawn: int = 96
-    lesson: Lesson = field(default_factory=lambda: Lesson("", "", look_back=True))
+    course: Course = field(default_factory=lambda: Course(look_back=True))
 
     def __post_init__(self) -> None:
         """Refuse one size or one amount: a slope needs two."""
         check_seeds(self.seeds)
+        check_range(self, 1, math.inf, "held_out")
+        check_range(self, 0, math.inf, "drawn")
+        if self.passes <= 0 or min(self.amounts) < 1:
+            raise UserError(
+                f"passes {self.passes:g}, amounts {self.amounts}: allowed are passes above 0 and "
+                "amounts of 1 or more"
+            )
         if min(len(set(self.shapes)), len(set(self.amounts))) < 2:
             raise UserError("scaling needs two or more different sizes and amounts")
 
@@ -67,13 +74,13 @@ class ScalingPlan:
         """Return a plan of two small models and hardly any data."""
         return replace(self, shapes=SIZES[:2], amounts=(128, 256), passes=1.0, held_out=64, drawn=4)
 
-    def lesson_for(self, shape: BackboneConfig, amount: int, seed: int) -> Lesson:
-        """Return the lesson of one model."""
-        train = self.lesson.train
+    def course_for(self, shape: BackboneConfig, amount: int) -> Course:
+        """Return how one model learns."""
+        train = self.course.train
         steps = max(2, round(self.passes * amount / train.batch))
         optim = replace(train.optim, warmup=min(train.optim.warmup, steps // 4))
-        train = replace(train, steps=steps, sample_every=steps, seed=seed, optim=optim)
-        return replace(self.lesson, shape=shape, seed=seed, train=train)
+        train = replace(train, steps=steps, sample_every=steps, optim=optim)
+        return replace(self.course, shape=shape, train=train)
 
 
 def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome:
@@ -125,11 +132,8 @@ def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learn
     grid = list(product(range(len(plan.shapes)), plan.amounts, plan.seeds))
     for place, amount, seed in watch(grid, f"lessons of {model.name}"):
         part = replace(everything, train=everything.train[:amount])
-        lesson = replace(
-            plan.lesson_for(plan.shapes[place], amount, seed),
-            source=model.name,
-            fingerprint=part.fingerprint(),
-        )
+        course = plan.course_for(plan.shapes[place], amount)
+        lesson = Lesson(course, model.name, part.fingerprint(), seed=seed)
         where = folder / "lessons" / f"{model.name}-{place}-{amount}-{seed}"
         done[place, amount, seed] = learn(lesson, part, where, examine)
     return done

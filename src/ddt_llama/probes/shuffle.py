@@ -113,7 +113,7 @@ def verdict(
         f"{percent(figures[f'{source.name}.fixed.gap_share'])} of what it takes"
         for source in sources
     ]
-    sentence = f"After {plan.lesson.effort()} one fixed permutation costs {'; '.join(each)}"
+    sentence = f"After {plan.course.effort()} one fixed permutation costs {'; '.join(each)}"
     return closed(sentence, apart, 3, "per bit of an image ")
 
 

@@ -134,7 +134,7 @@ def verdict(
         )
     bits = figures[f"{ALONE}.bits"].value
     sentence = (
-        f"After {plan.lesson.effort()}, beside captions ({bits:.3f} bits an id alone), codes: "
+        f"After {plan.course.effort()}, beside captions ({bits:.3f} bits an id alone), codes: "
         f"{'; '.join(each)}"
     )
     return closed(sentence, apart, 3, "what their meaning does: ")

@@ -5,6 +5,7 @@ gives the codes from which a small language model learns to draw. The work of `l
 """
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.bench import counted
 from ddt_llama.evaluation.intervals import Figure, mean, pooled_means
 from ddt_llama.evaluation.metrics import psnr
@@ -26,9 +27,9 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
-from ddt_llama.probes.base import SEED, as_share, check_names, check_seeds, kept
+from ddt_llama.probes.base import SEED, as_share, check_held_out, check_names, check_seeds, kept
 from ddt_llama.probes.drawing import described, drawn
-from ddt_llama.probes.learn import Lesson, learn
+from ddt_llama.probes.learn import Course, Lesson, learn
 from ddt_llama.probes.sources import text_of
 from ddt_llama.recipes.run import run
 from ddt_llama.recipes.sizes import nano_tokenizer
@@ -71,13 +72,13 @@ class VariantPlan:
 
     `recipe` trains the tokenizers; its network is replaced by that of the model asked about, with
     at most `codes`, as many as nano's own training begins with.
-    `lesson` trains the language models on `pictures` scenes, of which `held_out` are measured on;
+    `course` trains the language models on `pictures` scenes, of which `held_out` are measured on;
     each then draws `drawn` unseen ones, none where 0. `scenes` are encoded and decoded in `steps`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     recipe: TokenizerRecipe = field(default_factory=shortened)
-    lesson: Lesson = field(default_factory=lambda: Lesson("", "", look_back=True))
+    course: Course = field(default_factory=lambda: Course(look_back=True))
     codes: int = 4096
     pictures: int = 10_000
     held_out: int = 512
@@ -88,13 +89,13 @@ class VariantPlan:
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
         check_seeds(self.seeds)
-        for name in ("codes", "scenes", "steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_range(self, 1, math.inf, "codes", "scenes", "steps")
+        check_range(self, 0, math.inf, "drawn")
+        check_held_out(self.held_out, self.pictures)
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
-        image, text = self.recipe.train, self.lesson.train
+        image, text = self.recipe.train, self.course.train
         return (
             f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
             f"{image.batch}, at most {self.codes:,} codes) and of a language model on its codes "
@@ -104,7 +105,7 @@ class VariantPlan:
 
     def quick(self) -> "VariantPlan":
         """Return a plan of two seeds and a handful of steps."""
-        train, lesson = self.recipe.train, self.lesson.train
+        train, lesson = self.recipe.train, self.course.train
         train = replace(
             train, steps=3, batch=8, sample_every=3, optim=replace(train.optim, warmup=1)
         )
@@ -115,7 +116,7 @@ class VariantPlan:
             self,
             seeds=self.seeds[:2],
             recipe=replace(self.recipe, train=train),
-            lesson=replace(self.lesson, train=lesson),
+            course=replace(self.course, train=lesson),
             pictures=48,
             held_out=16,
             scenes=16,
@@ -218,13 +219,7 @@ def learned(
             found["shapes"] = drawn(pupil, vocabulary, tokenizer, text, plan.drawn, plan.steps)
         return found
 
-    lesson = replace(
-        plan.lesson,
-        source=folder.name,
-        fingerprint=pairs.fingerprint(),
-        seed=seed,
-        train=replace(plan.lesson.train, seed=seed),
-    )
+    lesson = Lesson(plan.course, folder.name, pairs.fingerprint(), seed=seed)
     outcome = learn(lesson, pairs, folder, examine)
     return {"bits": outcome.bits * tokenizer.num_tokens, **outcome.scores}
 

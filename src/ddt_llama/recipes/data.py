@@ -120,6 +120,11 @@ class DataConfig:
         found = (name for name in ("val", "test") if has_split(path, name, self.held_out))
         return next(found, "train")
 
+    def measured_split(self, path: str) -> str:
+        """Return the split to measure on: what training leaves alone, all where it leaves none."""
+        unseen = self.unseen_split(path)
+        return "all" if unseen == "train" else unseen
+
     def open_images(self, path: str, image_size: int, split: str = "train") -> ImageSource[Sample]:
         """Open the pictures at `path`, with captions where there are any."""
         return open_source(

@@ -14,10 +14,11 @@ from ddt_llama.recipes.data import DataConfig
 
 
 def encode_pictures(
-    model: Model, data: str, out: Path, *, split: str = "all", batch: int = 64
+    model: Model, data: DataConfig, out: Path, *, split: str = "all", batch: int = 64
 ) -> tuple[int, int]:
     """Write codes (index 0 finest), keys and captions of every usable picture, all or nothing.
 
+    `data` names one path and how it is read.
     `.safetensors`: tensor "codes" (n, k), and keys and captions as JSON in the metadata;
     `.parquet`: columns key, caption, codes. Returns how many were written and skipped.
     """
@@ -25,9 +26,9 @@ def encode_pictures(
         raise UserError(f"batch: given {batch}, allowed is 1 or more")
     if out.suffix.lower() not in _WRITERS:
         raise UserError(f"{out}: allowed are names that end in {' or '.join(_WRITERS)}")
-    config = DataConfig(paths=(data,), held_out=0.0)
-    config.check()
-    source = config.open_images(data, model.tokenizer.image_size, split)
+    data.check()
+    (path,) = data.paths
+    source = data.open_images(path, model.tokenizer.image_size, split)
     keys: list[str] = []
     captions: list[str | None] = []
     parts: list[torch.Tensor] = []

@@ -32,6 +32,7 @@ from ddt_llama.training.prefetch import Stream
 
 RELEASE = "release"
 LENGTHS_OF = 64  # documents, whose mean length stands for that of all
+MARKS = 8  # of a document, at most: its ends, those of its pictures, of who speaks
 
 
 class Job(NamedTuple):
@@ -249,6 +250,11 @@ def _text_side(
     return text, vocabulary
 
 
+def longest_edit(recipe: LanguageRecipe, vocabulary: Vocabulary) -> int:
+    """Return the ids of the longest edit: two pictures, text and marks."""
+    return 2 * vocabulary.num_tokens + recipe.max_text + MARKS
+
+
 def _language_model(
     recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary, tokenizer: Tokenizer
 ) -> Any:
@@ -258,6 +264,13 @@ def _language_model(
 
     seed = recipe.train.seed
     if start is None:
+        most, room = recipe.backbone.max_positions, longest_edit(recipe, vocabulary)
+        if most < room:
+            raise UserError(
+                f"backbone.max_positions: given {most}; an edit has two pictures of "
+                f"{vocabulary.num_tokens} codes and {recipe.max_text} ids of text, {room} with its "
+                f"marks; give --backbone.max-positions {room} or more"
+            )
         model = backbone.build(recipe.backbone, vocabulary, seed=seed)
         if recipe.code_start == "codebook":
             place_codes(model, vocabulary, tokenizer.code_vectors(), seed)

@@ -60,6 +60,17 @@ class TokenizerRecipe:
     def __post_init__(self) -> None:
         """Refuse to keep codes that nobody has learned, and parts that do not go together."""
         refuse_new_codes(self.keep_codes, self.start)
+        own, slips = self.objective.own, self.objective.slips
+        if own and self.tokenizer.prediction != "clean":
+            raise UserError(
+                f"objective.own {own} with tokenizer.prediction {self.tokenizer.prediction!r}: it "
+                'needs prediction "clean"; or set own to 0'
+            )
+        if slips and not self.keep_codes:
+            raise UserError(
+                f"objective.slips {slips}: only a decoder that trains alone can learn to forgive "
+                "them; add --start RUN --keep-codes true, or set slips to 0"
+            )
         if self.image_stream is not None:
             if self.start is not None:
                 raise UserError("image_stream: start has a decoder already; give one of the two")

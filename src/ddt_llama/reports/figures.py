@@ -57,7 +57,8 @@ def _numbered(
     for quantity in quantities:
         cells = [cell(figures, f"{prefix}{quantity}.{n}") for n in columns]
         rows.append([escape(WORDS.get(quantity, quantity)), *cells])
-    unit = "tokens" if group.endswith("visible") else "steps"
+    units = {"visible": "tokens", "reconstruction": "steps"}
+    unit = units.get(group.rpartition(".")[2], "")
     title = group.replace(".", ", ") if group else "figures"
     return f"<h3>{escape(title)}</h3>{table([unit, *map(str, columns)], rows)}"
 

@@ -4,6 +4,7 @@ The SVG carries no colour for text and axes but the page's own (`currentColor`),
 reads on light and dark; matplotlib is imported only when a curve is drawn.
 """
 
+import importlib.util
 import io
 import json
 import math
@@ -24,6 +25,12 @@ POINTS = 600  # a curve: more than a plot has pixels across
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
+
+
+def check_plots() -> None:
+    """Raise UserError where matplotlib, an extra, is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("plots need matplotlib; pip install 'ddt-llama[train]'")
 
 
 def read_metrics(path: Path) -> Curves:

@@ -14,7 +14,7 @@ from typing import Any
 from ddt_llama.config import UserError, flatten, load_json, replace_file
 from ddt_llama.reports.figures import tables
 from ddt_llama.reports.page import figure, page, section, table
-from ddt_llama.reports.plots import Curves, panels, plot, read_metrics
+from ddt_llama.reports.plots import Curves, check_plots, panels, plot, read_metrics
 
 REPORT = "report.html"
 PICTURES = (".png", ".jpg", ".jpeg", ".gif", ".webp")
@@ -27,6 +27,7 @@ def report(run_folder: Path) -> Path:
 
     Raises UserError where the folder is absent or holds no metrics.jsonl.
     """
+    check_plots()
     path = run_folder / REPORT
     replace_file(path, report_page(run_folder).encode())
     return path

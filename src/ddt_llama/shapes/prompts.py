@@ -197,7 +197,10 @@ _EVERY: dict[str, Callable[[], Iterator[Requirement]]] = {
 }
 
 
-def edit_suite(count: int, seed: int, *, use: Use = "test", max_objects: int = 4) -> list[Edit]:
+MOST = 4  # objects of a scene to edit or to ask about
+
+
+def edit_suite(count: int, seed: int, *, use: Use = "test") -> list[Edit]:
     """Return `count` edits, all kinds in turn; every second round ends in a held-out combination.
 
     Moving, resizing and a new background change no combination: in those rounds their source holds
@@ -211,17 +214,15 @@ def edit_suite(count: int, seed: int, *, use: Use = "test", max_objects: int = 4
         heldout = (len(suite) // len(EDIT_KINDS)) % 2 == 1
         keeps = kind in ("move", "resize", "background")
         split: Split = "heldout" if heldout and keeps else "train"
-        scene = sample_scene(base, index, max_objects=max_objects, split=split)
-        made = edit(scene, base, index, kind=kind, heldout=heldout, max_objects=max_objects)
+        scene = sample_scene(base, index, max_objects=MOST, split=split)
+        made = edit(scene, base, index, kind=kind, heldout=heldout, max_objects=MOST)
         if made is not None:
             suite.append(made)
         index += 1
     return suite
 
 
-def question_suite(
-    count: int, seed: int, *, use: Use = "test", max_objects: int = 4
-) -> list[tuple[Scene, Question]]:
+def question_suite(count: int, seed: int, *, use: Use = "test") -> list[tuple[Scene, Question]]:
     """Return `count` scenes with a question each, all kinds in turn.
 
     Every second round asks about scenes that hold a combination kept out of training.
@@ -233,7 +234,7 @@ def question_suite(
         kind = QUESTION_KINDS[len(suite) % len(QUESTION_KINDS)]
         held = (len(suite) // len(QUESTION_KINDS)) % 2 == 1
         split: Split = "heldout" if held else "train"
-        scene = sample_scene(base, index, max_objects=max_objects, split=split)
+        scene = sample_scene(base, index, max_objects=MOST, split=split)
         asked = question(scene, base, index, kind)
         if asked.kind == kind:
             suite.append((scene, asked))

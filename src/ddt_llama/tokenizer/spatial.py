@@ -7,6 +7,7 @@ al. 2017 (arXiv 1711.00937); residual blocks with group normalisation as in VQGA
 2021, arXiv 2012.09841); the quantizer is the one of the DDT tokenizer.
 """
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.checkpoint import load_into, load_tensors, save_release
-from ddt_llama.config import UserError, from_dict, load_json, to_dict
+from ddt_llama.config import UserError, check_range, from_dict, load_json, to_dict
 from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
@@ -45,6 +46,7 @@ class SpatialTokenizerConfig:
 
     def __post_init__(self) -> None:
         """Refuse sizes that leave a rest."""
+        check_range(self, 1, math.inf, "groups", "image_size")
         if len(self.widths) != len(self.blocks):
             raise UserError(
                 f"blocks: given {len(self.blocks)} numbers for {len(self.widths)} widths; give one "

@@ -18,6 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 from ddt_llama.config import UserError, load_json
 from ddt_llama.language.pretrained import open_whole, read_config
 
+NORMED = 8  # groups of channels that are normalised together
+
 
 class PatchCritic(nn.Module):
     """Says of overlapping patches how real they look: images `b 3 h w` to scores `b 1 y x`.
@@ -26,13 +28,13 @@ class PatchCritic(nn.Module):
     the others of its batch.
     """
 
-    def __init__(self, widths: tuple[int, ...], groups: int = 8) -> None:
+    def __init__(self, widths: tuple[int, ...]) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         channels = 3
         for place, width in enumerate(widths):
             layers.append(nn.Conv2d(channels, width, 4, stride=2, padding=1))
-            layers += [nn.GroupNorm(groups, width)] if place else []
+            layers += [nn.GroupNorm(NORMED, width)] if place else []
             layers.append(nn.LeakyReLU(0.2))
             channels = width
         self.layers = nn.Sequential(*layers, nn.Conv2d(channels, 1, 3, padding=1))

@@ -53,6 +53,8 @@ class OptimConfig:
         """Refuse values that cannot train."""
         check_range(self, 0, math.inf, "lr", "eps", "weight_decay", "warmup", "floor")
         check_range(self, 0, 1, "momentum", "decay_share")
+        if self.momentum == 1:
+            raise UserError("momentum: given 1, allowed are 0 up to but not 1")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise UserError(f"betas: given {self.betas}, allowed are 0 up to but not 1")
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from ddt_llama.config import UserError, check_range
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
-from ddt_llama.training.critics import Features, hinge
+from ddt_llama.training.critics import NORMED, Features, hinge
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,12 @@ class SpatialObjectiveConfig:
         check_range(self, 0, math.inf, "commitment", "perceptual", "adversarial")
         check_range(self, 0, math.inf, "round_from", "round_until", "adversarial_from")
         check_range(self, 1, math.inf, "probe_every")
+        first, *later = self.critic_widths or (0,)
+        if first < 1 or any(width < 1 or width % NORMED for width in later):
+            raise UserError(
+                f"critic_widths: given {self.critic_widths}, allowed are one or more, of which "
+                f"those after the first are multiples of {NORMED}"
+            )
         if self.perceptual > 0 and self.features is None:
             raise UserError(
                 "perceptual: no network of features comes with this program; give the folder of a "

@@ -25,7 +25,8 @@ class TimestepObjectiveConfig:
 
     `density` of t; `drop_tokens`: share of draws that see no token (for guidance); `hide_fine`:
     share of images whose finest tokens are hidden, a random number of them; `balance` weighs the
-    gradient of each token by 1 / P(visible), mean 1. The quantizer is phased in: features pass
+    gradient of each token by 1 / P(visible), mean 1, P being that of `density` and the schedule
+    alone, without `own` and `hide_fine`. The quantizer is phased in: features pass
     unrounded up to step `round_from`, fully rounded from `round_until` on. `own`: share of images
     whose first draw is at t = 1 and whose later draws start from the network's own answer to it,
     as in decoding, with t uniform: else x_t always holds the true image in training, and the
@@ -54,6 +55,11 @@ class TimestepObjectiveConfig:
         check_range(self, 1, math.inf, "draws", "probe_every")
         check_range(self, 0, 1, "drop_tokens", "hide_fine", "own", "slips")
         check_range(self, 0, math.inf, "slip_size", "commitment", "round_from", "round_until")
+        if self.own and self.draws < 2:
+            raise UserError(
+                f"own {self.own} with draws {self.draws}: it needs 2 draws or more; set draws to 2 "
+                "or own to 0"
+            )
 
 
 class TimestepObjective:
@@ -76,16 +82,6 @@ class TimestepObjective:
     def before_step(self, model: TimestepTokenizer, step: int) -> None:
         """Set how far features are rounded in this step."""
         c = self.config
-        if c.own and (c.draws < 2 or model.config.prediction != "clean"):
-            raise UserError(
-                f"own {c.own} with draws {c.draws} and prediction {model.config.prediction!r}: it "
-                'needs 2 draws or more and prediction "clean"; or set own to 0'
-            )
-        if c.slips and not model.quantizer.frozen:
-            raise UserError(
-                f"slips {c.slips}: only a decoder that trains alone can learn to forgive them; "
-                "add --start RUN --keep-codes true, or set slips to 0"
-            )
         self.rounding = rounding_at(step, c.round_from, c.round_until)
         if c.balance and self.weights is None:
             times = c.density.sample((100_000,), Generator().manual_seed(0))

@@ -178,7 +178,7 @@ def test_batches_cover_everything_once() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"scenes": 0}, "scenes is 0"),
+        ({"scenes": 0}, "scenes: given 0"),
         ({"steps": (0,)}, "steps are"),
         ({"steps": ()}, "steps are"),
     ],

@@ -439,9 +439,9 @@ def test_words_come_first_where_they_help() -> None:
 
 
 def test_a_suite_of_nothing_is_refused() -> None:
-    with pytest.raises(UserError, match="images is 0"):
+    with pytest.raises(UserError, match="images: given 0"):
         ShapesSuite(images=0)
-    with pytest.raises(UserError, match="prompts is -1"):
+    with pytest.raises(UserError, match="prompts: given -1"):
         ShapesSuite(prompts=-1)
 
 

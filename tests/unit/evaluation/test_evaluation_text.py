@@ -61,5 +61,5 @@ def test_a_character_counts_alike_however_text_becomes_ids() -> None:
 def test_a_tokenizer_alone_has_no_text() -> None:
     with pytest.raises(UserError):
         TextSuite(captions=1).run(Model(StandIn()))
-    with pytest.raises(UserError, match="captions is 0"):
+    with pytest.raises(UserError, match="captions: given 0"):
         TextSuite(captions=0)

@@ -27,15 +27,13 @@ from ddt_llama.probes.base import (
     told,
 )
 from ddt_llama.probes.entropy import entropy, orders_of, slope, without_mirrors
-from ddt_llama.probes.learn import Lesson, Plan, learn
+from ddt_llama.probes.learn import Course, Lesson, Plan, learn
 from ddt_llama.probes.sequences import Sequences, of_codes
 from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 
-LESSON = Lesson(
-    "",
-    "",
+COURSE = Course(
     shape=BackboneConfig(dim=32, depth=2, num_heads=2, num_kv_heads=2, mlp_dim=64),
     train=TrainConfig(
         steps=150,
@@ -49,12 +47,17 @@ LESSON = Lesson(
 ALPHABET, LENGTH, STAY = 6, 16, 0.9
 
 
+def of(course: Course) -> Lesson:
+    """Return a lesson of whatever sequences it is given."""
+    return Lesson(course, "", "")
+
+
 def chain(count: int = 3000) -> Sequences:
     return markov(count, LENGTH, ALPHABET, held_out=200, stay=STAY)
 
 
 def test_a_chain_costs_what_its_entropy_says(tmp_path: Path) -> None:
-    learned = learn(LESSON, chain(), tmp_path / "x")
+    learned = learn(of(COURSE), chain(), tmp_path / "x")
     first, rest = learned.by_place[0], float(np.mean(learned.by_place[1:]))
     assert first == pytest.approx(math.log2(ALPHABET), abs=0.1)
     assert rest == pytest.approx(markov_bits(ALPHABET, STAY), abs=0.12)
@@ -66,7 +69,7 @@ def test_a_chain_costs_what_its_entropy_says(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
-    lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=40))
+    lesson = replace(COURSE, train=replace(COURSE.train, steps=80, sample_every=40))
     sources = [chain(), iid(3000, LENGTH, ALPHABET, held_out=200)]
     outcome = shuffle(Plan((0, 1), lesson), sources, tmp_path)
     figures = outcome.figures
@@ -93,7 +96,7 @@ def test_an_order_that_hides_a_rule_costs_bits_that_training_wins_back(tmp_path:
     """Counting: behind the first symbol all is known, in any order to who knows the places."""
     first = torch.randint(16, (3000, 1), generator=torch.Generator().manual_seed(0))
     rows = (first + torch.arange(16)) % 16
-    lesson = replace(LESSON, train=replace(LESSON.train, steps=100, sample_every=25))
+    lesson = replace(COURSE, train=replace(COURSE.train, steps=100, sample_every=25))
     outcome = shuffle(Plan((0, 1), lesson), [of_codes("counting", rows, 16, 200)], tmp_path)
     figures = outcome.figures
     assert figures["counting.native"].value == pytest.approx(math.log2(16) / 16, abs=0.1)
@@ -107,7 +110,7 @@ def test_codes_in_several_orders_are_shuffled_once(tmp_path: Path) -> None:
     one = of_codes("one", rows, 6, held_out=20)
     turned = of_codes("turned", rows[:, [3, 0, 6, 1, 7, 2, 5, 4]], 6, held_out=20)
     other = of_codes("other", (rows + 1) % 6, 6, held_out=20)
-    short = replace(LESSON, train=replace(LESSON.train, steps=2, sample_every=1))
+    short = replace(COURSE, train=replace(COURSE.train, steps=2, sample_every=1))
     figures = shuffle(Plan((0, 1), short), [one, turned, other], tmp_path).figures
     assert figures["turned.fixed"] == figures["one.fixed"] != figures["other.fixed"]
     assert figures["turned.native"] != figures["one.native"]
@@ -121,7 +124,7 @@ def test_codes_in_several_orders_are_shuffled_once(tmp_path: Path) -> None:
 
 def test_texts_are_packed_so_that_one_permutation_means_one_thing(tmp_path: Path) -> None:
     texts = tuple(torch.tensor([n % 4, *[2] * (n % 3)]) for n in range(400))
-    short = replace(LESSON, train=replace(LESSON.train, steps=2, sample_every=1))
+    short = replace(COURSE, train=replace(COURSE.train, steps=2, sample_every=1))
     sources = [Sequences("t", 4, texts[:300], texts[300:]), iid(300, 8, 4, held_out=20)]
     outcome = shuffle(Plan((0, 1), short), sources, tmp_path)
     rows = sum(len(one) + 1 for one in texts[300:]) // 8
@@ -131,23 +134,27 @@ def test_texts_are_packed_so_that_one_permutation_means_one_thing(tmp_path: Path
 def test_a_finished_lesson_is_not_learned_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(LESSON, train=replace(LESSON.train, steps=4, sample_every=2))
-    one = learn(short, chain(300), tmp_path / "x")
+    short = replace(COURSE, train=replace(COURSE.train, steps=4, sample_every=2))
+    one = learn(of(short), chain(300), tmp_path / "x")
     monkeypatch.setattr(module, "train", None)
-    assert learn(short, chain(300), tmp_path / "x") == one
+    assert learn(of(short), chain(300), tmp_path / "x") == one
     with pytest.raises(UserError, match="another recipe"):
-        learn(replace(short, order="fixed"), chain(300), tmp_path / "x")
+        learn(replace(of(short), order="fixed"), chain(300), tmp_path / "x")
     monkeypatch.undo()
     longer = replace(short, train=replace(short.train, steps=6))
-    assert [seen for seen, _ in learn(longer, chain(300), tmp_path / "x").curve] == [64, 128, 192]
+    assert [seen for seen, _ in learn(of(longer), chain(300), tmp_path / "x").curve] == [
+        64,
+        128,
+        192,
+    ]
 
 
 @pytest.mark.slow
 def test_a_lesson_that_a_signal_stops_leaves_no_result_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = replace(LESSON, train=replace(LESSON.train, steps=20, sample_every=5))
-    whole = learn(short, chain(300), tmp_path / "whole")
+    short = replace(COURSE, train=replace(COURSE.train, steps=20, sample_every=5))
+    whole = learn(of(short), chain(300), tmp_path / "whole")
     measure, calls = module.surprises, []
 
     def stopped(*given: Any, **named: Any) -> Any:
@@ -158,9 +165,9 @@ def test_a_lesson_that_a_signal_stops_leaves_no_result_and_goes_on(
 
     monkeypatch.setattr(module, "surprises", stopped)
     with pytest.raises(KeyboardInterrupt):
-        learn(short, chain(300), tmp_path / "stopped")
+        learn(of(short), chain(300), tmp_path / "stopped")
     assert not (tmp_path / "stopped" / module.RESULT).exists()
-    assert learn(short, chain(300), tmp_path / "stopped") == whole
+    assert learn(of(short), chain(300), tmp_path / "stopped") == whole
 
 
 def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path: Path) -> None:
@@ -169,7 +176,7 @@ def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path
     rows = torch.randint(ALPHABET, (3000, 12), generator=generator)
     certain = torch.rand(3000, 12, generator=generator) < torch.arange(12) / 11
     rows = torch.where(certain, rows[:, :1], rows)
-    lesson = replace(LESSON, train=replace(LESSON.train, steps=80, sample_every=80))
+    lesson = replace(COURSE, train=replace(COURSE.train, steps=80, sample_every=80))
     sources = [of_codes("fading", rows, ALPHABET, held_out=200)]
     outcome = entropy(Plan((0, 1), lesson), sources, tmp_path)
     assert outcome.figures["fading.native.slope"].value < -1
@@ -202,26 +209,26 @@ def test_heads_that_look_back_find_what_stood_there_sooner(tmp_path: Path) -> No
     """Every symbol is that of three places before: two before the one that is read."""
     first = torch.randint(ALPHABET, (1000, 3), generator=torch.Generator().manual_seed(0))
     rows = of_codes("threes", first.repeat(1, 5), ALPHABET, held_out=100)
-    short = replace(LESSON, train=replace(LESSON.train, steps=50, sample_every=50))
-    at_random = learn(short, rows, tmp_path / "a").by_place[3:]
-    looking = learn(replace(short, look_back=True), rows, tmp_path / "b").by_place[3:]
+    short = replace(COURSE, train=replace(COURSE.train, steps=50, sample_every=50))
+    at_random = learn(of(short), rows, tmp_path / "a").by_place[3:]
+    looking = learn(of(replace(short, look_back=True)), rows, tmp_path / "b").by_place[3:]
     assert np.mean(looking) < 0.5 * np.mean(at_random)
 
 
 def test_texts_of_any_length_are_learned(tmp_path: Path) -> None:
     rows = tuple(torch.tensor([1 + (n % 3)] * (2 + n % 5)) for n in range(400))
-    short = replace(LESSON, train=replace(LESSON.train, steps=120))
-    learned = learn(short, Sequences("t", 5, rows[:360], rows[360:]), tmp_path)
+    short = replace(COURSE, train=replace(COURSE.train, steps=120))
+    learned = learn(of(short), Sequences("t", 5, rows[:360], rows[360:]), tmp_path)
     assert learned.by_place[1] < 0.2 < learned.by_place[0]
     assert len(learned.by_place) == 6
 
 
 def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
-    config = Plan((0, 1), LESSON)
+    config = Plan((0, 1), COURSE)
     open_folder(tmp_path / "a", config)
     open_folder(tmp_path / "a", config)
     with pytest.raises(UserError, match="another probe"):
-        open_folder(tmp_path / "a", Plan((0, 2), LESSON))
+        open_folder(tmp_path / "a", Plan((0, 2), COURSE))
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").touch()
     with pytest.raises(UserError, match="is no probe"):

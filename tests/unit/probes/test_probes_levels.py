@@ -227,5 +227,5 @@ def test_what_is_hidden_of_tokens_in_place_is_grey(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])
 def test_plans_of_nothing_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match=r"at least 1|one or more"):
+    with pytest.raises(UserError, match=r"given 0, allowed is|one or more"):
         LevelPlan(**changes)

@@ -86,7 +86,7 @@ def test_a_tokenizer_with_a_coarse_end_gives_its_codes_in_that_order_too() -> No
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEED", 5)
     plan = replace(Plan((0, 1)), pictures=48, held_out=16)
-    short = replace(plan, lesson=plan.quick().lesson)
+    short = replace(plan, course=plan.quick().course)
     monkeypatch.setattr(Plan, "quick", lambda plan: short)
     monkeypatch.setitem(PROBES, "shuffle", PROBES["shuffle"]._replace(plan=plan))
     first = carry_out("shuffle", [spatial("a")], tmp_path / "p", quick=True)
@@ -113,7 +113,7 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
 def test_a_quick_lesson_is_a_thirtieth() -> None:
     plan = Plan()
     short = plan.quick()
-    assert short.lesson.train.steps * 30 == plan.lesson.train.steps
-    assert short.lesson.train.optim.warmup < short.lesson.train.steps
+    assert short.course.train.steps * 30 == plan.course.train.steps
+    assert short.course.train.optim.warmup < short.course.train.steps
     assert (short.pictures, short.held_out) < (plan.pictures, plan.held_out)
     assert len(short.seeds) == 2  # the fewest that have an interval

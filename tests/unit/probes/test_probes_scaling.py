@@ -17,7 +17,7 @@ from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes import drawing
 from ddt_llama.probes import scaling as module
 from ddt_llama.probes.drawing import drawn, there, write
-from ddt_llama.probes.learn import Learned, Lesson, learn, surprises
+from ddt_llama.probes.learn import Course, Learned, Lesson, learn, surprises
 from ddt_llama.probes.scaling import (
     SIZES,
     ScalingPlan,
@@ -41,7 +41,7 @@ TRAIN = TrainConfig(
 CIRCLE, STAR = Object(0, 0, 0, 0.25, 0.25), Object(3, 1, 1, 0.75, 0.75)
 SMALL = tuple(replace(SIZES[0], dim=dim, depth=1, mlp_dim=dim) for dim in (16, 32))
 PLAN = ScalingPlan(
-    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, drawn=0, lesson=Lesson("", "", train=TRAIN)
+    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, drawn=0, course=Course(train=TRAIN)
 )
 
 
@@ -93,7 +93,7 @@ def test_symbols_are_written_behind_beginnings_of_any_length() -> None:
 
 def test_what_is_told_is_not_measured(tmp_path: Path) -> None:
     rows = tuple(torch.tensor([0, 1, 2, 3]) for _ in range(8))
-    lesson = Lesson("x", "y", shape=SMALL[0], train=TRAIN)
+    lesson = Lesson(Course(shape=SMALL[0], train=TRAIN), "x", "y")
     plain = Sequences("x", 4, rows, rows)
     told = replace(plain, told=tuple(n % 4 for n in range(8)))
     found = learn(lesson, told, tmp_path, lambda pupil, vocabulary: {"asked": vocabulary.size})
@@ -180,9 +180,8 @@ def test_a_trend_claims_no_more_than_its_interval() -> None:
 
 
 def test_steps_follow_the_data_and_slopes_need_two_points() -> None:
-    assert PLAN.lesson_for(SMALL[0], 16, 0).train.steps == 2
-    assert PLAN.lesson_for(SMALL[1], 32, 1).train.steps == 4
-    assert PLAN.lesson_for(SMALL[1], 32, 1).train.seed == 1
+    assert PLAN.course_for(SMALL[0], 16).train.steps == 2
+    assert PLAN.course_for(SMALL[1], 32).train.steps == 4
     for changes in ({"amounts": (5, 5)}, {"shapes": SMALL[:1]}):
         with pytest.raises(UserError, match="two or more"):
             replace(PLAN, **changes)

@@ -12,21 +12,19 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation import Model
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
-from ddt_llama.probes.learn import Learned, Lesson, Plan, learn_all
+from ddt_llama.probes.learn import Course, Learned, Plan, learn_all
 from ddt_llama.probes.synergy import ALONE, beside, conditions, gaps, of_others, synergy, verdict
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import OptimConfig
 from stand_in import StandIn
 
-LESSON = Lesson(
-    "",
-    "",
+COURSE = Course(
     shape=BackboneConfig(dim=32, depth=1, num_heads=2, num_kv_heads=2, mlp_dim=64),
     train=TrainConfig(
         steps=12, batch=8, sample_every=6, tensorboard=False, optim=OptimConfig(lr=1e-2, warmup=4)
     ),
 )
-PLAN = Plan((0, 1), LESSON, pictures=40, held_out=8)
+PLAN = Plan((0, 1), COURSE, pictures=40, held_out=8)
 
 
 class Bright(StandIn):
@@ -101,9 +99,9 @@ def test_codes_that_say_what_words_mean_help(tmp_path: Path) -> None:
     sources = conditions(rows, 210, {"x": codes}, 2, 300)
     sources = [replace(one, told=(2,) * len(one.held_out)) for one in sources]
     long = replace(
-        LESSON.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
+        COURSE.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
     )
-    done = learn_all(Plan((0, 1), replace(LESSON, train=long)), sources, ("native",), tmp_path)
+    done = learn_all(Plan((0, 1), replace(COURSE, train=long)), sources, ("native",), tmp_path)
     for seed in (0, 1):
         alone, own, others = (done[one.name, "native", seed].bits for one in sources)
         assert own < min(alone, others) - 0.015
@@ -123,10 +121,10 @@ def test_noise_beside_text_costs_nothing_once_the_end_of_a_text_is_marked(tmp_pa
     alone, beside, _ = conditions(known, 4, {"x": codes}, 4, 300)
     held_out = tuple(known[-300:])
     long = replace(
-        LESSON.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
+        COURSE.train, steps=150, batch=32, sample_every=150, optim=OptimConfig(lr=5e-3, warmup=20)
     )
     done = learn_all(
-        Plan((0,), replace(LESSON, train=long)),
+        Plan((0,), replace(COURSE, train=long)),
         [replace(one, held_out=held_out) for one in (alone, beside)],
         ("native",),
         tmp_path,
@@ -140,7 +138,7 @@ def test_the_whole_probe(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no language model in bright"):
         synergy(PLAN, [model], tmp_path / "a")
     model.text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
-    short = replace(PLAN, lesson=replace(LESSON, train=replace(LESSON.train, steps=2)))
+    short = replace(PLAN, course=replace(COURSE, train=replace(COURSE.train, steps=2)))
     outcome = synergy(replace(short, pictures=24), [model], tmp_path / "b")
     assert {"text + bright.gap", "text + bright.to_others", f"{ALONE}.bits"} <= set(outcome.figures)
     assert len(outcome.plots["held-out captions, 2 seeds"].curves) == 3

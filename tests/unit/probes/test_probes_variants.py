@@ -16,7 +16,7 @@ from ddt_llama.probes import length as length_module
 from ddt_llama.probes import variants as module
 from ddt_llama.probes.ablate import UNTOLD, VELOCITY, ablate, variants_of
 from ddt_llama.probes.ablate import verdict as ablate_verdict
-from ddt_llama.probes.learn import NANO, Lesson
+from ddt_llama.probes.learn import NANO, Course
 from ddt_llama.probes.length import length
 from ddt_llama.probes.length import verdict as length_verdict
 from ddt_llama.probes.variants import (
@@ -51,7 +51,7 @@ TRAIN = TrainConfig(
 PLAN = VariantPlan(
     (0, 1),
     TokenizerRecipe("tiny", tokenizer=TINY, train=TRAIN),
-    Lesson("", "", shape=replace(NANO, dim=16, depth=1, mlp_dim=16), train=TRAIN),
+    Course(shape=replace(NANO, dim=16, depth=1, mlp_dim=16), train=TRAIN),
     pictures=16,
     held_out=8,
     scenes=4,
@@ -219,7 +219,7 @@ def test_both_probes_tell_what_they_found(
 
 def test_a_quick_plan_is_short_and_others_are_refused() -> None:
     short = VariantPlan().quick()
-    assert short.recipe.train.steps < 10 > short.lesson.train.steps
+    assert short.recipe.train.steps < 10 > short.course.train.steps
     assert len(short.seeds) == 2
     for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}, {"codes": 0}):
         with pytest.raises(UserError):

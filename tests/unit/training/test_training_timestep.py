@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.diffusion import AtNoise, Cosine, Straight, Uniform
+from ddt_llama.recipes.tokenizer import TokenizerRecipe
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
 from ddt_llama.tokenizer.encoder import EncoderConfig
@@ -140,14 +141,6 @@ def test_the_gradient_of_own_draws_is_that_of_the_loss_with_the_answer_held_fixe
             torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("changes", [{"draws": 1}, {"prediction": "velocity"}])
-def test_own_needs_two_draws_and_clean_images(changes: dict[str, Any]):
-    config = replace(EVERYTHING, own=0.5, draws=changes.get("draws", 2))
-    model = build(prediction=changes.get("prediction", "clean"))
-    with pytest.raises(UserError, match="set own to 0"):
-        objective(config).before_step(model, 0)
-
-
 def decoder_alone(**changes: Any) -> TimestepTokenizer:
     """Return a tokenizer whose codes are kept, some of them much commoner than others."""
     model = build(quantizer=QuantizerConfig(16, 4, rate=0.2), **changes)
@@ -208,9 +201,18 @@ def test_a_small_slip_goes_to_a_code_nearby():
 
 
 def test_slips_need_codes_that_are_kept():
+    config = TimestepObjectiveConfig(slips=0.1)
     with pytest.raises(UserError, match="--keep-codes true"):
-        objective(TimestepObjectiveConfig(slips=0.1)).before_step(build(), 0)
-    objective(TimestepObjectiveConfig(slips=0.1)).before_step(decoder_alone(), 0)
+        TokenizerRecipe("x", objective=config)
+    TokenizerRecipe("x", objective=config, start="nano", keep_codes=True)
+
+
+def test_own_answers_need_two_draws_of_the_clean_image():
+    with pytest.raises(UserError, match="own to 0"):
+        TimestepObjectiveConfig(own=0.5, draws=1)
+    velocity = TimestepTokenizerConfig(prediction="velocity")
+    with pytest.raises(UserError, match='needs prediction "clean"'):
+        TokenizerRecipe("x", tokenizer=velocity, objective=TimestepObjectiveConfig(own=0.5))
 
 
 def test_the_gradient_is_that_of_the_papers_loss_where_features_are_not_rounded():
