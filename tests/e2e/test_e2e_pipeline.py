@@ -135,12 +135,21 @@ def test_speed_is_measured_inside_and_outside_a_process(pipeline: Pipeline, tmp_
     assert figures["render.images_per_second"] > 100
 
 
-def test_evaluate_on_pictures(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_evaluate_on_pictures(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = pictures(tmp_path / "data")
     command = ["evaluate", str(pipeline.tokenizer), "--suite", "reconstruction", "--steps=1"]
     file = tmp_path / "figures.json"
     assert main([*command, "--data", str(data), "--json", str(file)]) == 0
     assert json.loads(file.read_text())["reconstruction.scenes"] == 6
+    part = ["--split", "val", "--data.held-out", "0.34"]
+    assert main([*command, "--data", str(data), *part, "--json", str(file)]) == 0
+    assert json.loads(file.read_text())["reconstruction.scenes"] == 2
+    assert "pictures of a training may be among them" in capsys.readouterr().out
+    codes = tmp_path / "codes.parquet"
+    assert main(["encode", str(pipeline.tokenizer), str(data), str(codes), *part]) == 0
+    assert "codes of 2 pictures" in capsys.readouterr().out
 
 
 def test_the_demonstration_is_one_page(pipeline: Pipeline, tmp_path: Path) -> None:

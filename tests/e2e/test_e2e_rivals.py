@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from tiny_pipeline import LANGUAGE
+from tiny_pipeline import LANGUAGE, pictures
 
 import ddt_llama
 from ddt_llama.cli import main
@@ -76,6 +76,12 @@ def test_a_spatial_tokenizer_goes_the_whole_way(
     shown = json.loads((side / "results.json").read_text())
     assert [bool(one["pictures"][1]) for one in shown["drawn"]] == [False] * 6
     assert main(["compare", instruct, "--out", str(side)]) == 2
+    mine, both = str(pictures(tmp_path / "mine")), ["compare", tokenizer, "--quick"]
+    assert main([*both, "--data", mine, "--out", str(tmp_path / "own")]) == 0
+    table = (tmp_path / "own" / "README.md").read_text()
+    assert "given pictures, PSNR" in table
+    assert f"Given pictures: {mine}." in table
+    assert len(list((tmp_path / "own" / "pictures").glob("rebuilt-original-*.png"))) == 6 + 6
     names = [
         one.name
         for one in opened([instruct, tokenizer, str(shutil.copytree(instruct, side / "x"))])

@@ -151,3 +151,24 @@ def test_lean_weights_do_not_follow_the_module_and_half_precision_stays_close() 
         )
     assert logits.dtype == torch.float32
     assert (logits[0] - expected).abs().max() < 0.03 * expected.abs().max()
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({}, None),
+        ({"hidden_act": "gelu"}, "hidden_act gelu"),
+        ({"layer_types": ["sliding_attention"]}, "layer_types ['sliding_attention']"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type yarn"),
+        ({"rope_scaling": {"type": "linear", "factor": 4}}, "rope_type linear"),
+        ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters"),
+        ({"rope_theta": None}, "rope_parameters {}"),
+    ],
+)
+def test_what_the_lean_decoder_cannot_run_is_named(
+    changes: dict[str, Any], told: str | None
+) -> None:
+    config = {"model_type": "llama", "rope_theta": 1e4} | changes
+    found = obstacle({name: value for name, value in config.items() if value is not None})
+    assert (told or "") in (found or "")
+    assert (found is None) == (told is None)

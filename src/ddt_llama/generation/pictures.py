@@ -25,16 +25,13 @@ def read_images(images: ImageInput | Sequence[ImageInput], size: int) -> Float[T
     Files, bytes and PIL images are resized and centre-cropped; tensors (`3 h w` or `b 3 h w`) must
     have the size already. Raises UserError (BrokenImage for files).
     """
-    if isinstance(images, Tensor) and images.ndim == 4 and len(images):
-        return _checked(images, size)
-    if isinstance(images, str | Path | bytes | PIL.Image.Image | Tensor):
+    single = isinstance(images, str | Path | bytes | PIL.Image.Image)
+    if single or (isinstance(images, Tensor) and images.ndim != 4):
         images = [images]
-    if not isinstance(images, Sequence | Tensor):
-        raise UserError(
-            f"images are {type(images).__name__}; allowed are paths, bytes, PIL images or tensors"
-        )
     if len(images) == 0:
         raise UserError("no image was given; give at least one")
+    if isinstance(images, Tensor):
+        return _checked(images, size)
     return torch.stack([_read(image, size) for image in images])
 
 

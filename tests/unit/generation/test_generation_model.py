@@ -16,7 +16,7 @@ from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
-from ddt_llama.generation.pictures import SHIFTS, views
+from ddt_llama.generation.pictures import SHIFTS, read_images, views
 from ddt_llama.generation.settings import retry_seed
 from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
@@ -411,14 +411,29 @@ def test_wrong_image_tensors_are_refused(model: Model) -> None:
         model.reconstruct(image(3) * 255)
     with pytest.raises(UserError, match="outside"):
         model.reconstruct(torch.full((1, 3, SIZE, SIZE), float("nan")))
-    with pytest.raises(UserError, match="no image"):
-        model.reconstruct([])
+    for nothing in ([], torch.zeros(0, 3, SIZE, SIZE)):
+        with pytest.raises(UserError, match="no image"):
+            model.reconstruct(nothing)
+
+
+def test_a_pil_image_is_turned_upright_as_its_file_is(tmp_path: Path) -> None:
+    tall = PIL.Image.new("RGB", (SIZE, SIZE), "red")
+    tall.paste("blue", (0, 0, SIZE, SIZE // 2))
+    exif = PIL.Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    tall.save(tmp_path / "x.png", exif=exif)
+    from_file = read_images(tmp_path / "x.png", SIZE)
+    assert torch.equal(read_images(PIL.Image.open(tmp_path / "x.png"), SIZE), from_file)
+    assert not torch.equal(read_images(tall, SIZE), from_file)
 
 
 def test_parts_of_different_models_are_refused(text: TextTokenizer) -> None:
     other = Vocabulary(text_size=260, codebook_size=32, num_tokens=NUM_TOKENS)
     with pytest.raises(UserError, match=r"codebook_size 64.* 32; take both from the same"):
         Model(QuarterTokenizer(), None, other, text)
+    fewer = Vocabulary(text_size=text.size - 1, codebook_size=64, num_tokens=NUM_TOKENS)
+    with pytest.raises(UserError, match=r"text tokenizer has .* ids, .* take both from the same"):
+        Model(QuarterTokenizer(), None, fewer, text)
 
 
 @pytest.fixture

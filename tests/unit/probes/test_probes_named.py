@@ -83,6 +83,20 @@ def test_a_tokenizer_with_a_coarse_end_gives_its_codes_in_that_order_too() -> No
     assert [one.name for one in sources_of([flipped], 20, 4)] == ["x", "x fine to coarse"]
 
 
+def test_a_probe_that_measured_nothing_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> Any:
+        raise UserError("no")
+
+    monkeypatch.setitem(PROBES, "shuffle", PROBES["shuffle"]._replace(action=refuse))
+    with pytest.raises(UserError, match="no"):
+        carry_out("shuffle", [spatial("a")], tmp_path / "p")
+    assert not (tmp_path / "p").exists()
+    with pytest.raises(UserError, match="files are named after it"):
+        carry_out("shuffle", [spatial("a/b")], tmp_path / "p")
+
+
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "SEED", 5)
     plan = replace(Plan((0, 1)), pictures=48, held_out=16)

@@ -21,7 +21,7 @@ from ddt_llama.runs import Run
 from ddt_llama.training.loop import TrainConfig, step_seed, train
 from ddt_llama.training.optim import OptimConfig
 from ddt_llama.training.prefetch import Batches
-from ddt_llama.training.watch import Means
+from ddt_llama.training.watch import PATIENCE, Means, Watch
 
 TRUTH = torch.tensor([[1.0, -2.0, 0.5]])
 
@@ -400,3 +400,12 @@ def test_step_seeds_are_fixed_and_all_different():
 def test_values_that_cannot_train_are_refused(changes):
     with pytest.raises(UserError, match=next(iter(changes))):
         replace(CONFIG, **changes)
+
+
+def test_a_loss_of_either_sign_does_not_run_away_and_one_that_grows_does() -> None:
+    watch = Watch(10)
+    near_zero = 0.15 * torch.randn(2000, generator=torch.Generator().manual_seed(0))
+    assert [watch.verdict(float(one), 1.0) for one in near_zero] == [None] * 2000
+    told = [watch.verdict(5.0, 1.0) for _ in range(PATIENCE)]
+    assert told[:-1] == [None] * (PATIENCE - 1)
+    assert "stays above 10 times" in str(told[-1])
