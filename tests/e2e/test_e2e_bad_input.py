@@ -106,6 +106,10 @@ TYPED = {
         "encode {model} {picture} {out}.parquet --num 3",
         "unknown option --num; allowed are --split, --batch and fields of the data",
     ),
+    "fields of no data": (
+        "evaluate {model} --suite reconstruction --data.fit pad",
+        "data.fit: no data are given; add --data PATH",
+    ),
     "no such data to compare on": (
         "compare {model} --data nowhere --out {out}",
         "nowhere does not exist",

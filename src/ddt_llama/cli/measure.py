@@ -41,7 +41,7 @@ def evaluate(
     from ddt_llama.evaluation.suites import suite_named
     from ddt_llama.generation import load
 
-    given, own = data_fields(fields)
+    given, own = data_fields(fields, data)
     chosen = suite_named(suite, own)
     if json is not None:
         check_file(json, ".json")
@@ -92,21 +92,26 @@ def compare(
     from ddt_llama.probes.compare import compare as measure
 
     plan = ComparisonPlan().quick() if quick else ComparisonPlan()
-    given, own = data_fields(fields)
+    given, own = data_fields(fields, data)
     if data is not None:
         plan = replace(plan, data=replace(given, paths=(data,), held_out=0.0))
     measure(opened(models), out, override(plan, own))
     print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
 
 
-def data_fields(fields: Mapping[str, str] | None) -> tuple[Any, dict[str, str]]:
-    """Return what the fields "data.*" make of the data's settings, and the other fields."""
-    from ddt_llama.config import override
+def data_fields(fields: Mapping[str, str] | None, data: str | None) -> tuple[Any, dict[str, str]]:
+    """Return what the fields "data.*" make of the settings of `data`, and the other fields.
+
+    Raises UserError for such fields where no data are given.
+    """
+    from ddt_llama.config import UserError, override
     from ddt_llama.recipes.data import DataConfig
 
     own = {name: value for name, value in (fields or {}).items() if name.startswith("data.")}
     changes = {name.removeprefix("data."): value for name, value in own.items()}
     rest = {name: value for name, value in (fields or {}).items() if name not in own}
+    if own and data is None:
+        raise UserError(f"{next(iter(own))}: no data are given; add --data PATH, or leave it out")
     return override(DataConfig(), changes), rest
 
 
@@ -189,7 +194,7 @@ def encode(
     from ddt_llama.recipes.encode import encode_pictures
 
     check_file(out, ".parquet", ".safetensors")
-    config, unknown = data_fields({"data.held_out": "0"} | dict(fields or {}))
+    config, unknown = data_fields({"data.held_out": "0"} | dict(fields or {}), data)
     if unknown:
         raise UserError(
             f"unknown option --{next(iter(unknown))}; allowed are --split, --batch and fields of "
