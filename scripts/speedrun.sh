@@ -15,7 +15,7 @@
 # DDT_DATA  where the picture packs of SIZE=small lie
 set -euf
 
-fail() { echo "$1" >&2 && exit 2; }
+fail() { echo "$1" >&2; exit 2; }
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 PATH="$root/.venv/bin:$PATH"

@@ -40,8 +40,10 @@ def evaluate(
     from ddt_llama.evaluation.suites import evaluate as measure
     from ddt_llama.evaluation.suites import suite_named
     from ddt_llama.generation import load
+    from ddt_llama.recipes.data import HELD_OUT
 
-    given, own = data_fields(fields, data)
+    # As in training, where a split is asked for; else all pictures of undivided data are measured.
+    given, own = data_fields(fields, data, HELD_OUT if split else 0.0)
     chosen = suite_named(suite, own)
     if json is not None:
         check_file(json, ".json")
@@ -50,7 +52,7 @@ def evaluate(
     if data is not None:
         config = replace(given, paths=(data,))
         config.check()
-        part = split or replace(config, held_out=0.0).measured_split(data)
+        part = split or config.measured_split(data)
         source = config.open_images(data, opened.tokenizer.image_size, part)
         print(f"{data}: split {part}, {len(source)} pictures")
         if not split and part == "all":
@@ -94,15 +96,18 @@ def compare(
     plan = ComparisonPlan().quick() if quick else ComparisonPlan()
     given, own = data_fields(fields, data)
     if data is not None:
-        plan = replace(plan, data=replace(given, paths=(data,), held_out=0.0))
+        plan = replace(plan, data=replace(given, paths=(data,)))
     measure(opened(models), out, override(plan, own))
     print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
 
 
-def data_fields(fields: Mapping[str, str] | None, data: str | None) -> tuple[Any, dict[str, str]]:
+def data_fields(
+    fields: Mapping[str, str] | None, data: str | None, held_out: float = 0.0
+) -> tuple[Any, dict[str, str]]:
     """Return what the fields "data.*" make of the settings of `data`, and the other fields.
 
-    Raises UserError for such fields where no data are given.
+    `held_out` is what undivided data give to "val" unless a field says so. Raises UserError for
+    such fields where no data are given.
     """
     from ddt_llama.config import UserError, override
     from ddt_llama.recipes.data import DataConfig
@@ -112,7 +117,7 @@ def data_fields(fields: Mapping[str, str] | None, data: str | None) -> tuple[Any
     rest = {name: value for name, value in (fields or {}).items() if name not in own}
     if own and data is None:
         raise UserError(f"{next(iter(own))}: no data are given; add --data PATH, or leave it out")
-    return override(DataConfig(), changes), rest
+    return override(DataConfig(held_out=held_out), changes), rest
 
 
 def opened(models: Sequence[str]) -> list[Any]:
@@ -194,7 +199,7 @@ def encode(
     from ddt_llama.recipes.encode import encode_pictures
 
     check_file(out, ".parquet", ".safetensors")
-    config, unknown = data_fields({"data.held_out": "0"} | dict(fields or {}), data)
+    config, unknown = data_fields(fields, data)
     if unknown:
         raise UserError(
             f"unknown option --{next(iter(unknown))}; allowed are --split, --batch and fields of "

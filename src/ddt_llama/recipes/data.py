@@ -28,6 +28,7 @@ from ddt_llama.shapes.world import ShapesSource
 from ddt_llama.training.prefetch import TwoPart
 
 SHAPES = "shapes"
+HELD_OUT = 0.02  # of data without splits
 ENDLESS = 2**40  # scenes; orders are computed, not stored
 SAMPLE_SEED = 1_000_003  # of the scenes shown along the way; no recipe trains on this seed
 
@@ -69,7 +70,7 @@ class DataConfig:
     seed: int = 0
     caption_column: str | None = None
     image_column: str | None = None
-    held_out: float = 0.02
+    held_out: float = HELD_OUT
     fit: Fit = "crop"
     broken_share: float = field(default=0.05, metadata=MAY_CHANGE)
     cache_dir: str | None = field(default=None, metadata=MAY_CHANGE)
