@@ -16,7 +16,8 @@ from ddt_llama.config import UserError
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
-from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.language import TextTokenizer, Vocabulary, render
+from ddt_llama.language.documents import edit
 from ddt_llama.recipes.cost import document_flops, learning_flops
 from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
@@ -32,7 +33,6 @@ from ddt_llama.training.prefetch import Stream
 
 RELEASE = "release"
 LENGTHS_OF = 64  # documents, whose mean length stands for that of all
-MARKS = 8  # of a document, at most: its ends, those of its pictures, of who speaks
 
 
 class Job(NamedTuple):
@@ -156,6 +156,8 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     else:
         text, vocabulary = _text_side(recipe, start, tokenizer)
         past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(start)
+    if start is None:
+        check_room(recipe, vocabulary, text)
     model = _language_model(recipe, start, vocabulary, tokenizer).to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
     most = int(model.config.max_position_embeddings)
@@ -250,9 +252,17 @@ def _text_side(
     return text, vocabulary
 
 
-def longest_edit(recipe: LanguageRecipe, vocabulary: Vocabulary) -> int:
-    """Return the ids of the longest edit: two pictures, text and marks."""
-    return 2 * vocabulary.num_tokens + recipe.max_text + MARKS
+def check_room(recipe: LanguageRecipe, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """Raise UserError for a new model too short for an edit: two pictures and a text."""
+    blank = [0] * vocabulary.num_tokens
+    marked = len(render(edit(blank, "", blank), vocabulary, text).ids)
+    most, room = recipe.backbone.max_positions, marked + recipe.max_text
+    if most < room:
+        raise UserError(
+            f"backbone.max_positions: given {most}; an edit has two pictures of "
+            f"{vocabulary.num_tokens} codes and {recipe.max_text} ids of text, {room} with its "
+            f"marks; give --backbone.max-positions {room} or more"
+        )
 
 
 def _language_model(
@@ -264,13 +274,6 @@ def _language_model(
 
     seed = recipe.train.seed
     if start is None:
-        most, room = recipe.backbone.max_positions, longest_edit(recipe, vocabulary)
-        if most < room:
-            raise UserError(
-                f"backbone.max_positions: given {most}; an edit has two pictures of "
-                f"{vocabulary.num_tokens} codes and {recipe.max_text} ids of text, {room} with its "
-                f"marks; give --backbone.max-positions {room} or more"
-            )
         model = backbone.build(recipe.backbone, vocabulary, seed=seed)
         if recipe.code_start == "codebook":
             place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
