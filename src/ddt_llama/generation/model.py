@@ -20,7 +20,7 @@ from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.history import History
 from ddt_llama.generation.pictures import ImageInput, read_images, views
 from ddt_llama.generation.sampling import Sampling, TopP
-from ddt_llama.generation.settings import Options, Settings, given_texts, row_seeds
+from ddt_llama.generation.settings import Options, Settings, given_texts, plan_seed, row_seeds
 from ddt_llama.generation.tries import best_tries
 from ddt_llama.generation.writer import Writer, split
 from ddt_llama.language import documents
@@ -152,7 +152,7 @@ class Model:
     def _plans(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
         self._need_instruct("plan")
         requests = [documents.plan(prompt, None) for prompt in prompts]
-        return self._writer().texts(requests, PLANNING, seeds)
+        return self._writer().texts(requests, PLANNING, [plan_seed(seed) for seed in seeds])
 
     def edit(
         self,

@@ -162,6 +162,11 @@ def retry_seed(seed: int, attempt: int) -> int:
     return (seed + attempt * 0x9E37_79B9_7F4A_7C15) % SEED_LIMIT
 
 
+def plan_seed(seed: int) -> int:
+    """Return the seed of a picture's plan, which no attempt at the picture shares."""
+    return retry_seed(seed, MAX_TRIES)
+
+
 def _whole(name: str, value: int, low: int, high: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         raise UserError(f"{name} is {value!r}; it must be a whole number from {low} to {high}")

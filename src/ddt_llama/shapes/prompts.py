@@ -180,9 +180,12 @@ def _ordered_pairs() -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def _attribute() -> Iterator[Requirement]:
-    """Two objects that differ in colour and shape; in half of the demands in size, too."""
+    """Two objects that differ in colour and shape; in half of the demands in size, too.
+
+    Pairs come in twos, the held-out object first and last: both of a two get the same sizes.
+    """
     for number, (first, second) in enumerate(_ordered_pairs()):
-        sizes = ((None, None), (0, 1), (None, None), (1, 0))[number % 4]
+        sizes = ((None, None), (0, 1), (None, None), (1, 0))[number // 2 % 4]
         wants = Mention(1, *first, sizes[0]), Mention(1, *second, sizes[1])
         yield Requirement(wants)
 

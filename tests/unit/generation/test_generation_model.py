@@ -17,7 +17,7 @@ from ddt_llama.generation import Model, Settings, load, release
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.pictures import SHIFTS, read_images, views
-from ddt_llama.generation.settings import retry_seed
+from ddt_llama.generation.settings import plan_seed, retry_seed
 from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
 from ddt_llama.language.backbone import BackboneConfig
@@ -201,13 +201,14 @@ def test_words_come_first_where_the_release_says_so(
     monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
     model.draw_codes("a ring", num=2, seed=5)
     assert asked == [ids(plan("a ring", None))] * 2
-    assert drawn == [ids(draw(f"answer 2 {seed}", None)) for seed in (5, 6)]
+    # Each by its own seed, which is not that of its picture.
+    assert drawn == [ids(draw(f"answer 2 {plan_seed(seed)}", None)) for seed in (5, 6)]
     asked.clear(), drawn.clear()
     row = [9] * 4
     model.edit_codes(image(9), "redder", seed=7)
     change = plan(documents.to_change("answer 1 0", "redder"), None)
     assert asked == [ids(describe(row, None)), ids(change)]
-    assert drawn == [ids(edit(row, documents.with_result("redder", "2 7"), None))]
+    assert drawn == [ids(edit(row, documents.with_result("redder", f"2 {plan_seed(7)}"), None))]
     asked.clear()
     assert model.ask(image(9), "how many?") == "answer 2 0"
     turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
@@ -225,7 +226,7 @@ def test_words_come_first_where_the_release_says_so(
     model.edit_codes(image(9), "redder", seed=7)
     assert [asked.count(ids(describe(row, None))), len(asked)] == [6, 8]
     asked.clear()
-    assert model.plan(["a ring", "a star"], seed=3) == ["answer 2 3", "answer 2 3"]
+    assert model.plan(["a ring", "a star"], seed=3) == [f"answer 2 {plan_seed(3)}"] * 2
     model.draw_codes("a ring", plan=False)
     assert drawn[-1] == ids(draw("a ring", None))
     monkeypatch.setattr(model, "stage", "pretrain")
@@ -250,7 +251,9 @@ def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
         6: ["a", "red ring", "a red ring"],
         7: ["a", "a big", "ring"],
     }
-    plans = {5: "a ring", 6: "a red ring", 7: "a big red ring"}
+    plans = dict(
+        zip(map(plan_seed, readings), ["a ring", "a red ring", "a big red ring"], strict=True)
+    )
     tries: list[list[int]] = []
     shown = {
         retry_seed(seed, attempt): (10 * seed + attempt, words)
@@ -283,6 +286,7 @@ def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
         [retry_seed(s, 1) for s in (6, 7)],
         [retry_seed(s, 2) for s in (6, 7)],
     ]
+    assert not {plan_seed(seed) for seed in readings} & {seed for own in tries for seed in own}
     tries.clear()
     assert model.draw_codes("what", num=3, seed=5, tries=1)[:, 0].tolist() == [50, 60, 70 % 64]
     assert tries == [[5, 6, 7]]

@@ -66,6 +66,19 @@ def test_prompts_ask_for_what_training_never_showed(category: str):
                 assert COLOURS[want.colour][0] in text
 
 
+def test_sizes_go_with_the_held_out_object_first_and_last():
+    demands = [demand for _, demand in heldout_prompts("attribute", 400, 0)]
+    first = [
+        (want.colour + 2 * want.shape + 3) % 10 == 0
+        for want in (demand.wants[0] for demand in demands)
+        if want.colour is not None and want.shape is not None
+    ]
+    sized = [demand.wants[0].size is not None for demand in demands]
+    for place in (True, False):
+        share = [with_size for with_size, held in zip(sized, first, strict=True) if held is place]
+        assert 0.4 < sum(share) / len(share) < 0.6
+
+
 def test_prompts_speak_the_language_of_captions():
     read = [caption(sample_scene(0, i), 0, i) for i in range(4000)]
     vocabulary = {word for text in read for word in re.findall(r"\w+", text)}
