@@ -44,6 +44,16 @@ def test_a_decoder_trained_alone_goes_on_without_the_run_it_came_from(
     assert ddt_llama.load(cut).history == ddt_llama.load(whole).history
 
 
+def test_kept_codes_cannot_grow(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "nano_tokenizer", "--start", str(pipeline.tokenizer), *TOKENIZER]
+    train += ["--keep-codes", "true", "--tokenizer.quantizer.codebook-size", "100000"]
+    assert main([*train, "--objective.round-until", "1", "--out", str(tmp_path / "run")]) == 2
+    assert "codebook_size 100000 given, there are" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_language_run_goes_on_without_the_run_it_came_from(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:

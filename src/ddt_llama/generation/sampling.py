@@ -15,6 +15,8 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 
+COLDEST = 1e-6  # what is colder is `Greedy`, and would leave float32 in the end
+
 
 @dataclass(frozen=True)
 class Greedy:
@@ -54,10 +56,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         """Reject temperatures that turn the distribution over."""
-        if not 0.0 < self.temperature < float("inf"):
+        if not COLDEST <= self.temperature <= 1 / COLDEST:
             raise UserError(
-                f"temperature is {self.temperature}; it must be a finite number above 0 "
-                "(use top_k=1 for the most likely token)"
+                f"temperature is {self.temperature}; it must lie in {COLDEST:g} to "
+                f"{1 / COLDEST:g} (use top_k=1 for the most likely token)"
             )
 
 

@@ -5,7 +5,6 @@ every text through `given_texts`, so the limits and their messages have one home
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
@@ -17,6 +16,7 @@ from ddt_llama.generation.sampling import Sampling, TopK, TopP
 MAX_IMAGES = 10_000
 MAX_STEPS = 10_000
 MAX_TRIES = 100
+MAX_GUIDANCE = 1e6
 SEED_LIMIT = 2**63
 
 
@@ -34,9 +34,9 @@ class Options(TypedDict, total=False):
 
 def check_guidance(scale: float) -> None:
     """Raise UserError for a guidance scale that is none."""
-    if not 0.0 <= scale < math.inf:
+    if not 0.0 <= scale <= MAX_GUIDANCE:
         raise UserError(
-            f"guidance_scale is {scale}; it must be a finite number of 0 or more "
+            f"guidance_scale is {scale}; it must lie in 0 to {MAX_GUIDANCE:g} "
             "(1 is no guidance, 3 is usual)"
         )
 

@@ -3,7 +3,7 @@
 Opening refuses data and models that cannot be used, and writes nothing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,12 +119,24 @@ def _tokenizer_model(
     if folder is not None:
         source = folder / "model.safetensors"
         tensors = load_tensors(source)
+        if recipe.keep_codes:
+            refuse_larger_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
         grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
         load_into(model, tensors, source)
     recipe.equip(model)
     if recipe.keep_codes:
         keep_codes(model)
     return model
+
+
+def refuse_larger_codebook(tensors: Mapping[str, Tensor], size: int) -> None:
+    """Raise UserError where kept codes would have to grow: nothing would fill the new ones."""
+    known = tensors.get("quantizer.codebook")
+    if known is not None and len(known) < size:
+        raise UserError(
+            f"keep_codes: codebook_size {size} given, there are {len(known)} codes to keep; give "
+            "that size, or leave keep_codes out"
+        )
 
 
 def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:

@@ -34,8 +34,8 @@ class NextToken:
     beside the codes of a picture: where all count alike it is hardly learned.
 
     A batch is `(ids, labels, attention_mask)` as `collate` gives it, or with the `kind_indices` of
-    its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`,
-    and `loss.<kind>` where kinds are given.
+    its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`
+    (that no id is likelier than the right one), and `loss.<kind>` where kinds are given.
     """
 
     vocabulary: Vocabulary
@@ -112,7 +112,7 @@ def head_loss(
     wanted: Int[Tensor, " n"],
     weights: Float[Tensor, " n"] | None = None,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " n"], Bool[Tensor, " n"]]:
-    """Return the sum of weighted cross-entropies, each one (no gradient) and if its best is right.
+    """Return the sum of weighted cross-entropies, each one (no gradient), and if none is likelier.
 
     Without `weights` the sum is the mean.
     A head without bias and soft cap goes through in parts (`LinearCrossEntropy`).
@@ -160,7 +160,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, wanted: Tensor, weights: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the weighted sum, each row's loss and whether its best id is the wanted one."""
+        """Return the weighted sum, each row's loss, and whether no id is likelier."""
         device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         table = weight.to(dtype or weight.dtype)

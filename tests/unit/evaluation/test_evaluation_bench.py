@@ -1,5 +1,6 @@
 """The speed bench: its plain loop is the engine's slow twin, and its figures are what they say."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,11 @@ def test_figures_are_consistent(model: Model) -> None:
         assert 0 < ratio.low <= ratio.value <= ratio.high
         plain, engine = (figures[f"draw.{name}_seconds.{size}"] for name in ("plain", "engine"))
         assert plain.low / engine.high <= ratio.value <= plain.high / engine.low
+
+
+def test_one_round_has_no_interval(model: Model) -> None:
+    ratio = bench_documents(model, rounds=1)
+    assert (ratio.low, ratio.high) == (-math.inf, math.inf)
 
 
 def test_codes_enter_laid_out_documents_faster_than_these_are_laid_out(model: Model) -> None:

@@ -357,6 +357,7 @@ def test_reconstruction_passes_steps_and_visible_on(text: TextTokenizer) -> None
         ({"guidance_scale": -0.5}, "guidance_scale is -0.5"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
+        ({"guidance_scale": 1e39}, "guidance_scale is 1e"),
         ({"temperature": 0.0}, "temperature is 0"),
         ({"top_k": 0}, "top_k is 0"),
         ({"top_p": 1.5}, "top_p is 1.5"),

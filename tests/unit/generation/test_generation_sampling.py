@@ -110,6 +110,7 @@ def test_greedy_takes_the_largest_whatever_the_number() -> None:
         (lambda: TopP(1.2), "top_p is 1.2"),
         (lambda: TopP(math.nan), "top_p is nan"),
         (lambda: Sampling(temperature=0.0), "temperature is 0.0"),
+        (lambda: Sampling(temperature=1e-40), "temperature is 1e-40; it must lie in 1e-06 to 1e"),
         (lambda: Sampling(temperature=-1.0), "temperature is -1.0"),
         (lambda: Sampling(temperature=math.inf), "temperature is inf"),
         (lambda: Sampling(temperature=math.nan), "temperature is nan"),
