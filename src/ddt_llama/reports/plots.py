@@ -24,6 +24,7 @@ Curves = dict[str, tuple[list[float], list[float]]]
 POINTS = 600  # a curve: more than a plot has pixels across
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
+DASHES = ("-", "--", ":")  # of curves beyond the colours
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
 
 
@@ -161,8 +162,9 @@ def _draw(curves: Curves, title: str, ink: str) -> "Figure":
     for index, (name, (steps, values)) in enumerate(curves.items()):
         x, y = thin(steps, values)
         marker = "o" if len(x) == 1 else None
-        colour = COLOURS[index % len(COLOURS)]
-        axes.plot(x, y, color=colour, lw=1.2, label=name, marker=marker, ms=3)
+        turn, place = divmod(index, len(COLOURS))
+        colour, dash = COLOURS[place], DASHES[turn % len(DASHES)]
+        axes.plot(x, y, dash, color=colour, lw=1.2, label=name, marker=marker, ms=3)
     seen = [v for _, values in curves.values() for v in values]
     if seen and min(seen) > 0 and max(seen) / min(seen) > 20:
         axes.set_yscale("log")

@@ -7,9 +7,11 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image, ImageColor
 
 from ddt_llama.config import UserError
+from ddt_llama.reports import plots
 from ddt_llama.reports.plots import (
     COLOURS,
     POINTS,
@@ -94,6 +96,20 @@ def test_save_plot_writes_a_png(tmp_path: Path) -> None:
         assert picture.format == "PNG"
         assert len(picture.convert("L").getcolors() or []) > 2
     assert [f.name for f in tmp_path.iterdir()] == ["plot.png"]
+
+
+def test_axes_bear_names_and_no_two_curves_look_alike(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_save_png", lambda path, figure: drawn.append(figure))
+    curves = {f"curve {n}": ([0.0, 1.0], [1.0, float(n)]) for n in range(1, len(COLOURS) + 3)}
+    bands = {name: ([0.5, 0.5], [9.0, 9.0]) for name in curves}
+    save_plot(tmp_path / "p.png", curves, "t", "sequences seen", "bits a token", bands)
+    (axes,) = drawn[0].axes
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("sequences seen", "bits a token")
+    looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == len(curves) == len(axes.collections)
 
 
 def test_intervals_are_rows_of_dots_beside_a_line_at_zero(tmp_path: Path) -> None:
