@@ -38,7 +38,10 @@ def test_a_spatial_tokenizer_goes_the_whole_way(
 ) -> None:
     tokenizer, pretrain, instruct = (str(tmp_path / name) for name in ("see", "pre", "ins"))
     assert main(["train", "spatial_nano", "--steps", "3", "--out", tokenizer, *SPATIAL]) == 0
-    assert f"next: ddt train nano_pretrain --tokenizer {tokenizer}" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert f"next: ddt publish {tokenizer} {tokenizer}-codes --bits 8\n" in told
+    then = f"nano_pretrain --tokenizer {tokenizer}-codes --out {tokenizer}_pretrain\n"
+    assert f"then: ddt train {then}" in told
     stages = (
         ["nano_pretrain", "--tokenizer", tokenizer, "--out", pretrain],
         ["nano_instruct", "--start", pretrain, "--out", instruct],

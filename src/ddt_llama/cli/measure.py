@@ -67,7 +67,7 @@ def evaluate(
 def compare(
     models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
     *,
-    out: Annotated[Path, arg(metavar="DIR", help_behavior_hint="")] = Path("compare"),
+    out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
     quick: FlagCreatePairsOff[bool] = False,
     fields: Fields = None,
@@ -79,13 +79,16 @@ def compare(
     for each. Any field of a suite can be changed: --shapes.prompts 20.
 
     All this is of the shapes world; give --data, and they rebuild your pictures, too: those of
-    split "val" or "test", all where the data have none.
+    split "val" or "test", or all where the data have none. Pictures that training left out are
+    --data.held-out 0.02 of such data.
 
     Example: ddt compare nano models/spatial_nano --out compare
 
     Args:
-        models: nano (comes with the program), folders of training runs, or hub names.
-        out: The folder to write into.
+        models: One or more: nano (comes with the program), folders of ddt train or ddt publish, or
+            hub names.
+        out: The folder to write into, compare unless given (compare-quick of a quick run). One
+            folder holds one set of models and settings.
         data: Pictures of your own: a folder, WebDataset shards, Parquet files, a data set on disk.
         quick: A run of minutes that proves that everything works, and nothing else.
     """
@@ -97,8 +100,9 @@ def compare(
     given, own = data_fields(fields, data)
     if data is not None:
         plan = replace(plan, data=replace(given, paths=(data,)))
-    measure(opened(models), out, override(plan, own))
-    print(f"{(out / 'README.md').read_text()}\n{out / 'index.html'}")
+    folder = out if out is not None else Path("compare-quick" if quick else "compare")
+    measure(opened(models), folder, override(plan, own))
+    print(f"{(folder / 'README.md').read_text()}\n{folder / 'index.html'}")
 
 
 def data_fields(
@@ -150,22 +154,32 @@ def probe(
     of two pictures make a blend or a collage? synergy: do codes beside it help a language model
     with text? length: how many tokens should an image have? ablate: which choices in the tokenizer
     matter? scaling: how does loss fall with size and data? Writes figures, plots, pictures and a
-    verdict. The same command started again goes on where it stopped. Any field of its config.json's
-    plan can be changed: --course.train.steps 2000.
+    verdict. The same command started again goes on where it stopped.
 
-    Example: ddt probe shuffle nano runs/spatial_nano --out probes/shuffle
+    shuffle, entropy, prefix and swap take tokenizers alone, too. synergy needs one model with a
+    language model, scaling needs it of all. length and ablate train tokenizers like the given one
+    anew, and want tokens tied to timesteps and a language model. prefix and swap take minutes, the
+    others hours on two CPU cores.
+
+    Settings can be changed: --seeds 0,1 (all), --levels 16 (prefix, swap), --passes 1 (scaling),
+    --course.train.steps 2000 (the others). config.json of a started probe lists all of them under
+    "plan".
+
+    Example: ddt probe shuffle nano runs/spatial_nano
 
     Args:
         name: shuffle, entropy, prefix, swap, synergy, length, ablate or scaling.
-        models: nano (comes with the program), folders of training runs, or hub names.
-        out: The folder to write into; probes/NAME unless given.
+        models: One or more: nano (comes with the program), folders of ddt train or ddt publish, or
+            hub names.
+        out: The folder to write into, probes/NAME unless given (probes/NAME-quick of a quick run).
+            One folder holds one set of models and settings.
         quick: A run of minutes that proves that everything works, and nothing else.
     """
     from ddt_llama.evaluation.result import print_figures
     from ddt_llama.probes.named import carry_out, check_name
 
     check_name(name)
-    folder = out if out is not None else Path("probes") / name
+    folder = out if out is not None else Path("probes") / (f"{name}-quick" if quick else name)
     outcome = carry_out(name, opened(models), folder, quick, fields)
     print_figures(outcome.figures, name)
     print(f"{outcome.verdict}\n{folder / 'README.md'}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from ddt_llama import distributed
 from ddt_llama.recipes import LanguageRecipe, Recipe, Trained, run
 from ddt_llama.recipes.data import SHAPES
+from ddt_llama.recipes.sizes import RUNS
 
 
 def train_and_tell(recipe: Recipe, folder: Path) -> int:
@@ -38,17 +39,26 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     prompt = "a red circle" if SHAPES in paths else "a caption like yours"
     if not isinstance(recipe, LanguageRecipe):
         lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
-        lines.append(f"next: ddt train {size}_pretrain --tokenizer {folder}{data}")
+        codes = f"{folder}-codes"
+        lines.append(f"next: ddt publish {folder} {codes} --bits 8")
+        onward = _onward(folder, f"{size}_tokenizer", "pretrain")
+        lines.append(f"then: ddt train {size}_pretrain --tokenizer {codes}{data}{onward}")
     else:
         lines.append(f'try it: ddt draw {folder} "{prompt}" --out drawn.png')
         if recipe.stage == "pretrain":
-            lines.append(f"next: ddt train {size}_instruct --start {folder}{data}")
+            onward = _onward(folder, f"{size}_pretrain", "instruct")
+            lines.append(f"next: ddt train {size}_instruct --start {folder}{data}{onward}")
         elif SHAPES in paths:
             lines.append(f"measure it: ddt evaluate {folder} --suite shapes --json shapes.json")
         else:
             suite = f"--suite reconstruction --data {shlex.quote(str(own))}"
             lines.append(f"measure it: ddt evaluate {folder} {suite}")
     return lines
+
+
+def _onward(folder: Path, usual: str, stage: str) -> str:
+    """Return where the next stage goes, unless that is where it goes unasked."""
+    return "" if folder == Path(RUNS, usual) else f" --out {folder}_{stage}"
 
 
 def _say(text: str) -> None:

@@ -90,30 +90,39 @@ def mean(values: Sequence[float], comparisons: int = 1) -> Figure:
     return Figure(centre, centre - half, centre + half)
 
 
-def pooled_means(rows: Mapping[str, Sequence[float]], comparisons: int = 1) -> dict[str, Figure]:
-    """Bound the means of several rows of few values by Student's t, their variances pooled.
+def contrasts(
+    table: Mapping[str, Sequence[float]], bases: Mapping[str, str], comparisons: int = 1
+) -> dict[str, Figure]:
+    """Bound what rows of `bases` have more than their bases, of values paired by column (seed).
 
-    As in an analysis of variance: rows scatter alike, and together say by how much better than each
-    alone. Rows without scatter are the same by construction: they have no width, and pool nothing.
-    `comparisons` as in `mean`.
+    A two-way analysis of variance: a value is the sum of what its row, its column and chance give,
+    and chance scatters alike in all rows, which together say by how much, whatever base they share:
+    half = t sqrt(2 MSE / columns), (rows - 1)(columns - 1) degrees. A row that equals its base in
+    every column is the same by construction: it has no width, and no say. `comparisons` as in
+    `mean`.
     """
     from scipy.special import stdtrit
 
-    centres = {name: math.fsum(row) / len(row) for name, row in rows.items()}
-    scatter = {
-        name: math.fsum((value - centres[name]) ** 2 for value in row)
-        for name, row in rows.items()
-        if len(row) > 1 and len(set(row)) > 1
-    }
-    degrees = sum(len(rows[name]) - 1 for name in scatter)
+    same = {name for name, base in bases.items() if list(table[name]) == list(table[base])}
+    rows = [list(row) for name, row in table.items() if name not in same]
+    seeds, half = len(rows[0]), math.inf
+    degrees = (len(rows) - 1) * (seeds - 1)
+    if degrees:
+        columns = [math.fsum(column) / len(rows) for column in zip(*rows, strict=True)]
+        whole = math.fsum(columns) / seeds
+        rest = [
+            value - math.fsum(row) / seeds - column + whole
+            for row in rows
+            for value, column in zip(row, columns, strict=True)
+        ]
+        error = math.fsum(one * one for one in rest) / degrees
+        half = float(stdtrit(degrees, 1 - 0.025 / comparisons)) * math.sqrt(2 * error / seeds)
     found = {}
-    for name, row in rows.items():
-        half = 0.0 if len(row) > 1 else math.inf
-        if name in scatter:
-            variance = math.fsum(scatter.values()) / degrees
-            quantile = float(stdtrit(degrees, 1 - 0.025 / comparisons))
-            half = quantile * math.sqrt(variance / len(row))
-        found[name] = Figure(centres[name], centres[name] - half, centres[name] + half)
+    for name, base in bases.items():
+        pairs = zip(table[name], table[base], strict=True)
+        more = math.fsum(one - other for one, other in pairs) / seeds
+        width = 0.0 if name in same else half
+        found[name] = Figure(more, more - width, more + width)
     return found
 
 

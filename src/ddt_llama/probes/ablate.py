@@ -1,7 +1,8 @@
 """Which of the choices in a DDT tokenizer matter? One at a time is made otherwise.
 
 Every variant is trained and judged as the tokenizer "as it is", with the same seeds; differences
-are taken seed by seed.
+are taken seed by seed. A prediction of the velocity cannot learn from the network's own answers:
+its base is the variant without them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,7 @@ from typing import Any
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
 from ddt_llama.probes.base import Outcome
+from ddt_llama.probes.variants import LEGEND as OF_VARIANTS
 from ddt_llama.probes.variants import (
     MEASURED,
     QUANTITIES,
@@ -25,6 +27,7 @@ from ddt_llama.probes.variants import (
 from ddt_llama.recipes.sizes import EARLY_PIECES
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
 
+LEGEND = f"{OF_VARIANTS} more: than its base, seed by seed."
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
 VELOCITY = "velocity without own answers"
@@ -79,11 +82,7 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
 
 
 def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
-    """Train every variant of each model's tokenizer with every seed, and compare.
-
-    A prediction of the velocity cannot learn from the network's own answers: it is compared with
-    the variant without them, all others with the tokenizer as it is.
-    """
+    """Train every variant of each model's tokenizer with every seed, and compare."""
     figures: dict[str, Figure] = {}
     rows: dict[str, dict[str, Figure]] = {}
     told = []
@@ -98,17 +97,23 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
             for quantity, figure in row.items()
         }
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
-        told.append(f"{model.name} {verdict(apart)}")
+        named = {label(name, bases[name]): row for name, row in apart.items()}
+        told.append(f"{model.name} {verdict(named)}")
         for quantity in MEASURED:
-            shown = {name: row[quantity] for name, row in apart.items() if quantity in row}
+            shown = {name: row[quantity] for name, row in named.items() if quantity in row}
             if shown:
                 rows[f"{model.name}: {QUANTITIES[quantity]}, more than its base"] = shown
     after = f"After {plan.recipe.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
     notes = (
-        "Differences: how much seeds scatter is pooled over the variants, and the intervals of all "
-        "that the verdict looks at hold together."
+        "Differences: how much seeds scatter is taken of all variants together, as if they "
+        "scattered alike, and the intervals of all that the verdict looks at hold together."
     )
     return Outcome(figures, f"{after}: {'; '.join(told)}.", rows=rows, notes=notes)
+
+
+def label(name: str, base: str) -> str:
+    """Return a variant with its base, where that is another one than most have."""
+    return name if base == BASE else f"{name} (against {base})"
 
 
 def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:
@@ -126,5 +131,5 @@ def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:
         else:
             unseen.append(name)
     if unseen:
-        parts.append(f"no clear difference: {', '.join(unseen)}")
+        parts.append(f"not told apart: {', '.join(unseen)}")
     return "; ".join(parts)

@@ -5,7 +5,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -86,7 +86,12 @@ def told(figure: Figure, digits: int = 2, sign: str = "") -> str:
 
 
 def as_share(figure: Figure) -> Figure:
-    """Return a share with its interval cut at 0 and 1: Student's t may go where no share is."""
+    """Return a share with its interval cut at 0 and 1: Student's t may go where no share is.
+
+    That of one value, which has none, stays so.
+    """
+    if not (math.isfinite(figure.low) and math.isfinite(figure.high)):
+        return figure
     return Figure(figure.value, max(0.0, figure.low), min(1.0, figure.high))
 
 
@@ -141,13 +146,17 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
 
 
 def fingerprint(*parts: object) -> str:
-    """Return letters that stand for the weights of networks: trained further, others.
+    """Return letters that stand for weights and settings of networks: trained further, others.
 
     A text tokenizer counts by what it makes of text; what else is no network by its type alone.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(type(part).__name__.encode())
+        if is_dataclass(config := getattr(part, "config", None)):
+            digest.update(json.dumps(to_dict(config), sort_keys=True).encode())
+        if isinstance(part, str):
+            digest.update(part.encode())
         if isinstance(part, TextTokenizer):
             digest.update(part.to_json().encode())
         tensors = part.state_dict() if isinstance(part, nn.Module) else {}
@@ -201,11 +210,11 @@ def forget_folder(folder: Path) -> None:
 
 
 def close_folder(
-    folder: Path, outcome: Outcome, title: str, about: str, question: str = ""
+    folder: Path, outcome: Outcome, title: str, about: str, question: str = "", legend: str = ""
 ) -> None:
     """Write figures, table, plots, pictures and verdict.
 
-    `question` is what was asked, and `about` how it was measured.
+    `question` is what was asked, `about` how it was measured, `legend` what the figures' names say.
     """
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
@@ -216,9 +225,11 @@ def close_folder(
         save_intervals(folder / files[name], values, name)
     for name, picture in outcome.pictures.items():
         save_png(picture, folder / files[name])
-    last = "Bands in plots are the range of the seeds. All settings: config.json."
+    bands = any(plot.bands for plot in outcome.plots.values())
+    last = f"{'Bands in plots are the range of the seeds. ' * bands}All settings: config.json."
     about = " ".join(part for part in (about, outcome.notes, last) if part)
     page = [f"# {title}", "", outcome.verdict, "", *([question, ""] if question else []), about, ""]
+    page += [f"Names of the figures: {legend}", ""] if legend else []
     page += [*table(outcome.figures), ""]
     page += [f"![{name}]({file})" for name, file in files.items()]
     replace_file(folder / "README.md", ("\n".join(page) + "\n").encode())

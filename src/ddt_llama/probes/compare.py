@@ -76,6 +76,7 @@ class Begun:
 
 # Label, key, and how a value is written.
 LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
+    ("pixels along a side", "size", lambda x: f"{x:.0f}"),
     ("bits an image", "bits", lambda x: f"{x:,.0f}"),
     ("parameters of the tokenizer", "parameters.tokenizer", lambda x: f"{x / 1e6:.2f} M"),
     ("parameters of the language model", "parameters.language", lambda x: f"{x / 1e6:.2f} M"),
@@ -113,7 +114,7 @@ def compare(
     if plan.data is not None:
         plan.data.check()
     weights = tuple(
-        fingerprint(one.tokenizer, one.language if one.vocabulary is not None else None)
+        fingerprint(one.tokenizer, one.text, one.stage, *([one.language] if one.vocabulary else []))
         for one in models
     )
     settings = tuple(one.settings for one in models)
@@ -132,7 +133,9 @@ def compare(
         f"{plan.reconstruction.scenes} held-out scenes, {plan.shapes.prompts} prompts a category, "
         f"{plan.shapes.images} images a prompt, {plan.shapes.edits} edits, "
         f"{plan.shapes.questions} questions, {plan.text.captions} captions; the same for all. "
-        "One training of each model: differences between trainings are not in the intervals."
+        "One training of each model: differences between trainings are not in the intervals. All "
+        "do the same tasks, so models may differ clearly though their intervals overlap. "
+        "Perplexity is of an id of text: it compares models of one text tokenizer."
     )
     if plan.data is not None:
         about += f" Given pictures: {', '.join(plan.data.paths)}."
@@ -172,6 +175,7 @@ def network(model: Model) -> dict[str, float]:
         tokenizer = copy.deepcopy(tokenizer).requires_grad_(False)
     images = torch.zeros(1, 3, size, size, device=device_of(tokenizer))
     found = {
+        "size": float(size),
         "bits": tokenizer.num_tokens * math.log2(tokenizer.codebook_size),
         "flops.encode": counted(lambda: tokenizer.encode(images)),
     }

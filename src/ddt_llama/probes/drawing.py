@@ -19,7 +19,7 @@ from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED
-from ddt_llama.probes.sequences import Sequences
+from ddt_llama.probes.sequences import Sequences, unseen
 from ddt_llama.probes.sources import encoded
 from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.scene import Scene, Split
@@ -32,22 +32,24 @@ OBJECTS, GRID = 2, 8  # at most so many, on so many cells along a side
 def described(
     tokenizer: Tokenizer, text: TextTokenizer, name: str, count: int, held_out: int
 ) -> Sequences:
-    """Return `count` scenes as ids of a description, a mark and codes, the last ones held out.
+    """Return scenes as ids of a description, a mark and codes; of the last those that are new.
 
     Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the
-    descriptions and their marks are given.
+    descriptions and their marks are given. So simple scenes recur: of the last `held_out` of the
+    `count` those with the codes of one of the others are left out.
     """
     pictures = easy(count, tokenizer.image_size, "train")
     codes = tokenizer.to_language(encoded(tokenizer, pictures, name))
     begun = beginnings(text, pictures.scenes(0, count))
     first = text.size + 1
     pairs = [torch.cat([one, first + row]) for one, row in zip(begun, codes, strict=True)]
+    kept = unseen(pairs[:-held_out], pairs[-held_out:])
     return Sequences(
         name,
         first + tokenizer.codebook_size,
         tuple(pairs[:-held_out]),
-        tuple(pairs[-held_out:]),
-        told=tuple(map(len, begun[-held_out:])),
+        kept,
+        told=tuple(len(row) - tokenizer.num_tokens for row in kept),
     )
 
 

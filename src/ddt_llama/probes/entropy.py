@@ -4,10 +4,13 @@ One model an order learns the same sequences natively, with stride 2 and 3, and 
 tokens form a chain, each telling what the next needs to know, uncertainty falls along the sequence,
 and within each of the two or three passes of a stride. Source: Selftok-Zero, the figure of entropy
 by position. Entropy is that of the model's own prediction; how right it was, the surprise, is drawn
-beside it. Late places of captions are those of long captions only. Codes that are others' read from
-the other end are not learned twice: they are those, reversed.
+beside it, and so is the entropy of each place alone, without what stands before: tokens that know
+nothing of each other may fall in that, too. Late places of captions are those of long captions
+only. Codes that are others' read from the other end are not learned twice: they are those,
+reversed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from ddt_llama.evaluation.intervals import Figure, mean
+from ddt_llama.evaluation.intervals import Figure, mean, setting
 from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
@@ -24,6 +27,12 @@ from ddt_llama.probes.sequences import Sequences, match
 
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
+LEGEND = (
+    "SOURCE.ORDER.entropy: of the model's prediction in bits, mean of all steps; bits: held-out "
+    "bits a token, so how right it was; slope: bits that entropy rises from the begin to the end "
+    "of the sequence, or of each pass of a stride, and falls where negative; alone: of each place "
+    "without what stands before; A less B: A minus B."
+)
 
 
 def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
@@ -48,6 +57,10 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
                 slopes[one.name] = falls
             entropies[order] = [along(run.entropy) for run in runs]
             surprises[order] = [along(run.by_place) for run in runs]
+        by_itself = alone(one)
+        entropies["each place alone"] = [along(by_itself)]
+        figures[f"{one.name}.alone.entropy"] = setting(float(np.mean(by_itself)))
+        figures[f"{one.name}.alone.slope"] = setting(slope(by_itself, 1))
         x, many = "step of the sequence", f"{len(plan.seeds)} seeds"
         y = "entropy of the prediction in bits"
         plots[f"{one.name}, {many}"] = Plot.of_seeds(entropies, x, y)
@@ -55,6 +68,16 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     apart = between(slopes)
     figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
     return Outcome(figures, verdict(plan, sources, figures, apart), plots)
+
+
+def alone(source: Sequences) -> list[float]:
+    """Return the entropy in bits of the symbols at each place, counted over the training."""
+    found = []
+    for place in range(max(map(len, source.train))):
+        seen = torch.stack([row[place] for row in source.train if len(row) > place])
+        share = torch.bincount(seen).double() / len(seen)
+        found.append(float(torch.special.entr(share).sum()) / math.log(2))
+    return found
 
 
 def mirror(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> bool:
@@ -111,8 +134,12 @@ def verdict(
     each = []
     for source in sources:
         one = figures[f"{source.name}.native.slope"]
-        way = "falls" if one.high < 0 else "rises" if one.low > 0 else "neither falls nor rises"
-        words = f"of {source.name} {way} ({told(one, sign='+')} bits from begin to end"
+        way = "falls" if one.high < 0 else "rises" if one.low > 0 else "is not seen to fall or rise"
+        by_itself = figures[f"{source.name}.alone.slope"].value
+        words = (
+            f"of {source.name} {way} ({told(one, sign='+')} bits from begin to end, that of each "
+            f"place alone {by_itself:+.2f}"
+        )
         strides = [order for order in orders_of(source) if order.startswith("stride")]
         if strides:
             slopes = [told(figures[f"{source.name}.{one}.slope"], sign="+") for one in strides]

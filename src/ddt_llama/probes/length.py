@@ -11,7 +11,8 @@ from pathlib import Path
 
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, as_share, percent
+from ddt_llama.probes.base import Outcome, Plot, as_share, percent, told
+from ddt_llama.probes.variants import LEGEND as OF_VARIANTS
 from ddt_llama.probes.variants import (
     MEASURED,
     QUANTITIES,
@@ -21,6 +22,7 @@ from ddt_llama.probes.variants import (
     judged,
 )
 
+LEGEND = OF_VARIANTS
 LENGTHS = (8, 16, 32, 64, 128)
 
 
@@ -59,7 +61,7 @@ def verdict(figures: dict[str, Figure]) -> str:
     parts = []
     for count in LENGTHS:
         dB = figures[f"{count} tokens.psnr"]
-        part = f"{count} tokens give {dB.value:.1f} dB ({dB.low:.1f} to {dB.high:.1f})"
+        part = f"{count} tokens give {told(dB, 1)} dB"
         if (shapes := figures.get(f"{count} tokens.shapes")) is not None:
             part += f" and {percent(as_share(shapes))} of the objects"
         parts.append(part)

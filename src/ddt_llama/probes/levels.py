@@ -12,7 +12,8 @@ from ddt_llama.config import check_range
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import ONE_TRAINING, SEED, check_seeds
+from ddt_llama.probes.base import SEED, check_seeds
+from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene
 
 SHOWN_LEVELS = 8  # columns of a picture strip
@@ -23,13 +24,14 @@ SHOWN_PICTURES = 4  # its rows
 class LevelPlan:
     """`levels` equal parts of the tokens, `scenes` pictures a seed, `steps` of decoding.
 
-    A seed chooses the scenes and the noise, which is the same at all levels.
+    Steps are those of each model's release unless given. A seed chooses the scenes and the noise,
+    which is the same at all levels.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
     levels: int = 32
     scenes: int = 64
-    steps: int = 8
+    steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse seeds that are none, and numbers that measure nothing."""
@@ -39,9 +41,13 @@ class LevelPlan:
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
+        steps = (
+            "the decoding steps of each release" if self.steps is None else f"{self.steps} steps"
+        )
         return (
             f"{len(self.seeds)} seeds of {self.scenes} held-out scenes each, {self.levels} levels, "
-            f"{self.steps} decoding steps. {ONE_TRAINING}"
+            f"{steps}. One training of each tokenizer: what others would change is not in the "
+            "intervals."
         )
 
     def quick(self) -> "LevelPlan":
@@ -74,7 +80,7 @@ class Subjects:
     scenes: Sequence[Scene]
     images: Float[Tensor, "b 3 h w"]
     codes: Int[Tensor, "b k"]
-    grey: Int[Tensor, " k"]  # codes of a grey picture
+    bare: Int[Tensor, "b k"]  # codes of the pictures without their objects
     steps: int
     seed: int
 
@@ -87,8 +93,11 @@ class Subjects:
         images = pictures.images(0, number)
         device = device_of(model.tokenizer)
         codes = model.tokenizer.encode(images.to(device))
-        (grey,) = model.tokenizer.encode(torch.zeros(1, 3, size, size, device=device))
-        return cls(model, pictures.scenes(0, number), images, codes, grey, plan.steps, seed)
+        scenes = pictures.scenes(0, number)
+        grounds = render([replace(scene, objects=()) for scene in scenes], size)
+        bare = model.tokenizer.encode(grounds.to(device))
+        steps = model.settings.steps if plan.steps is None else plan.steps
+        return cls(model, scenes, images, codes, bare, steps, seed)
 
     def decode(
         self, codes: Int[Tensor, "b k"], visible: Bool[Tensor, " k"] | None = None
@@ -96,11 +105,12 @@ class Subjects:
         """Decode codes; the noise of a picture is the same at every call.
 
         In place of codes that are not `visible` a tokenizer that was never trained to do without
-        them is given those of a grey picture: what else it would show is no fault of its tokens.
+        them is given those of the bare background: what else it would show is no fault of its
+        tokens.
         """
         first = self.seed * 1_000_003
         if visible is not None and not self.model.tokenizer.prefixes:
-            codes, visible = torch.where(visible.to(codes.device), codes, self.grey), None
+            codes, visible = torch.where(visible.to(codes.device), codes, self.bare), None
         decoded = self.model.tokenizer.decode(
             codes, steps=self.steps, visible=visible, seed=range(first, first + len(codes))
         )

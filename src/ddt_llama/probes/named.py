@@ -50,7 +50,8 @@ class Begun:
 class Probe(NamedTuple):
     """Settings, which know a `quick` variant of themselves, and how the probe is carried out.
 
-    The docstring of the module of its name says what is asked, at the head of its page, too.
+    The docstring of the module of its name says what is asked, at the head of its page, too, and
+    its LEGEND above the table what the names of the figures mean.
     `check` refuses models that cannot do what is asked, before anything is written.
     """
 
@@ -121,8 +122,9 @@ def carry_out(
         raise
     if quick:
         outcome = replace(outcome, verdict=f"(Quick: proves the machinery only.) {outcome.verdict}")
-    question = inspect.getdoc(import_module(f"ddt_llama.probes.{name}")) or ""
-    close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about(), question)
+    module = import_module(f"ddt_llama.probes.{name}")
+    question = inspect.getdoc(module) or ""
+    close_folder(out, outcome, f"{name}: {', '.join(names)}", plan.about(), question, module.LEGEND)
     return outcome
 
 

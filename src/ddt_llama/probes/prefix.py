@@ -2,11 +2,14 @@
 
 Tokens tied to timesteps should give back a whole picture at every level, the coarse first: counts
 and colours early, forms late. A spatial token gives back its square, row by row in the order of its
-codes; the rest is grey. An attribute is back where it is half of the way from what another scene
-has of it to all right, a picture at 20 dB: the same for all tokenizers. Source: DDT-LLaMA, the
-figure of progressive reconstruction, and Selftok; 32 levels, the same noise at all.
+codes; the rest is the bare background of the scene, which is made known to it. What is no clear
+object counts as one of its colour at its place, without shape and size. An attribute is back where
+it is half of the way from what another scene has of it to all right, a picture at 20 dB: the same
+for all tokenizers. Source: DDT-LLaMA, the figure of progressive reconstruction, and Selftok; 32
+levels, the same noise at all.
 """
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,17 +23,23 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, as_share, between, kept, percent, points
+from ddt_llama.probes.base import Line, Outcome, Plot, as_share, between, kept, percent, points
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.shapes.judge import PLACE_TOLERANCE
-from ddt_llama.shapes.scene import Scene
-from ddt_llama.shapes.verify import read
+from ddt_llama.shapes.scene import Object, Scene
+from ddt_llama.shapes.verify import Blob, glimpse
 from ddt_llama.tokenizer.base import visible_mask
 
 ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
 NEAR = 20.0  # dB at which a picture is back
 ATTRIBUTES = ("count", "colour", "shape", "size", "position")
+LEGEND = (
+    "MODEL.END.QUANTITY.PERCENT: with so many percent of the tokens, from the coarse or the fine "
+    "end; psnr in dB, the others as the share of the attributes that is verified; back: the share "
+    "of the tokens from which on the quantity stays back (no such row: with some seed it never "
+    "is); A less B: A minus B."
+)
 # End -> quantity -> value at each level; "chance" -> quantity -> what another scene shows of it.
 Measured = Mapping[str, Mapping[str, Any]]
 
@@ -59,7 +68,8 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         backs = {
             model: [back(one, "coarse", name) for one in rows] for model, rows in everything.items()
         }
-        for pair, apart in between(backs).items():
+        known = {model: row for model, row in backs.items() if math.inf not in row}
+        for pair, apart in between(known).items():
             figures[f"{pair}.coarse.{name}.back"] = apart
             sentences.append(f"{pair}, {name} {points(apart)}")
     return Outcome(figures, f"{'; '.join(sentences)}.", plots, pictures)
@@ -76,13 +86,13 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, Any]:
         for count in plan.counts(model.tokenizer.num_tokens):
             images = subjects.decode(subjects.codes, mask_of(end, count, subjects.codes.shape[1]))
             measured[end]["psnr"].append(float(psnr(images, subjects.images).mean()))
-            pairs = zip(read(images), subjects.scenes, strict=True)
+            pairs = zip(glimpse(images), subjects.scenes, strict=True)
             shares = np.mean([attributes(found, wanted) for found, wanted in pairs], axis=0)
             for name, share in zip(ATTRIBUTES, shares, strict=True):
                 measured[end][name].append(float(share))
     others = [*subjects.scenes[1:], subjects.scenes[0]]
     pairs = zip(others, subjects.scenes, strict=True)
-    shares = np.mean([attributes(other, scene) for other, scene in pairs], axis=0)
+    shares = np.mean([attributes(other.objects, scene) for other, scene in pairs], axis=0)
     measured["chance"] = dict(zip(ATTRIBUTES, shares.tolist(), strict=True))
     return measured
 
@@ -94,8 +104,8 @@ def mask_of(end: str, count: int, num_tokens: int) -> torch.Tensor:
     return ~visible_mask(num_tokens - count, num_tokens)
 
 
-def attributes(found: Scene | None, wanted: Scene) -> list[float]:
-    """Return how much of each of `ATTRIBUTES` a picture shows, 0 to 1; nothing if unreadable.
+def attributes(found: Sequence[Object | Blob] | None, wanted: Scene) -> list[float]:
+    """Return how much of each of `ATTRIBUTES` a picture shows, 0 to 1; nothing without a ground.
 
     Count is right or wrong. Of colours, shapes and sizes it is the share of the objects that have a
     partner of the same one, wherever it stands; of positions, of those with a partner within
@@ -103,14 +113,14 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
     """
     if found is None:
         return [0.0] * len(ATTRIBUTES)
-    total = max(len(found.objects), len(wanted.objects), 1)
-    shares = [float(len(found.objects) == len(wanted.objects))]
+    total = max(len(found), len(wanted.objects), 1)
+    shares = [float(len(found) == len(wanted.objects))]
     for name in ("colour", "shape", "size"):
         shown, asked = (
-            Counter(getattr(item, name) for item in scene.objects) for scene in (found, wanted)
+            Counter(getattr(item, name) for item in items) for items in (found, wanted.objects)
         )
         shares.append((shown & asked).total() / total)
-    left_places = [(item.x, item.y) for item in found.objects]
+    left_places = [(item.x, item.y) for item in found]
     close = 0
     for item in wanted.objects:
         near = [
@@ -127,7 +137,8 @@ def attributes(found: Scene | None, wanted: Scene) -> list[float]:
 def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
     """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.back`.
 
-    `back` is the share of the tokens from which on a quantity stays back.
+    `back` is the share of the tokens from which on a quantity stays back; there is none where with
+    some seed it never is.
     """
     figures = {}
     quarters = [round(plan.levels * part / 4) - 1 for part in (1, 2, 3, 4)]
@@ -138,26 +149,34 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
                 part = round(100 * (level + 1) / plan.levels)
                 reached = mean([row[level] for row in rows])
                 figures[f"{end}.{name}.{part}"] = reached if name == "psnr" else as_share(reached)
-            figures[f"{end}.{name}.back"] = as_share(
-                mean([back(one, end, name) for one in measured])
-            )
+            backs = [back(one, end, name) for one in measured]
+            if math.inf not in backs:
+                figures[f"{end}.{name}.back"] = as_share(mean(backs))
     return figures
 
 
 def back(measured: Measured, end: str, name: str) -> float:
-    """Return with which share of the tokens from an end a quantity is back, to stay."""
+    """Return with which share of the tokens from an end a quantity is back, to stay, or inf."""
     chance = measured["chance"]
     return stays(measured[end][name], NEAR if name == "psnr" else (chance[name] + 1) / 2)
 
 
 def stays(values: Sequence[float], border: float) -> float:
-    """Return the share of the levels from which on values are at least `border`; 1 if none is.
+    """Return the share of the levels from which on values are at least `border`, or inf.
 
-    >>> stays([0.0, 0.6, 0.4, 0.6, 1.0], 0.5)
-    0.8
+    Between two levels values are taken to grow evenly.
+
+    >>> stays([0.0, 0.6, 0.4, 0.6, 1.0], 0.5), stays([0.6, 0.4], 0.5)
+    (0.7, inf)
     """
-    below = [level for level, value in enumerate(values) if value < border]
-    return min(below[-1] + 2 if below else 1, len(values)) / len(values)
+    first = 1 + max((level for level, value in enumerate(values) if value < border), default=-1)
+    if first == len(values):
+        return math.inf
+    part = 0.0
+    if first:
+        before, after = values[first - 1], values[first]
+        part = (after - border) / (after - before)
+    return (first + 1 - part) / len(values)
 
 
 def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
@@ -165,8 +184,9 @@ def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
 
     `prefixes`: whether the tokenizer has such an end.
     """
-    parts = [f"{name} {percent(figures[f'coarse.{name}.back'])}" for name in ("psnr", *ATTRIBUTES)]
-    end = "the coarse end" if prefixes else "the last row, the rest being grey"
+    backs = {name: figures.get(f"coarse.{name}.back") for name in ("psnr", *ATTRIBUTES)}
+    parts = [f"{name} {'never' if one is None else percent(one)}" for name, one in backs.items()]
+    end = "the coarse end" if prefixes else "the last row, the rest being background"
     return f"with these shares of its tokens, from {end}, are back: {', '.join(parts)}"
 
 
@@ -174,15 +194,17 @@ def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dic
     """Return PSNR from both ends, and the attributes from each, over the percent of the tokens."""
     levels = [100 * share for share in plan.shares()]
 
-    def curve(end: str, name: str) -> tuple[list[float], list[float]]:
-        return levels, np.mean([one[end][name] for one in measured], axis=0).tolist()
+    def lines(end: str, name: str) -> list[Line]:
+        return [list(zip(levels, one[end][name], strict=True)) for one in measured]
 
-    fidelity = {f"from the {end} end": curve(end, "psnr") for end in ENDS}
-    plots = {f"{model.name}, fidelity": Plot(fidelity, "percent of the tokens", "PSNR in dB")}
+    x, many = "percent of the tokens", f"{len(measured)} seeds"
+    fidelity = {f"from the {end} end": lines(end, "psnr") for end in ENDS}
+    plots = {f"{model.name}, fidelity, {many}": Plot.of_seeds(fidelity, x, "PSNR in dB")}
     for end in ENDS:
-        curves = {name: curve(end, name) for name in ATTRIBUTES}
-        x = f"percent of the tokens, from the {end} end"
-        plots[f"{model.name}, from the {end} end"] = Plot(curves, x, "share of attributes verified")
+        curves = {name: lines(end, name) for name in ATTRIBUTES}
+        plots[f"{model.name}, from the {end} end, {many}"] = Plot.of_seeds(
+            curves, f"{x}, from the {end} end", "share of attributes verified"
+        )
     return plots
 
 

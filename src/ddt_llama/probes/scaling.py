@@ -2,9 +2,10 @@
 
 Language models of four sizes learn to draw from three amounts of described pictures (descriptions,
 then codes), each for as many passes. One plane through the logarithms of all says how fast, bits ~
-N^-a D^-b (Kaplan et al. 2020, without a rest that no model learns: so few sizes cannot tell it).
-More pictures are more steps, too. Each model then draws what training never held. Source:
-DDT-LLaMA, the scaling study.
+N^-a D^-b (Kaplan et al. 2020, without a rest that no model learns: so few sizes cannot tell it;
+codes with a larger rest have smaller exponents, which need not mean that they scale worse). More
+pictures are more steps, too. Each model then draws what training never held. Source: DDT-LLaMA, the
+scaling study.
 """
 
 import math
@@ -28,6 +29,11 @@ from ddt_llama.probes.learn import NANO, Course, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
 
 EXPONENTS = ("size", "data")
+LEGEND = (
+    "MODEL.PARAMETERS.PICTURES.bits: held-out bits a code, of language models of so many "
+    "parameters beside the rows of the vocabulary; shapes: share of the described objects that "
+    "they draw; exponent: a and b of bits ~ N^-a D^-b; A less B: A minus B."
+)
 SIZES = tuple(
     replace(NANO, dim=dim, depth=depth, num_heads=4, num_kv_heads=4, mlp_dim=3 * dim)
     for dim, depth in ((64, 2), (96, 3), (128, 4), (192, 6))
@@ -176,9 +182,8 @@ def exponents(
 
 def trend(power: Figure, what: str) -> str:
     """Say how bits go with an amount, as far as the interval of the exponent allows."""
-    way = "fall" if power.low > 0 else "rise" if power.high < 0 else "do not clearly change"
-    value, low, high = (-x for x in (power.value, power.high, power.low))
-    return f"{way} with {what} (exponent {value:.3f}, {low:.3f} to {high:.3f})"
+    way = "fall" if power.low > 0 else "rise" if power.high < 0 else "are not seen to change"
+    return f"{way} with {what} (exponent {told(power, 3)})"
 
 
 def plane(cells: Sequence[tuple[float, float]], bits: Sequence[float]) -> tuple[float, float]:

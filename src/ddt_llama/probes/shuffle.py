@@ -27,6 +27,14 @@ from ddt_llama.probes.sequences import Sequences, match, packed
 
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
 ROW = 64  # symbols of a row of packed text, where no picture says how many
+LEGEND = (
+    "SOURCE.ORDER: held-out bits a token, learned in that order; gap: bits a token more than in "
+    "native order, seed by seed; half_way: the same after half of the training; gap_share: the gap "
+    "over the bits in native order; per_bit: the extra bits of a sequence over the bits of an "
+    "image; A less B: A minus B. The bare name of a model is the order in which its language model "
+    "reads, 'coarse to fine' and 'fine to coarse' are the order of the timesteps. The paper "
+    "expects large gaps of DDT tokens and captions, and a small one of spatial tokens."
+)
 Lessons = Mapping[tuple[str, Order, int], Learned]
 
 

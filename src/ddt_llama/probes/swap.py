@@ -5,8 +5,8 @@ gives codes spread over the picture as the coarse ends of others start: the toke
 not the cut. The paper shows that timestep tokens give one picture between both, spatial tokens a
 picture cut and pasted. Here each region of the mixture is placed between A (1) and B (0); what
 varies from region to region is collage, what all share is blend. A collage may be cut by content
-(the ground of A, the objects of B) or in place, the same regions of every picture: that part of it
-is told apart. Source: DDT-LLaMA and Selftok, the figures of token swapping.
+(the ground of A, the objects of B) or in place, along the same lines in every picture, which is
+told beside it. Source: DDT-LLaMA and Selftok, the figures of token swapping.
 """
 
 import math
@@ -25,7 +25,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, between, kept, told
+from ddt_llama.probes.base import Line, Outcome, Plot, between, kept, told
 from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.tokenizer import Tokenizer
@@ -34,12 +34,20 @@ from ddt_llama.tokenizer.schedule import raster_order
 
 REGIONS = 8  # along one side, or more
 MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
+TOLD = ("collage", "place", "neither")
 SCALE = {
     "share": "share of A",
     "collage": "collage (1) or blend (0)",
     "place": "collage in place",
     "neither": "neither A nor B",
 }
+LEGEND = (
+    "collage: 1 where each region is A's or B's, 0 where all are the same mixture; place: 1 where "
+    "all pictures are cut along the same lines; neither: what is neither A's nor B's, in squared "
+    "differences of the two (where it is large, the other two say little). Means over the levels "
+    "and pictures in which both have a part; no such row: with some seed there is none; A less B "
+    "of models: A minus B."
+)
 
 
 def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
@@ -49,22 +57,29 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     pictures = {}
     sentences = []
     collages = {}
+    sides = max(sides_of(model.tokenizer.num_tokens) for model in models)
     for model in models:
         rows = []
         for seed in watch(plan.seeds, f"swaps of {model.name}"):
             path = folder / "parts" / f"{model.name}-{seed}.json"
-            rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
-        for name in ("collage", "place", "neither"):
-            figures[f"{model.name}.{name}"] = mean([among_mixed(row, name) for row in rows])
-        collages[model.name] = [among_mixed(row, "collage") for row in rows]
-        curves = {
-            label: over_levels(plan, [row[name] for row in rows]) for name, label in SCALE.items()
-        }
-        plots[f"{model.name}, mixed"] = Plot(curves, "percent of the tokens from A", "share")
-        pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
-        one, place, rest = (
-            told(figures[f"{model.name}.{name}"]) for name in ("collage", "place", "neither")
+            rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s, sides)))
+        seen = {name: [among_mixed(row, name) for row in rows] for name in TOLD}
+        plots[f"{model.name}, mixed, {len(rows)} seeds"] = Plot.of_seeds(
+            {
+                label: over_levels(plan, [row[name] for row in rows])
+                for name, label in SCALE.items()
+            },
+            "percent of the tokens from A",
+            "share",
         )
+        pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
+        if any(map(math.isnan, seen["collage"])):
+            sentences.append(f"{model.name} nowhere, as no level mixes both")
+            continue
+        found = {name: mean(values) for name, values in seen.items()}
+        figures |= {f"{model.name}.{name}": figure for name, figure in found.items()}
+        collages[model.name] = seen["collage"]
+        one, place, rest = (told(found[name]) for name in TOLD)
         sentences.append(f"{model.name} {one}, in place {place}, neither A nor B {rest}")
     apart = between(collages)
     figures |= {f"{name}.collage": figure for name, figure in apart.items()}
@@ -73,7 +88,7 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     return Outcome(figures, verdict, plots, pictures)
 
 
-def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
+def measure(model: Model, plan: LevelPlan, seed: int, sides: int) -> dict[str, list[float]]:
     """Return the figures of `regions` at each level, means over pairs of pictures."""
     subjects = Subjects.of(model, plan, seed)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
@@ -82,7 +97,7 @@ def measure(model: Model, plan: LevelPlan, seed: int) -> dict[str, list[float]]:
     for count in plan.counts(one.shape[1]):
         chosen = from_a(model.tokenizer, count).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
-        found = regions(mixture, a, b, sides_of(one.shape[1]))
+        found = regions(mixture, a, b, sides)
         for name, value in zip(SCALE, found, strict=True):
             measured[name].append(value)
     return measured
@@ -112,24 +127,27 @@ def regions(
     """Return the figures of `SCALE`, means over pictures of `sides` x `sides` regions.
 
     A region of the mixture m is w A + (1 - w) B, w = <m - B, A - B> / |A - B|^2 within 0..1, and
-    counts as much as A and B differ there (|A - B|^2). Collage is the variance of w over the
-    regions as a share of the most that their mean allows, mean (1 - mean): 1 where each is A or B,
-    0 where all are the same mixture. Collage in place is the same of w averaged over the pictures:
-    1 where all are cut along the same lines. Neither is the part of |m - (w A + (1 - w) B)|^2 in
-    |A - B|^2.
+    counts as much as A and B differ there (|A - B|^2). The share of A is the mean of w over all
+    pictures, the others are of those in which both have a part. Collage is the variance of w over
+    the regions as a share of the most that their mean allows, mean (1 - mean): 1 where each is A or
+    B, 0 where all are the same mixture. Collage in place is the same of w averaged over the
+    pictures: 1 where all are cut along the same lines. Neither is the part of
+    |m - (w A + (1 - w) B)|^2 in |A - B|^2.
     """
     m, start, end = (cut(images, sides) for images in (mixture, b, a))
     along, offset = end - start, m - start
     weight = along.square().sum(-1)
-    total = weight.sum(-1).clamp_min(1e-9)
     w = ((offset * along).sum(-1) / weight.clamp_min(1e-9)).clamp(0, 1)
     share, collage = spread(w, weight)
-    rest = (offset - w[..., None] * along).square().sum((-2, -1)) / total
     mixed = (share > MIXED[0]) & (share < MIXED[1])
-    pasted = float(collage[mixed].mean()) if mixed.any() else math.nan
+    if not mixed.any():
+        return float(share.mean()), math.nan, math.nan, math.nan
+    rest = (offset - w[..., None] * along).square().sum((-2, -1))
+    neither = (rest / weight.sum(-1).clamp_min(1e-9))[mixed].mean()
+    w, weight = w[mixed], weight[mixed]
     everywhere = weight.sum(0)
     _, place = spread((w * weight).sum(0) / everywhere.clamp_min(1e-9), everywhere)
-    return float(share.mean()), pasted, float(place), float(rest.mean())
+    return float(share.mean()), float(collage[mixed].mean()), float(place), float(neither)
 
 
 def spread(
@@ -157,14 +175,12 @@ def among_mixed(row: Mapping[str, Sequence[float | None]], name: str) -> float:
     return float(values[mixed].mean()) if mixed.any() else math.nan
 
 
-def over_levels(
-    plan: LevelPlan, rows: Sequence[Sequence[float | None]]
-) -> tuple[list[float], list[float]]:
-    """Return a curve over the percent of tokens, where every seed has a value."""
+def over_levels(plan: LevelPlan, rows: Sequence[Sequence[float | None]]) -> list[Line]:
+    """Return the points of each seed over the percent of tokens, where all seeds have a value."""
     values = np.array(rows, dtype=float)
     known = np.isfinite(values).all(0)
-    percent = 100 * np.array(plan.shares())
-    return percent[known].tolist(), values[:, known].mean(0).tolist()
+    percent = 100 * np.array(plan.shares())[known]
+    return [list(zip(percent.tolist(), row.tolist(), strict=True)) for row in values[:, known]]
 
 
 def strip(model: Model, plan: LevelPlan) -> Any:

@@ -25,6 +25,11 @@ from ddt_llama.probes.sequences import Sequences, unseen
 from ddt_llama.probes.sources import captions_of, encoded, scenes_to_learn, text_of
 
 ALONE = "text alone"
+LEGEND = (
+    "CONDITION.bits, perplexity: of an id of held-out captions; gap: bits an id more than after "
+    "text alone (below 0: codes help); to_others: bits an id more than beside the codes of other "
+    "pictures (below 0: it helps that they are the picture's own); A less B: A minus B."
+)
 Texts = Sequence[Int[Tensor, " _"]]
 
 
@@ -127,14 +132,14 @@ def verdict(
     each = []
     for model in models:
         gap, own = (figures[f"{beside(model)}.{name}"] for name in ("gap", "to_others"))
-        does = "help" if gap.high < 0 else "hurt" if gap.low > 0 else "neither help nor hurt"
+        does = "helps" if own.high < 0 else "hurts" if own.low > 0 else "is not seen to matter"
         each.append(
-            f"those of {model} {does} ({told(gap, 3, sign='+')} bits an id; against codes of other "
-            f"pictures {told(own, 3, sign='+')})"
+            f"of {model} it {does} that they are the picture's own ({told(own, 3, sign='+')} bits "
+            f"an id; in all, text weighing less beside codes, {told(gap, 3, sign='+')})"
         )
     bits = figures[f"{ALONE}.bits"].value
     sentence = (
-        f"After {plan.course.effort()}, beside captions ({bits:.3f} bits an id alone), codes: "
+        f"After {plan.course.effort()}, of codes beside captions ({bits:.3f} bits an id alone): "
         f"{'; '.join(each)}"
     )
     return closed(sentence, apart, 3, "what their meaning does: ")

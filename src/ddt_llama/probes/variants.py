@@ -19,7 +19,7 @@ from torch import nn
 from ddt_llama import distributed
 from ddt_llama.config import UserError, check_range
 from ddt_llama.evaluation.bench import counted
-from ddt_llama.evaluation.intervals import Figure, mean, pooled_means
+from ddt_llama.evaluation.intervals import Figure, contrasts, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of, read_back
@@ -40,19 +40,24 @@ from ddt_llama.tokenizer.base import visible_mask
 Judged = Mapping[str, float]  # by the names of QUANTITIES
 QUANTITIES = {
     "psnr": "PSNR in dB",
-    "half": "PSNR in dB from the coarse half of the tokens",
+    "once": "PSNR in dB of one decoding step",
+    "half": "PSNR in dB of one step from the coarse half of the tokens",
     "exact": "share of scenes read back exactly",
     "bits": "bits of an image to the language model",
     "shapes": "share of described objects drawn",
     "parameters": "parameters of the tokenizer",
     "flops": "FLOPs of the language model for an image",
 }
+LEGEND = (
+    f"MODEL.VARIANT.QUANTITY: {'; '.join(f'{name}: {told}' for name, told in QUANTITIES.items())}."
+)
 SHARES = ("exact", "shapes")
-MEASURED = ("psnr", "half", "exact", "bits", "shapes")  # the others are known beforehand
+MEASURED = ("psnr", "once", "half", "exact", "bits", "shapes")  # the others are known beforehand
 # What a verdict looks at, its unit, and how many of them are one.
 TOLD = {
     "psnr": ("dB", 1.0),
-    "half": ("dB from half of the tokens", 1.0),
+    "once": ("dB in one step", 1.0),
+    "half": ("dB in one step from half of the tokens", 1.0),
     "bits": ("bits an image", 1.0),
     "shapes": ("points of drawn objects", 100.0),
 }
@@ -100,7 +105,7 @@ class VariantPlan:
             f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
             f"{image.batch}, at most {self.codes:,} codes) and of a language model on its codes "
             f"({text.steps} steps of {text.batch}, {self.pictures:,} scenes); {self.scenes} "
-            f"held-out scenes, {self.drawn} unseen ones drawn."
+            f"held-out scenes of each seed, {self.drawn} unseen ones drawn, the same by all."
         )
 
     def quick(self) -> "VariantPlan":
@@ -197,9 +202,11 @@ def judge(
     codes = tokenizer.encode(images.to(device_of(tokenizer)))
     decoded = tokenizer.decode(codes, steps=plan.steps, seed=seed).float().cpu()
     coarse = visible_mask(max(1, tokenizer.num_tokens // 2), tokenizer.num_tokens)
-    half = tokenizer.decode(codes, steps=plan.steps, visible=coarse, seed=seed).float().cpu()
+    once = tokenizer.decode(codes, steps=1, seed=seed).float().cpu()
+    half = tokenizer.decode(codes, steps=1, visible=coarse, seed=seed).float().cpu()
     found = {
         "psnr": float(psnr(decoded, images).mean()),
+        "once": float(psnr(once, images).mean()),
         "half": float(psnr(half, images).mean()),
         "exact": sum(read_back(decoded, scenes)) / plan.scenes,
         "parameters": float(sum(p.numel() for p in _network(tokenizer).parameters())),
@@ -248,19 +255,21 @@ def differences(
 ) -> dict[str, dict[str, Figure]]:
     """Return what each variant of `bases` has more than its base, seed by seed.
 
-    By variant and quantity. How much seeds scatter is pooled over the variants: three seeds of one
-    say little of it. Intervals are so wide that those of the four quantities of all variants that a
+    By variant and quantity. How much seeds scatter is taken of all variants together: three seeds
+    of one say little of it. Intervals are so wide that those of all quantities and variants that a
     verdict looks at hold together with 95 % (Bonferroni).
     """
     apart: dict[str, dict[str, Figure]] = {name: {} for name in bases}
     for quantity in MEASURED:
-        rows = {
-            name: [a[quantity] - b[quantity] for a, b in zip(found[name], found[base], strict=True)]
-            for name, base in bases.items()
-            if quantity in found[name][0]
+        table = {
+            name: [run[quantity] for run in runs]
+            for name, runs in found.items()
+            if quantity in runs[0]
         }
-        for name, figure in pooled_means(rows, comparisons=len(TOLD) * len(bases)).items():
-            apart[name][quantity] = figure
+        known = {name: base for name, base in bases.items() if {name, base} <= table.keys()}
+        if known:
+            for name, figure in contrasts(table, known, len(TOLD) * len(bases)).items():
+                apart[name][quantity] = figure
     return apart
 
 

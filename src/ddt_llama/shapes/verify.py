@@ -57,6 +57,26 @@ def read(images: Float[Tensor, "b 3 h w"]) -> list[Scene | None]:
 
 
 @dataclass(frozen=True)
+class Blob:
+    """A region off the background that is no clear object: its colour, and its centre in 0..1."""
+
+    colour: int
+    x: float
+    y: float
+    shape: None = None
+    size: None = None
+
+
+def glimpse(images: Float[Tensor, "b 3 h w"]) -> list[list[Object | Blob] | None]:
+    """Tell what stands in each picture, also where `read` refuses it: objects, and blobs.
+
+    None where the background is no palette colour.
+    """
+    pictures = images.detach().float().clamp(-1, 1).add(1).div(2).permute(0, 2, 3, 1)
+    return [_glimpse_one(picture) for picture in pictures.cpu().numpy()]
+
+
+@dataclass(frozen=True)
 class _Picture:
     """A picture as offsets from its background (`h w 3`), and the noise on its plain parts."""
 
@@ -85,21 +105,41 @@ def _read_one(picture: Array) -> Scene | None:
     ground = _background(picture)
     if ground is None:
         return None
-    size = picture.shape[0]
-    colour, alpha = _unmix(_smooth(ground.offset, 0.7 * size / 64), ground.background)
-    regions = _regions(colour, alpha)
+    regions = _regions_of(ground)
     if _has_ghosts(ground, regions):
         return None
-    if not regions:
-        return Scene(ground.background, ())
-    owner = _owners(regions, size)
     objects: list[Object] = []
-    for number, (which, mask) in enumerate(regions, start=1):
-        found = _read_region(ground, mask, owner == number, which, templates(size))
+    for found in _explained(ground, regions):
         if found is None or len(objects) + len(found) > MAX_OBJECTS:
             return None
         objects += found
     return Scene(ground.background, tuple(sorted(objects, key=lambda item: (item.y, item.x))))
+
+
+def _glimpse_one(picture: Array) -> list[Object | Blob] | None:
+    ground = _background(picture)
+    if ground is None:
+        return None
+    regions = _regions_of(ground)
+    seen: list[Object | Blob] = []
+    for (colour, mask), found in zip(regions, _explained(ground, regions), strict=True):
+        row, column = np.argwhere(mask).mean(0)
+        size = picture.shape[0]
+        seen += found or [Blob(colour, float(column + 0.5) / size, float(row + 0.5) / size)]
+    return seen
+
+
+def _regions_of(ground: _Picture) -> list[tuple[int, Mask]]:
+    size = ground.offset.shape[0]
+    return _regions(*_unmix(_smooth(ground.offset, 0.7 * size / 64), ground.background))
+
+
+def _explained(ground: _Picture, regions: list[tuple[int, Mask]]) -> Iterator[list[Object] | None]:
+    """Yield the objects of each region, None for one that is none."""
+    size = ground.offset.shape[0]
+    owner = _owners(regions, size)
+    for number, (colour, mask) in enumerate(regions, start=1):
+        yield _read_region(ground, mask, owner == number, colour, templates(size))
 
 
 def _smooth(values: Array, sigma: float) -> Array:

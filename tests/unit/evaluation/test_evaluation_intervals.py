@@ -11,11 +11,11 @@ from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import (
     Figure,
     clustered_proportion,
+    contrasts,
     flat,
     jackknife,
     mean,
     mean_of,
-    pooled_means,
     proportion,
     setting,
     wilson,
@@ -92,27 +92,37 @@ def test_mean_is_students_t() -> None:
     assert mean(values, comparisons=2).high == pytest.approx(3 + both)
 
 
-def test_pooled_means_share_their_scatter() -> None:
-    rows = {"a": [1.0, 2.0, 3.0], "b": [10.0, 14.0, 12.0], "same": [5.0, 5.0, 5.0]}
-    found = pooled_means(rows)
-    half = 2.776445 * math.sqrt((2 + 8) / 4 / 3)  # t of 4 degrees; squares 2 and 8
-    for name, centre in (("a", 2.0), ("b", 12.0)):
-        assert found[name].value == centre
-        assert found[name].high - centre == pytest.approx(half, rel=1e-5)
-        assert centre - found[name].low == pytest.approx(half, rel=1e-5)
-    assert found["same"] == Figure(5.0, 5.0, 5.0)
-    alone = pooled_means({"a": rows["a"]}, comparisons=4)["a"]
-    assert alone == mean(rows["a"], comparisons=4)
-    assert pooled_means({"a": [1.0]})["a"].high == math.inf
+def test_contrasts_take_chance_from_all_rows() -> None:
+    table = {"base": [1.0, 2.0, 6.0], "a": [3.0, 3.0, 9.0], "same": [1.0, 2.0, 6.0]}
+    found = contrasts(table, {"a": "base", "same": "base"})
+    # Of two rows it is the interval of the paired differences 2, 1, 3.
+    assert found["a"].value == 2.0
+    assert found["a"].high == pytest.approx(mean([2.0, 1.0, 3.0]).high)
+    assert found["same"] == Figure(0.0, 0.0, 0.0)
+    more = {**table, "b": [2.0, 4.0, 7.0]}
+    # A row like its base has no say: three rows, t of 4 degrees.
+    half = 2.776445 * math.sqrt(2 * _mse([more["base"], more["a"], more["b"]]) / 3)
+    assert contrasts(more, {"a": "base", "same": "base"})["a"].high == pytest.approx(2 + half)
+    assert contrasts({"a": [1.0], "b": [2.0]}, {"b": "a"})["b"].high == math.inf
+    even = {"base": [1.0, 2.0], "up": [1.5, 2.5], "odd": [0.0, 3.0]}
+    assert contrasts(even, {"up": "base"})["up"].low < 0.5  # a tie alone is no certainty
 
 
-def test_pooled_intervals_cover_the_truth_together() -> None:
+def _mse(rows: list[list[float]]) -> float:
+    table = torch.tensor(rows, dtype=torch.float64)
+    rest = table - table.mean(0) - table.mean(1, keepdim=True) + table.mean()
+    return float(rest.square().sum()) / ((table.shape[0] - 1) * (table.shape[1] - 1))
+
+
+def test_contrasts_with_one_base_cover_the_truth_together() -> None:
     generator, hits = random.Random(0), 0
+    bases = {str(n): "0" for n in range(1, 7)}
     for _ in range(400):
-        rows = {str(n): [generator.gauss(n, 2) for _ in range(3)] for n in range(5)}
-        found = pooled_means(rows, comparisons=5)
-        hits += all(found[str(n)].low <= n <= found[str(n)].high for n in range(5))
-    assert hits / 400 >= 0.93
+        seeds = [generator.gauss(0, 5) for _ in range(3)]
+        table = {str(n): [n + of + generator.gauss(0, 2) for of in seeds] for n in range(7)}
+        found = contrasts(table, bases, comparisons=6)
+        hits += all(found[name].low <= int(name) <= found[name].high for name in bases)
+    assert hits / 400 >= 0.94
 
 
 def test_mean_of_figures_adds_in_square() -> None:

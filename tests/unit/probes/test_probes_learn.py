@@ -26,7 +26,7 @@ from ddt_llama.probes.base import (
     points,
     told,
 )
-from ddt_llama.probes.entropy import entropy, orders_of, slope, without_mirrors
+from ddt_llama.probes.entropy import alone, entropy, orders_of, slope, without_mirrors
 from ddt_llama.probes.learn import Course, Lesson, Plan, learn
 from ddt_llama.probes.sequences import Sequences, of_codes
 from ddt_llama.probes.shuffle import shuffle
@@ -183,6 +183,14 @@ def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path
     assert outcome.figures["fading.reversed.slope"].value > 1
     assert "of fading falls" in outcome.verdict
     assert "strides 2 and 3" in outcome.verdict
+    # Each place alone is uniform: what falls is what the first symbol tells.
+    assert outcome.figures["fading.alone.entropy"].value == pytest.approx(
+        math.log2(ALPHABET), abs=0.01
+    )
+    assert abs(outcome.figures["fading.alone.slope"].value) < 0.01
+    assert "that of each place alone" in outcome.verdict
+    words = Sequences("words", 3, (torch.tensor([0, 1]), torch.tensor([1])), (torch.tensor([0]),))
+    assert alone(words) == [1.0, 0.0]  # the shorter has no second symbol
 
 
 def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
@@ -241,11 +249,12 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     assert seeds.curves == {"d": ([1.0, 2.0], [3.0, 4.0])}
     plots, some = {"a plot": plot, "seeds": seeds}, {"some rows": rows}
     outcome = Outcome({}, "Nothing was found.", plots, rows=some, notes="By hand.")
-    close_folder(tmp_path / "a", outcome, "shuffle: x", config.about(), "What for?")
+    close_folder(tmp_path / "a", outcome, "shuffle: x", config.about(), "What for?", "x: y.")
     page = (tmp_path / "a" / "README.md").read_text()
     assert "Nothing was found." in page
     assert "2 seeds of a language model" in page
     assert "\n\nWhat for?\n\n" in page
+    assert "\n\nNames of the figures: x: y.\n\n| figure" in page
     assert "By hand." in page
     points = (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()
     assert points[0] == '{"plot": "a plot", "curve": "c", "x": 1.0, "y": 2.0}'

@@ -1,5 +1,6 @@
 """Probes that decode some of the tokens, on tokenizers whose answer is known."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -10,10 +11,13 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
+from ddt_llama.generation.settings import Settings
 from ddt_llama.probes.levels import LevelPlan, Subjects
 from ddt_llama.probes.prefix import ENDS, attributes, back, figures_of, mask_of, prefix, stays
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
+from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Object, Scene
+from ddt_llama.shapes.verify import Blob
 from ddt_llama.tokenizer.base import visible_mask
 from ddt_llama.tokenizer.schedule import token_places
 from stand_in import StandIn
@@ -71,7 +75,7 @@ def test_tokens_that_all_hold_the_picture_blend_and_squares_make_a_collage(tmp_p
     assert figures["collage.collage"].value == pytest.approx(1, abs=1e-4)
     assert figures["blend.neither"].value == pytest.approx(0, abs=1e-4)
     assert figures["collage.neither"].value == pytest.approx(0, abs=1e-4)
-    percent, share = outcome.plots["blend, mixed"].curves["share of A"]
+    percent, share = outcome.plots["blend, mixed, 2 seeds"].curves["share of A"]
     assert percent == [25, 50, 75, 100]
     assert share == pytest.approx([0.25, 0.5, 0.75, 1.0], abs=1e-4)
     assert figures["collage.place"].value == pytest.approx(1, abs=1e-4)
@@ -80,6 +84,13 @@ def test_tokens_that_all_hold_the_picture_blend_and_squares_make_a_collage(tmp_p
     assert figures["blend less collage.collage"].value == pytest.approx(-1, abs=1e-4)
     assert "blend less collage -1.00" in outcome.verdict
     assert len(outcome.pictures) == 2
+
+
+def test_levels_that_mix_nothing_are_no_collage(tmp_path: Path) -> None:
+    outcome = swap(PLAN, [album("last"), album("blend")], tmp_path)  # the last token is all
+    assert "last nowhere, as no level mixes both; blend 0.00" in outcome.verdict
+    assert "last.collage" not in outcome.figures
+    assert not any(" less " in name for name in outcome.figures)
 
 
 def test_what_is_neither_of_both_is_told() -> None:
@@ -130,7 +141,7 @@ def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:
         assert outcome.figures[f"last.coarse.{name}.25"].value == 1
         assert outcome.figures[f"last.coarse.{name}.back"].value == 0.25
         assert outcome.figures[f"last.fine.{name}.75"].value == 0
-        assert outcome.figures[f"last.fine.{name}.back"].value == 1
+        assert 0.75 < outcome.figures[f"last.fine.{name}.back"].value < 1  # between two levels
     assert outcome.figures["last.coarse.psnr.25"].value > 60
     assert outcome.figures["last.fine.psnr.75"].value < 20
     assert "count 25 % (25 to 25)" in outcome.verdict
@@ -148,7 +159,8 @@ def test_no_share_has_an_interval_beyond_0_and_1() -> None:
     figures = figures_of(PLAN, measured)
     for name in names[1:]:
         half_way = figures[f"coarse.{name}.back"]
-        assert (half_way.value, half_way.high) == (0.875, 1)
+        # Half of the way to 1 is passed half way from 50 % to 75 %, or from 75 % to all.
+        assert (half_way.value, half_way.high) == (0.75, 1)
         assert half_way.low == 0  # Student's t of two values reaches further
     shape, psnr = figures["coarse.shape.75"], figures["coarse.psnr.75"]
     assert (shape.low, shape.value, shape.high) == (0, 0.5, 1)
@@ -189,40 +201,77 @@ def test_ends_meet_at_all_tokens() -> None:
 def test_attributes_are_those_of_the_objects() -> None:
     circle, star = Object(0, 0, 0, 0.25, 0.25), Object(3, 1, 1, 0.75, 0.75)
     wanted = Scene(0, (circle, star))
-    assert attributes(wanted, wanted) == [1, 1, 1, 1, 1]
+    assert attributes(wanted.objects, wanted) == [1, 1, 1, 1, 1]
     assert attributes(None, wanted) == [0, 0, 0, 0, 0]
-    assert attributes(Scene(0, (circle,)), wanted) == [0, 0.5, 0.5, 0.5, 0.5]
+    assert attributes([circle], wanted) == [0, 0.5, 0.5, 0.5, 0.5]
     changed = replace(star, colour=5, x=0.5)
-    assert attributes(Scene(0, (circle, changed)), wanted) == [1, 0.5, 1, 1, 0.5]
-    assert attributes(Scene(0, (circle, star, star)), wanted) == pytest.approx(
-        [0, 2 / 3, 2 / 3, 2 / 3, 2 / 3]
+    assert attributes([circle, changed], wanted) == [1, 0.5, 1, 1, 0.5]
+    assert attributes([circle, star, star], wanted) == pytest.approx([0, *[2 / 3] * 4])
+    blob = Blob(1, 0.76, 0.74)  # a star of which colour and place alone are clear
+    assert attributes([circle, blob], wanted) == [1, 1, 0.5, 0.5, 1]
+
+
+def test_what_is_never_back_is_said_to_be_so_and_compared_with_nothing(tmp_path: Path) -> None:
+    class Blind(Album):
+        def decode(self, codes: Tensor, **rest: Any) -> Tensor:
+            return torch.ones(len(codes), 3, 64, 64)
+
+    outcome = prefix(PLAN, [album("last"), Model(Blind("last"), name="blind")], tmp_path)
+    assert "blind: with these shares of its tokens" in outcome.verdict
+    assert outcome.verdict.endswith(
+        "psnr never, count never, colour never, shape never, size never, position never."
     )
+    assert "blind.coarse.count.back" not in outcome.figures
+    assert "last.coarse.count.back" in outcome.figures
+    assert not any(" less " in name for name in outcome.figures)
+    assert outcome.figures["blind.coarse.count.100"].value == 0
+    (tmp_path / "two").mkdir()
+    both = prefix(PLAN, [album("last"), album("blend")], tmp_path / "two")
+    assert both.figures["last less blend.coarse.psnr.back"].value < 0
 
 
 def test_back_is_what_stays_above_a_border_that_all_tokenizers_share() -> None:
-    assert stays([3.0, 2.0], 4.0) == 1  # never there
+    assert stays([3.0, 2.0], 4.0) == math.inf  # never there
+    assert stays([3.0, 4.0], 4.0) == 1
     assert stays([0.5, 0.6, 1.0], 0.5) == pytest.approx(1 / 3)
     sizes = {"size": [0.5, 0.7, 0.8, 1.0], "psnr": [10.0, 19.0, 21.0, 40.0]}
     measured = {"coarse": sizes, "chance": {"size": 0.5}}  # one of two is right by chance
-    assert back(measured, "coarse", "size") == 3 / 4
-    assert back(measured, "coarse", "psnr") == 3 / 4
+    # Half of the way from 0.5 is 0.75, between the second and the third level.
+    assert back(measured, "coarse", "size") == pytest.approx(2.5 / 4)
+    assert back(measured, "coarse", "psnr") == pytest.approx(2.5 / 4)
 
 
-def test_what_is_hidden_of_tokens_in_place_is_grey(tmp_path: Path) -> None:
+def test_what_is_hidden_of_tokens_in_place_is_the_bare_background() -> None:
     class Cells(StandIn):
+        """Codes are 1..8, of a picture of one colour all its mean."""
+
         prefixes = False
 
         def encode(self, images: Tensor) -> Tensor:
-            grey = (images == 0).flatten(1).all(1)
-            return torch.where(grey[:, None], 7, torch.arange(8)[None])
+            flat = images.flatten(2)
+            plain = (flat == flat[..., :1]).flatten(1).all(1)
+            ground = (images.mean((1, 2, 3)) * 100).long() + 200
+            return torch.where(plain[:, None], ground[:, None], torch.arange(8)[None])
 
         def decode(self, codes: Tensor, *, visible: Any = None, **rest: Any) -> Tensor:
             assert visible is None
             return codes[:, None, None, :].expand(-1, 3, 8, 8).float()
 
     subjects = Subjects.of(Model(Cells(), name="cells"), PLAN, 0)
-    shown = subjects.decode(subjects.codes, mask_of("fine", 3, 8))
-    assert shown[0, 0, 0].tolist() == [0, 1, 2, 7, 7, 7, 7, 7]
+    shown = subjects.decode(subjects.codes, mask_of("fine", 3, 8))[:, 0, 0]
+    assert shown[0, :3].tolist() == [0, 1, 2]
+    grounds = render([replace(scene, objects=()) for scene in subjects.scenes], 64)
+    means = (grounds.mean((1, 2, 3)) * 100).long() + 200
+    assert len(set(means.tolist())) > 1
+    assert torch.equal(shown[:, 3:], means[:, None].expand(-1, 5).float())
+
+
+def test_steps_are_those_of_the_release_unless_given() -> None:
+    model = album("blend")
+    model.settings = Settings(steps=5)
+    own, given = (Subjects.of(model, replace(PLAN, steps=steps), 0).steps for steps in (None, 2))
+    assert (own, given) == (5, 2)
+    assert "decoding steps of each release" in LevelPlan().about()
 
 
 @pytest.mark.parametrize("changes", [{"levels": 0}, {"scenes": 0}, {"steps": 0}, {"seeds": ()}])

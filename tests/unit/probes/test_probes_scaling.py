@@ -29,6 +29,7 @@ from ddt_llama.probes.scaling import (
     trend,
 )
 from ddt_llama.probes.sequences import Sequences
+from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.training.loop import TrainConfig
@@ -153,6 +154,38 @@ def test_what_is_drawn_is_what_the_codes_show(monkeypatch: pytest.MonkeyPatch) -
     assert there(Scene(0, (STAR, STAR)), both) == 0.5
 
 
+def test_descriptions_stand_before_the_codes_of_their_own_pictures() -> None:
+    scenes = drawing.easy(900, 64, "train").scenes(0, 900)
+    numbers = {}
+    for scene in scenes:
+        numbers.setdefault(render([scene], 8).numpy().tobytes(), len(numbers))
+
+    class Named(StandIn):
+        """The codes of a picture are its number among the different ones."""
+
+        image_size = 8
+
+        def encode(self, images: Tensor) -> Tensor:
+            found = [numbers[image[None].numpy().tobytes()] for image in images]
+            return torch.tensor(found)[:, None].repeat(1, self.num_tokens)
+
+    text = TextTokenizer.train(["a red circle", "two blue squares"] * 50, 280)
+    pairs = drawing.described(Named(), text, "named", 900, 300)
+    first = text.size + 1
+    for row, scene in zip(pairs.train, scenes, strict=False):
+        number = numbers[render([scene], 8).numpy().tobytes()]
+        told = text.encode(description(scene))
+        assert row.tolist() == [*told, text.size, *[first + number] * Named.num_tokens]
+    # What recurs is not held out, and what is told of the rest is its description and the mark.
+    assert 0 < len(pairs.held_out) < 300
+    known = {tuple(row.tolist()) for row in pairs.train}
+    assert pairs.told is not None
+    for row, told in zip(pairs.held_out, pairs.told, strict=True):
+        assert tuple(row.tolist()) not in known
+        assert row[told - 1] == text.size
+        assert (row[told:] >= first).all()
+
+
 def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
     model = Model(Grey(), name="grey")
     with pytest.raises(UserError, match="no language model in grey"):
@@ -174,9 +207,9 @@ def test_every_size_learns_from_every_amount(tmp_path: Path) -> None:
 
 def test_a_trend_claims_no_more_than_its_interval() -> None:
     told = trend(Figure(0.3, 0.1, 0.5), "pictures")
-    assert told == "fall with pictures (exponent -0.300, -0.500 to -0.100)"
+    assert told == "fall with pictures (exponent 0.300 (0.100 to 0.500))"
     assert trend(Figure(-0.3, -0.5, -0.1), "pictures").startswith("rise with pictures")
-    assert trend(Figure(0.3, -0.1, 0.7), "x").startswith("do not clearly change with x")
+    assert trend(Figure(0.3, -0.1, 0.7), "x").startswith("are not seen to change with x")
 
 
 def test_steps_follow_the_data_and_slopes_need_two_points() -> None:

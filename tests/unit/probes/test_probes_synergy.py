@@ -81,8 +81,8 @@ def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
     assert figures["text alone.perplexity"].value == pytest.approx((4 + 8 + 16) / 3)
     assert figures["text + x.to_others"].value == pytest.approx(-0.39 / 3)
     told = verdict(PLAN, ["x"], figures, {"x less y": Figure(0.1, -0.1, 0.3)})
-    assert "those of x help (-0.113 (" in told
-    assert "against codes of other pictures -0.130 (" in told
+    assert "of x it helps that they are the picture's own (-0.130 (" in told
+    assert "in all, text weighing less beside codes, -0.113 (" in told
     assert told.endswith("; what their meaning does: x less y +0.100 (-0.100 to +0.300).")
 
 

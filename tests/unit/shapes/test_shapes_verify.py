@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Object, Scene, sample_scene
-from ddt_llama.shapes.verify import matches, read
+from ddt_llama.shapes.verify import Blob, glimpse, matches, read
 
 
 def blurred(images: torch.Tensor, sigma: float) -> torch.Tensor:
@@ -89,6 +89,29 @@ def test_what_is_no_object_makes_a_picture_unreadable():
     bar[:, :, 40:44, 10:54] = torch.tensor([220 / 127.5 - 1, -0.84, -0.76])[None, :, None, None]
     ground = torch.zeros_like(clean) + torch.tensor([-0.4, 0.1, 0.3])[None, :, None, None]
     assert read(torch.cat([stain, between, bar, ground])) == [None] * 4
+
+
+def test_a_glimpse_tells_what_is_there_where_reading_refuses():
+    scene = Scene(0, (Object(0, 1, 0, 0.25, 0.25),))
+    clean = render([scene])
+    stain = clean.clone()
+    red = render([Scene(0, (Object(0, 0, 1, 0.7, 0.7),))])[0, :, 44, 44]
+    stain[:, :, 40:44, 10:54] = red[None, :, None, None]  # a bar is no shape
+    ground = torch.zeros_like(clean) + torch.tensor([-0.4, 0.1, 0.3])[None, :, None, None]
+    assert read(torch.cat([stain, ground])) == [None, None]
+    whole, found, nothing = glimpse(torch.cat([clean, stain, ground]))
+    assert whole == list(read(clean)[0].objects)
+    assert nothing is None
+    assert found[0] == whole[0]
+    blob = found[1]
+    assert isinstance(blob, Blob)
+    assert (blob.colour, blob.shape, blob.size) == (0, None, None)
+    assert (blob.x, blob.y) == pytest.approx((0.5, 42 / 64), abs=0.01)
+    assert glimpse(torch.ones(1, 3, 64, 64)) == [[]]
+    scenes = [sample_scene(11, i, max_objects=6) for i in range(20)]
+    seen = glimpse(render(scenes))
+    for one, other in zip(seen, read(render(scenes)), strict=True):
+        assert sorted(one, key=lambda item: (item.y, item.x)) == list(other.objects)
 
 
 def test_an_empty_canvas_is_a_scene_without_objects():
