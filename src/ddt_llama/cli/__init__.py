@@ -43,7 +43,9 @@ OWN_OPTIONS = {
 ABOUT = """Images as a language that a LLaMA can speak: draw, edit, describe and train.
 
 Start with: ddt demo. Every verb explains itself: ddt draw --help."""
-MODELS = "MODEL is nano (comes with the program), the folder of a training run, or a hub name."
+MODELS = (
+    "MODEL is nano (comes with the program), a folder of ddt train or ddt publish, or a hub name."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,7 @@ def demo(
     Example: ddt demo --images my_pictures
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         images: A folder of your own pictures to rebuild, too.
         out: The folder to write the page into.
     """

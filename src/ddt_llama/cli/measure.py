@@ -28,7 +28,7 @@ def evaluate(
     Example: ddt evaluate nano --suite shapes --json shapes.json
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         suite: reconstruction, shapes, text or speed.
         json: Write the figures to this file, too.
         data: For reconstruction: pictures in place of scenes.
@@ -201,7 +201,7 @@ def encode(
     Example: ddt encode nano my_pictures codes.parquet
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         data: A folder of pictures, WebDataset shards, Parquet files, a data set on disk.
         out: The file to write, .parquet or .safetensors.
         split: Which split of the data; "all" takes everything.

@@ -42,7 +42,8 @@ def train(
     """Train a recipe, or go on with a training that was stopped.
 
     The same command started again continues where it stopped. Three trainings make a model:
-    SIZE_tokenizer, then SIZE_pretrain, then SIZE_instruct.
+    SIZE_tokenizer (or spatial_SIZE, its rival), then SIZE_pretrain with --tokenizer FOLDER, then
+    SIZE_instruct with --start FOLDER.
 
     Any field that `ddt recipes RECIPE` shows can be changed: --train.batch 64.
 

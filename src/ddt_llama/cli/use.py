@@ -85,7 +85,7 @@ def draw(
     Example: ddt draw nano "a red circle above a blue square" --num 4 --out circle.png
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         prompt: What to draw, in quotes.
         drawing: How to draw.
         out: Where to write, a .png file.
@@ -110,7 +110,7 @@ def edit(
     Example: ddt edit nano circle.png "make the circle green" --out green.png
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to change.
         instruction: What to change, in quotes.
         drawing: How to draw.
@@ -135,7 +135,7 @@ def ask(
     Example: ddt ask nano circle.png "how many circles are there?"
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to look at.
         question: What to ask, in quotes.
     """
@@ -150,7 +150,7 @@ def describe(model: Model, image: Image) -> None:
     Example: ddt describe nano circle.png
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to look at.
     """
     from ddt_llama.generation import load
@@ -175,7 +175,7 @@ def reconstruct(
     Example: ddt reconstruct nano cat.jpg dog.jpg --out back
 
     Args:
-        model: nano (comes with the program), the folder of a training run, or a hub name.
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         images: One or more pictures.
         steps: Denoising steps a picture.
         visible: Use so many codes only, counted from the coarsest; leave out for all.

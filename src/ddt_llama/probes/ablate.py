@@ -30,7 +30,7 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 LEGEND = f"{OF_VARIANTS} more: than its base, seed by seed."
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
-VELOCITY = "velocity without own answers"
+VELOCITY = "velocity"  # without own answers, too: it cannot learn from them
 ORDERS = {
     "coarse_to_fine": "coarse to fine",
     "fine_to_coarse": "fine to coarse",
@@ -113,7 +113,7 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
 
 def label(name: str, base: str) -> str:
     """Return a variant with its base, where that is another one than most have."""
-    return name if base == BASE else f"{name} (against {base})"
+    return name if base == BASE else f"{name} (base: {base})"
 
 
 def verdict(apart: Mapping[str, Mapping[str, Figure]]) -> str:

@@ -146,15 +146,15 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
 
 
 def fingerprint(*parts: object) -> str:
-    """Return letters that stand for weights and settings of networks: trained further, others.
+    """Return letters that stand for weights of networks and settings: trained further, others.
 
-    A text tokenizer counts by what it makes of text; what else is no network by its type alone.
+    A text tokenizer counts by what it makes of text; what is none of these by its type alone.
     """
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
         digest.update(type(part).__name__.encode())
-        if is_dataclass(config := getattr(part, "config", None)):
-            digest.update(json.dumps(to_dict(config), sort_keys=True).encode())
+        if is_dataclass(part):
+            digest.update(json.dumps(to_dict(part), sort_keys=True).encode())
         if isinstance(part, str):
             digest.update(part.encode())
         if isinstance(part, TextTokenizer):

@@ -114,7 +114,13 @@ def compare(
     if plan.data is not None:
         plan.data.check()
     weights = tuple(
-        fingerprint(one.tokenizer, one.text, one.stage, *([one.language] if one.vocabulary else []))
+        fingerprint(
+            one.tokenizer,
+            getattr(one.tokenizer, "config", None),
+            one.text,
+            one.stage,
+            *([one.language] if one.vocabulary else []),
+        )
         for one in models
     )
     settings = tuple(one.settings for one in models)

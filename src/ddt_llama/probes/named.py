@@ -130,7 +130,10 @@ def carry_out(
 
 def fingerprints(models: Sequence[Model]) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return letters that stand for the tokenizers of each model, and its decoding steps."""
-    letters = (fingerprint(model.tokenizer, model.text) for model in models)
+    letters = (
+        fingerprint(model.tokenizer, getattr(model.tokenizer, "config", None), model.text)
+        for model in models
+    )
     return tuple(letters), tuple(model.settings.steps for model in models)
 
 

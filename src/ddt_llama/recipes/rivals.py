@@ -2,8 +2,10 @@
 
 Matched are bits an image, parameters, and FLOPs of training on an image (`ddt recipes NAME` prints
 both); data, batch, steps and optimizer are the same (Muon is no handicap for the rival:
-experiments/0028). The language side is that of the DDT recipes:
-`ddt train nano_pretrain --tokenizer runs/spatial_nano`.
+experiments/0028). The language side is that of the DDT recipes: `ddt publish runs/spatial_nano
+runs/spatial_nano-codes --bits 8`, then `ddt train nano_pretrain --tokenizer
+runs/spatial_nano-codes --out runs/spatial_nano_pretrain`. `TOKENS=spatial scripts/speedrun.sh` does
+all of what the bundled nano had, in the same order.
 """
 
 from dataclasses import replace

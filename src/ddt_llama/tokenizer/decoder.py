@@ -1,7 +1,8 @@
 """The MMDiT decoder: noisy patches and the tokens visible at t, to the clean image.
 
 Source: DDT-LLaMA figure 2 (SD3's MMDiT, quantised tokens enter the token stream through one
-linear layer). Hidden tokens are both zeroed and masked.
+linear layer). Hidden tokens are masked; in a joint stream, and where a fine end stays hidden, they
+are zeroed, too.
 
 Differs from the paper by default: the token stream sees neither x_t nor t, and a token attends
 only to itself and to finer tokens, which are visible whenever it is ("static"). Its keys and

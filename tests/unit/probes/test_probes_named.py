@@ -122,6 +122,11 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     next(cast(Any, further.tokenizer).parameters()).data += 0.1
     with pytest.raises(UserError, match="weights"):
         carry_out("shuffle", [further], tmp_path / "p", quick=True)
+    other = spatial("a")  # of the same weights, but not the same settings
+    network = cast(Any, other.tokenizer)
+    network.config = replace(network.config, image_size=network.config.image_size * 2)
+    with pytest.raises(UserError, match="settings"):
+        carry_out("shuffle", [other], tmp_path / "p", quick=True)
 
 
 def test_a_quick_lesson_is_a_thirtieth() -> None:

@@ -209,7 +209,7 @@ def test_both_probes_tell_what_they_found(
     assert "tiny.written in raster order.psnr.more" in told.figures
     assert len(told.rows) == len(module.MEASURED)
     shown = told.rows["tiny: PSNR in dB, more than its base"]
-    assert list(shown) == [*list(few)[1:3], f"{VELOCITY} (against {UNTOLD})"]
+    assert list(shown) == [*list(few)[1:3], f"{VELOCITY} (base: {UNTOLD})"]
     assert shown[UNTOLD] == told.figures[f"tiny.{UNTOLD}.psnr.more"]
     assert told.verdict.startswith(f"After {PLAN.recipe.train.steps} steps of a tokenizer, 2 seeds")
     psnr = {name: told.figures[f"tiny.{name}.psnr"].value for name in few}
