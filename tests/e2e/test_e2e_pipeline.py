@@ -211,6 +211,19 @@ def test_a_published_model_is_small_and_tuned(
     assert main(["draw", str(smaller), "a red circle", "--out", str(tmp_path / "b.png")]) == 0
 
 
+def test_what_knows_no_shapes_is_published_with_settings_that_drew_best_elsewhere(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "best_steps", lambda *_: 5)
+    run = Path(shutil.copytree(pipeline.instruct, tmp_path / "run"))
+    config = json.loads((run / "config.json").read_text())
+    config["data"]["paths"] = [str(pictures(tmp_path / "mine"))]
+    (run / "config.json").write_text(json.dumps(config))
+    assert main(["publish", str(run), str(tmp_path / "mini")]) == 0
+    settings = ddt_llama.load(tmp_path / "mini").settings
+    assert (settings.guidance_scale, settings.temperature, settings.steps) == (1.5, 0.6, 5)
+
+
 def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:
     before = (pipeline.tokenizer / "release" / "config.json").stat().st_mtime_ns
     again = ["train", "nano_tokenizer", "--steps", "3", "--out", str(pipeline.tokenizer)]

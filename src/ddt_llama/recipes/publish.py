@@ -28,6 +28,8 @@ from ddt_llama.tokenizer import Tokenizer
 PICTURES = 128
 # How guidance and temperature are tuned of a model that was taught to plan.
 WORDS_FIRST: Any = {"plan": True, "edit_plan": True, "look": True, "views": 5, "tries": 8}
+# Of a model of other pictures: the best of four pairs on unseen emoji (experiments/0002).
+UNTUNED: Any = {"guidance_scale": 1.5, "temperature": 0.6}
 # The share of codes changed by fewer bits from which on a language model reads strange pictures: of
 # near codes it has learned one, and sees another (experiments/0024).
 UNLIKE = 0.02
@@ -38,8 +40,8 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     """Write the release of `run` to `folder` under `name`, in 16 or 8 bits; return the folder.
 
     The number of decoding steps is tuned, and where the run knows the shapes world guidance and
-    temperature of drawings and of edits where it can do them. Raises UserError where the run has no
-    release or the folder is another thing.
+    temperature of drawings and of edits where it can do them; else they are `UNTUNED`. Raises
+    UserError where the run has no release or the folder is another thing.
     """
     check_place(folder)
     check_folder(folder)
@@ -66,6 +68,9 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
             model.settings, tried = tune_words(model)
             for name, (without, first) in tried.items():
                 print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
+    elif model.vocabulary is not None:
+        model.settings = replace(model.settings, **UNTUNED)
+        print("guidance and temperature are those of experiments/0002, not tuned on these pictures")
     model.save(folder, bits=bits)
     changed = changed_codes(model.tokenizer, load(folder).tokenizer, pictures)
     print(f"{100 * changed:.1f} % of the codes of pictures are other ones in {bits} bits")
