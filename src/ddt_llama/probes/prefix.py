@@ -71,7 +71,11 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         known = {model: row for model, row in backs.items() if math.inf not in row}
         for pair, apart in between(known).items():
             figures[f"{pair}.coarse.{name}.back"] = apart
-            sentences.append(f"{pair}, {name} {points(apart)}")
+    together = {model: [all_back(one) for one in rows] for model, rows in everything.items()}
+    known = {model: row for model, row in together.items() if math.inf not in row}
+    for pair, apart in between(known).items():
+        figures[f"{pair}.coarse.attributes.back"] = apart
+        sentences.append(f"{pair}, mean of the attributes {points(apart)}")
     return Outcome(figures, f"{'; '.join(sentences)}.", plots, pictures)
 
 
@@ -159,6 +163,11 @@ def back(measured: Measured, end: str, name: str) -> float:
     """Return with which share of the tokens from an end a quantity is back, to stay, or inf."""
     chance = measured["chance"]
     return stays(measured[end][name], NEAR if name == "psnr" else (chance[name] + 1) / 2)
+
+
+def all_back(measured: Measured) -> float:
+    """Return `back` from the coarse end, mean of the attributes."""
+    return sum(back(measured, "coarse", name) for name in ATTRIBUTES) / len(ATTRIBUTES)
 
 
 def stays(values: Sequence[float], border: float) -> float:

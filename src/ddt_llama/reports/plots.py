@@ -106,12 +106,13 @@ def save_plot(
 ) -> None:
     """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes.
 
+    The value axis is linear, so that curves of several plots can be compared.
     `bands` are low and high values about the curves of their names.
     """
     with _style("black", salt=title):
         figure = _draw(curves, title, "black")
         (axes,) = figure.axes
-        axes.set(xlabel=x, ylabel=y)
+        axes.set(xlabel=x, ylabel=y, yscale="linear")
         for index, (name, (steps, _)) in enumerate(curves.items()):
             if bands and name in bands:
                 colour = COLOURS[index % len(COLOURS)]

@@ -12,8 +12,18 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model
 from ddt_llama.generation.settings import Settings
+from ddt_llama.probes.base import points
 from ddt_llama.probes.levels import LevelPlan, Subjects
-from ddt_llama.probes.prefix import ENDS, attributes, back, figures_of, mask_of, prefix, stays
+from ddt_llama.probes.prefix import (
+    ATTRIBUTES,
+    ENDS,
+    attributes,
+    back,
+    figures_of,
+    mask_of,
+    prefix,
+    stays,
+)
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Object, Scene
@@ -228,6 +238,10 @@ def test_what_is_never_back_is_said_to_be_so_and_compared_with_nothing(tmp_path:
     (tmp_path / "two").mkdir()
     both = prefix(PLAN, [album("last"), album("blend")], tmp_path / "two")
     assert both.figures["last less blend.coarse.psnr.back"].value < 0
+    apart = [both.figures[f"last less blend.coarse.{name}.back"].value for name in ATTRIBUTES]
+    mean = both.figures["last less blend.coarse.attributes.back"]
+    assert mean.value == pytest.approx(sum(apart) / 5)
+    assert f"last less blend, mean of the attributes {points(mean)}." in both.verdict
 
 
 def test_back_is_what_stays_above_a_border_that_all_tokenizers_share() -> None:

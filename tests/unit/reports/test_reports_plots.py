@@ -108,6 +108,8 @@ def test_axes_bear_names_and_no_two_curves_look_alike(
     save_plot(tmp_path / "p.png", curves, "t", "sequences seen", "bits a token", bands)
     (axes,) = drawn[0].axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("sequences seen", "bits a token")
+    save_plot(tmp_path / "q.png", {"wide": ([0.0, 1.0], [0.01, 1.0])}, "t")
+    assert drawn[1].axes[0].get_yscale() == "linear"
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == len(curves) == len(axes.collections)
 
