@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ddt_llama.layers import Stream, TimestepEmbedding, attend, grid_positions, sincos
-from ddt_llama.tokenizer.encoder import check_width, initial_queries, tie_queries_to_keys
+from ddt_llama.tokenizer.encoder import Start, check_width, initial_queries, tie_queries_to_keys
 
 TokenStream = Literal["static", "joint"]
 
@@ -37,7 +37,7 @@ class DecoderConfig:
     num_heads: int = 5
     mlp_ratio: float = 4.0
     token_stream: TokenStream = "static"
-    positions: Literal["spatial", "normal"] = "spatial"
+    positions: Start = "spatial"
     gate_start: float = 0.0
 
     def __post_init__(self) -> None:
@@ -68,7 +68,7 @@ class DecoderBlock(nn.Module):
         sizes = (config.dim, config.num_heads, config.mlp_ratio)
         self.image = Stream(*sizes, conditional=True, gate_start=config.gate_start)
         self.token = Stream(*sizes, conditional=False, keys_only=last)
-        if config.positions == "spatial":
+        if config.positions != "normal":
             tie_queries_to_keys([self.image, self.token])
 
     def remember(

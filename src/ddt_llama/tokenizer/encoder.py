@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from ddt_llama.config import UserError, check_range
 from ddt_llama.layers import Stream, attend, grid_positions, sincos
-from ddt_llama.tokenizer.schedule import token_places
+from ddt_llama.tokenizer.schedule import token_places, token_squares
+
+Start = Literal["spatial", "pyramid", "normal"]  # of queries, and of positions in the decoder
 
 # Variance, times the width, of the tied weights: logits of about 8 at a token's own position.
 TIED_GAIN = 1.5
@@ -28,6 +30,7 @@ class EncoderConfig:
 
     "spatial": each query starts at the place of one cell (`token_places`), and queries and keys
     start with equal weights, so that attention starts local; training is free to leave it.
+    "pyramid": the same with squares (`token_squares`), the coarsest of which is the whole picture.
     "normal": queries and weights start at random, as in the paper.
     """
 
@@ -35,7 +38,7 @@ class EncoderConfig:
     depth: int = 3
     num_heads: int = 5
     mlp_ratio: float = 4.0
-    queries: Literal["spatial", "normal"] = "spatial"
+    queries: Start = "spatial"
 
     def __post_init__(self) -> None:
         """Refuse sizes that no attention has."""
@@ -59,8 +62,20 @@ def initial_queries(num_tokens: int, grid: int, dim: int, kind: str) -> Float[Te
     if kind == "normal":
         return noise
     with torch.device("cpu"):  # places are searched for, which the meta device cannot do
-        places = sincos(token_places(num_tokens) * grid - 0.5, dim, extent=grid)
+        if kind == "pyramid":
+            places = torch.stack([mean_position(s, grid, dim) for s in token_squares(num_tokens)])
+        else:
+            places = sincos(token_places(num_tokens) * grid - 0.5, dim, extent=grid)
     return places.to(noise.device) + noise
+
+
+def mean_position(square: Float[Tensor, " 3"], grid: int, dim: int) -> Float[Tensor, " d"]:
+    """Return the mean of the positions in a square (middle, side), as long as one of them."""
+    middle, side = square[:2], float(square[2])
+    count = max(1, round(side * grid))
+    within = ((grid_positions(count, count) + 0.5) / count - 0.5) * side
+    mean = sincos((middle + within) * grid - 0.5, dim, extent=grid).mean(0)
+    return mean * (dim / 2) ** 0.5 / mean.norm()
 
 
 def tie_queries_to_keys(streams: list[Stream]) -> None:
@@ -87,7 +102,7 @@ class EncoderBlock(nn.Module):
         sizes = (config.dim, config.num_heads, config.mlp_ratio)
         self.image = Stream(*sizes, conditional=False, keys_only=last)
         self.token = Stream(*sizes, conditional=False)
-        if config.queries == "spatial":
+        if config.queries != "normal":
             tie_queries_to_keys([self.image, self.token])
 
     def forward(

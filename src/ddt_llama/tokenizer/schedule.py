@@ -91,9 +91,8 @@ def token_places(num_tokens: int) -> Float[Tensor, "k 2"]:
 
     The places are the centres of equal cells, in the rows x columns nearest to a square that hold
     all tokens (without a rest where no side is more than twice the other). The coarse end of the
-    sequence (the last indices) is spread over the whole picture: from there on, each token takes
-    the free cell nearest to the next point of the R2 sequence (Roberts 2018), every beginning of
-    which is spread evenly. So a coarse prefix starts as a coarse picture, not as a corner of one.
+    sequence (the last indices) is spread over the whole picture (`spread_out`). So a coarse prefix
+    starts as a coarse picture, not as a corner of one.
     """
     root = math.isqrt(num_tokens)
     exact = (r for r in range(root, 0, -1) if num_tokens % r == 0 and num_tokens <= 2 * r * r)
@@ -101,14 +100,39 @@ def token_places(num_tokens: int) -> Float[Tensor, "k 2"]:
     columns = -(-num_tokens // rows)
     grid = torch.cartesian_prod(torch.arange(rows), torch.arange(columns))
     cells = (grid + 0.5) / torch.tensor([rows, columns])
+    return spread_out(cells, num_tokens).flip(0)
+
+
+def token_squares(num_tokens: int) -> Float[Tensor, "k 3"]:
+    """Return the square (row, column of its middle, side) at which a token of a pyramid starts.
+
+    The last index is the whole picture, the four before it are its quarters, then come sixteenths,
+    and so on; of the finest squares there are as many as tokens are left, spread over the picture.
+    """
+    squares: list[Tensor] = []
+    left, level = num_tokens, 0
+    while left:
+        side = 2**level
+        grid = torch.cartesian_prod(torch.arange(side), torch.arange(side))
+        middles = spread_out((grid + 0.5).view(-1, 2) / side, min(left, side * side))
+        squares.append(torch.cat([middles, torch.full((len(middles), 1), 1 / side)], dim=1))
+        left, level = left - len(middles), level + 1
+    return torch.cat(squares).flip(0)
+
+
+def spread_out(cells: Float[Tensor, "n 2"], count: int) -> Float[Tensor, "count 2"]:
+    """Return the first `count` of the cells so that every beginning is spread evenly.
+
+    Each time the free cell nearest to the next point of the R2 sequence (Roberts 2018).
+    """
     free = torch.ones(len(cells), dtype=torch.bool)
     order = []
-    for i in range(num_tokens):
+    for i in range(count):
         point = (0.5 + i * torch.tensor([0.7548776662466927, 0.5698402909980532])) % 1
         nearest = (cells - point).square().sum(1).masked_fill(~free, float("inf")).argmin()
         free[nearest] = False
         order.append(cells[nearest])
-    return torch.stack(order).flip(0)
+    return torch.stack(order)
 
 
 @cache

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddt_llama.layers import grid_positions
-from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig
-from ddt_llama.tokenizer.schedule import token_places
+from ddt_llama.layers import grid_positions, sincos
+from ddt_llama.tokenizer.encoder import Encoder, EncoderBlock, EncoderConfig, initial_queries
+from ddt_llama.tokenizer.schedule import token_places, token_squares
 
 SMALL = EncoderConfig(dim=16, depth=2, num_heads=2)
 
@@ -76,6 +76,34 @@ def test_every_coarse_prefix_is_spread_over_the_picture():
     for count in (4, 8, 16, 32, 64):
         distances = torch.cdist(patches_at, places[:count]).min(1).values
         assert distances.max() <= 8 / count**0.5 + 2
+
+
+def test_a_pyramid_begins_with_the_whole_and_covers_it_at_every_level():
+    squares = token_squares(64).flip(0)
+    assert [1 / side for side in squares[:, 2].tolist()] == [1] + [2] * 4 + [4] * 16 + [8] * 43
+    for first, last in ((0, 1), (1, 5), (5, 21)):
+        middles, side = squares[first:last, :2], float(squares[first, 2])
+        cells = {tuple((one / side).floor().int().tolist()) for one in middles}
+        assert len(cells) == last - first == round(1 / side) ** 2
+    assert len(token_squares(3)) == 3  # levels need not be full
+    assert (
+        torch.cdist(grid_positions(8, 8) / 8 + 1 / 16, squares[21:, :2]).min(1).values.max() < 0.2
+    )
+
+
+def test_queries_of_a_pyramid_look_at_their_squares():
+    torch.manual_seed(0)
+    queries = initial_queries(21, 8, 64, "pyramid")
+    positions = sincos(grid_positions(8, 8), 64, extent=8)
+    assert torch.allclose(queries.norm(dim=1), positions.norm(dim=1)[:21], atol=0.5)
+    logits = queries @ positions.T
+    inside = (token_squares(21)[:, None, :2] - (grid_positions(8, 8) + 0.5) / 8).abs()
+    inside = inside.amax(-1) <= token_squares(21)[:, 2:] / 2
+    assert inside.sum(1).tolist() == [4] * 16 + [16] * 4 + [64]
+    for row, within in zip(logits[:20], inside[:20], strict=True):
+        assert row[within].min() > row[~within].mean() + 5
+    assert logits[20].min() > 0  # the whole picture
+    assert logits[20].std() < logits[:20].std(1).min()
 
 
 def test_attention_of_spatial_queries_starts_local():
