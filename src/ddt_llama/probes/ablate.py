@@ -26,11 +26,17 @@ from ddt_llama.probes.variants import (
 )
 from ddt_llama.recipes.sizes import EARLY_PIECES
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.tokenizer.encoder import Start
 
 LEGEND = f"{OF_VARIANTS} more: than its base, seed by seed."
 BASE = "as it is"
 UNTOLD = "without own answers"  # the network's own, which it learns from in training
 VELOCITY = "velocity"  # without own answers, too: it cannot learn from them
+STARTS: Mapping[Start, str] = {
+    "spatial": "in place",
+    "pyramid": "as a pyramid",
+    "normal": "anywhere",
+}
 ORDERS = {
     "coarse_to_fine": "coarse to fine",
     "fine_to_coarse": "fine to coarse",
@@ -49,9 +55,7 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
         return replace(base, objective=replace(objective, **fields))
 
     linear = network.pieces == (1.0,)
-    local = network.encoder.queries == "spatial"
     hidden, static = objective.hide_fine > 0, network.decoder.token_stream == "static"
-    starts = "normal" if local else "spatial"
     velocity = replace(taught(own=0.0), tokenizer=replace(network, prediction="velocity"))
     return {
         BASE: base,
@@ -74,10 +78,14 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
         f"token stream {'sees' if static else 'does not see'} x_t": changed(
             decoder=replace(network.decoder, token_stream="joint" if static else "static")
         ),
-        f"queries start {'anywhere' if local else 'in place'}": changed(
-            encoder=replace(network.encoder, queries=starts),
-            decoder=replace(network.decoder, positions=starts),
-        ),
+        **{
+            f"queries start {told}": changed(
+                encoder=replace(network.encoder, queries=start),
+                decoder=replace(network.decoder, positions=start),
+            )
+            for start, told in STARTS.items()
+            if start != network.encoder.queries
+        },
     }
 
 

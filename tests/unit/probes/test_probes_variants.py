@@ -95,6 +95,7 @@ def test_each_variant_differs_in_what_its_name_says(base: TokenizerRecipe) -> No
         {"objective.hide_fine"},
         {"tokenizer.decoder.token_stream"},
         {"tokenizer.encoder.queries", "tokenizer.decoder.positions"},
+        {"tokenizer.encoder.queries", "tokenizer.decoder.positions"},
     ]
     assert "k(t) linear" in changed if base.tokenizer.pieces == EARLY_PIECES else "k(t) early"
 
