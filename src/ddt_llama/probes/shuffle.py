@@ -61,9 +61,20 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
         }
     )
     figures |= {f"{name}.fixed.per_bit": figure for name, figure in apart.items()}
-    sentence = verdict(plan, sources, figures, apart)
+    others = {name: figure for name, figure in apart.items() if not of_one_model(name)}
+    sentence = verdict(plan, sources, figures, others)
     notes = f"Held out: {', '.join(f'{one.name} {len(one.held_out)} rows' for one in sources)}."
     return Outcome(figures, sentence, plots_of(sources, done, plan.seeds), notes=notes)
+
+
+def of_one_model(pair: str) -> bool:
+    """Say whether "A less B" is of two orders of one model, the name of which begins both.
+
+    >>> of_one_model("nano less nano coarse to fine"), of_one_model("nano less spatial-nano")
+    (True, False)
+    """
+    one, other = pair.split(" less ")
+    return one.split(" ")[0] == other.split(" ")[0]
 
 
 def anagrams(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> bool:

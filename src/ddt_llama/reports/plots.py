@@ -113,6 +113,7 @@ def save_plot(
         figure = _draw(curves, title, "black")
         (axes,) = figure.axes
         axes.set(xlabel=x, ylabel=y, yscale="linear")
+        axes.locator_params(axis="x", nbins=6)  # six numbers of six digits have room
         for index, (name, (steps, _)) in enumerate(curves.items()):
             if bands and name in bands:
                 colour = COLOURS[index % len(COLOURS)]
