@@ -58,6 +58,7 @@ def train(
     """
     from ddt_llama.config import override
     from ddt_llama.recipes.named import recipe_named
+    from ddt_llama.recipes.sizes import RUNS
 
     chosen = recipe_named(recipe)
     changes: dict[str, Any] = dict(fields or {})
@@ -65,7 +66,7 @@ def train(
         if value is not None:
             changes[name] = list(value) if isinstance(value, tuple) else value
     chosen = override(chosen, changes)
-    folder = out if out is not None else Path("runs") / recipe
+    folder = out if out is not None else Path(RUNS, recipe)
     from ddt_llama.cli.training import train_and_tell
 
     return train_and_tell(chosen, folder)

@@ -34,6 +34,7 @@ from ddt_llama.tokenizer.base import visible_mask
 ENDS = ("coarse", "fine")  # which end of the tokens is kept: the last indices or the first
 NEAR = 20.0  # dB at which a picture is back
 ATTRIBUTES = ("count", "colour", "shape", "size", "position")
+TOGETHER = "attributes"
 LEGEND = (
     "MODEL.END.QUANTITY.PERCENT: with so many percent of the tokens, from the coarse or the fine "
     "end; psnr in dB, the others as the share of the attributes that is verified; back: the share "
@@ -64,18 +65,15 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         )
         sentences.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
         everything[model.name] = measured
-    for name in ("psnr", *ATTRIBUTES):
+    for name in ("psnr", *ATTRIBUTES, TOGETHER):
         backs = {
             model: [back(one, "coarse", name) for one in rows] for model, rows in everything.items()
         }
         known = {model: row for model, row in backs.items() if math.inf not in row}
         for pair, apart in between(known).items():
             figures[f"{pair}.coarse.{name}.back"] = apart
-    together = {model: [all_back(one) for one in rows] for model, rows in everything.items()}
-    known = {model: row for model, row in together.items() if math.inf not in row}
-    for pair, apart in between(known).items():
-        figures[f"{pair}.coarse.attributes.back"] = apart
-        sentences.append(f"{pair}, mean of the attributes {points(apart)}")
+            if name == TOGETHER:
+                sentences.append(f"{pair}, mean of the attributes {points(apart)}")
     return Outcome(figures, f"{'; '.join(sentences)}.", plots, pictures)
 
 
@@ -160,14 +158,14 @@ def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figur
 
 
 def back(measured: Measured, end: str, name: str) -> float:
-    """Return with which share of the tokens from an end a quantity is back, to stay, or inf."""
+    """Return with which share of the tokens from an end a quantity is back, to stay, or inf.
+
+    Of `TOGETHER` it is the mean of the attributes.
+    """
+    if name == TOGETHER:
+        return sum(back(measured, end, one) for one in ATTRIBUTES) / len(ATTRIBUTES)
     chance = measured["chance"]
     return stays(measured[end][name], NEAR if name == "psnr" else (chance[name] + 1) / 2)
-
-
-def all_back(measured: Measured) -> float:
-    """Return `back` from the coarse end, mean of the attributes."""
-    return sum(back(measured, "coarse", name) for name in ATTRIBUTES) / len(ATTRIBUTES)
 
 
 def stays(values: Sequence[float], border: float) -> float:
