@@ -140,6 +140,17 @@ def mean_of(figures: Sequence[Figure]) -> Figure:
     return Figure(centre, centre - below, centre + above)
 
 
+def difference(one: Figure, other: Figure) -> Figure:
+    """Bound `one` minus `other` by square-and-add (Newcombe 1998, method 10; Zou and Donner 2008).
+
+    Right for independent figures; figures of the same tasks vary together, and theirs is too wide.
+    """
+    less = one.value - other.value
+    below = math.hypot(one.value - one.low, other.high - other.value)
+    above = math.hypot(one.high - one.value, other.value - other.low)
+    return Figure(less, less - below, less + above)
+
+
 def jackknife(
     counts: Int[Tensor, "g v"], statistic: Callable[[Int[Tensor, " v"]], float]
 ) -> Figure:

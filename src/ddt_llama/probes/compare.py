@@ -20,7 +20,7 @@ from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.data.samples import Sample
 from ddt_llama.data.sources import ImageSource
 from ddt_llama.evaluation.bench import PROMPTS, counted
-from ddt_llama.evaluation.intervals import flat
+from ddt_llama.evaluation.intervals import Figure, difference, flat
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
@@ -129,24 +129,28 @@ def compare(
         model.name: kept(out / "parts" / f"{model.name}.json", lambda m=model: measure(m, plan))
         for model in models
     }
+    columns = [figures[name] for name in names]
     rows = [
-        Row(label, tuple(cell(figures[name], key, write) for name in names))
+        Row(label, cells(columns, key, write))
         for label, key, write in LINES
-        if any(key in figures[name] for name in names)
+        if any(key in one for one in columns)
     ]
-    rows.append(Row("settings of its release", tuple(said(one) for one in models)))
+    blank = ("",) * (len(models) - 1)
+    rows.append(Row("settings of its release", (*(said(one) for one in models), *blank)))
     about = (
         f"{plan.reconstruction.scenes} held-out scenes, {plan.shapes.prompts} prompts a category, "
         f"{plan.shapes.images} images a prompt, {plan.shapes.edits} edits, "
         f"{plan.shapes.questions} questions, {plan.text.captions} captions; the same for all. "
-        "One training of each model: differences between trainings are not in the intervals. All "
-        "do the same tasks, so models may differ clearly though their intervals overlap. "
+        "One training of each model: differences between trainings are not in the intervals. "
+        "Those of differences take the tasks of two models for independent ones; they are the "
+        "same, so these are rather too wide. "
         "Perplexity is of an id of text: it compares models of one text tokenizer."
     )
     if plan.data is not None:
         about += f" Given pictures: {', '.join(plan.data.paths)}."
-    drawn, edited, rebuilt = pictures(models, out, plan)
-    save_comparison(out, Comparison(names, about, tuple(rows), drawn, edited, rebuilt))
+    less = tuple(f"{name} less {names[0]}" for name in names[1:])
+    shown = pictures(models, out, plan)
+    save_comparison(out, Comparison(names, about, less, tuple(rows), *shown))
     return figures
 
 
@@ -219,17 +223,41 @@ def seconds(model: Model) -> float:
     return min(taken) / len(PROMPTS)
 
 
-def cell(figures: Mapping[str, float], key: str, write: Callable[[float], str]) -> str:
-    """Write a figure with its interval, or that there is none."""
+def cells(
+    models: Sequence[Mapping[str, float]], key: str, write: Callable[[float], str]
+) -> tuple[str, ...]:
+    """Write a figure of each model, then what each but the first has more than the first.
+
+    A model without it has `NOTHING`; what has no interval, no difference.
+    """
+    found = [bounded(one, key) for one in models]
+    base, *others = found
+    return (
+        *(NOTHING if one is None else cell(one, write) for one in found),
+        *(
+            cell(difference(one, base), lambda x: f"{'+' if x > 0 else ''}{write(x)}")
+            if one is not None and base is not None and one.low < one.high
+            else ""
+            for one in others
+        ),
+    )
+
+
+def bounded(figures: Mapping[str, float], key: str) -> Figure | None:
+    """Return a figure of flat ones; bounds that are not there are its value."""
     if key not in figures:
-        return NOTHING
+        return None
     value = figures[key]
-    low, high = (figures.get(f"{key}.{bound}") for bound in ("low", "high"))
-    if low is None or high is None or low == high:
-        return write(value)
-    unit = " %" if write(value).endswith(" %") else ""
-    low_text, high_text = (write(bound).removesuffix(unit) for bound in (low, high))
-    return f"{write(value)} [{low_text} to {high_text}]"
+    return Figure(value, *(figures.get(f"{key}.{bound}", value) for bound in ("low", "high")))
+
+
+def cell(figure: Figure, write: Callable[[float], str]) -> str:
+    """Write a figure with its interval, where it has one."""
+    if figure.low == figure.high:
+        return write(figure.value)
+    unit = " %" if write(figure.value).endswith(" %") else ""
+    low, high = (write(bound).removesuffix(unit) for bound in (figure.low, figure.high))
+    return f"{write(figure.value)} [{low} to {high}]"
 
 
 def pictures(

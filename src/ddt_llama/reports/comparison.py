@@ -19,7 +19,7 @@ NOTHING = "–"  # what a model cannot do
 
 @dataclass(frozen=True)
 class Row:
-    """A quantity: one cell a model, with the 95 % interval where there is one."""
+    """A quantity: one cell a model, and one a difference; with 95 % intervals where there are."""
 
     label: str
     cells: tuple[str, ...]
@@ -39,10 +39,14 @@ class Shown:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that the page shows; cells and pictures are in the order of `models`."""
+    """Everything that the page shows; pictures are in the order of `models`.
+
+    Cells are, too, and go on in that of `differences`.
+    """
 
     models: tuple[str, ...]
     about: str
+    differences: tuple[str, ...] = ()
     rows: tuple[Row, ...] = ()
     drawn: tuple[Shown, ...] = ()
     edited: tuple[Shown, ...] = ()
@@ -59,7 +63,7 @@ def save_comparison(folder: Path, comparison: Comparison) -> Path:
 
 def markdown(comparison: Comparison) -> str:
     """Return the table alone, with what was measured above it."""
-    heads = ["", *comparison.models]
+    heads = ["", *comparison.models, *comparison.differences]
     lines = [f"# {', '.join(comparison.models)}", "", comparison.about, ""]
     lines += [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
     lines += [f"| {' | '.join([row.label, *row.cells])} |" for row in comparison.rows]
@@ -73,7 +77,7 @@ def comparison_page(folder: Path) -> str:
     """
     found = from_dict(Comparison, load_json(folder / RESULTS))
     figures = table(
-        ["", *found.models],
+        ["", *found.models, *found.differences],
         [[escape(text) for text in (row.label, *row.cells)] for row in found.rows],
     )
     title = ", ".join(found.models)

@@ -12,6 +12,7 @@ from ddt_llama.evaluation.intervals import (
     Figure,
     clustered_proportion,
     contrasts,
+    difference,
     flat,
     jackknife,
     mean,
@@ -129,6 +130,12 @@ def test_mean_of_figures_adds_in_square() -> None:
     figure = mean_of([Figure(0.5, 0.2, 0.6), Figure(0.7, 0.3, 0.8)])
     expected = (0.6, 0.6 - 0.5 / 2, 0.6 + math.hypot(0.1, 0.1) / 2)
     assert (figure.value, figure.low, figure.high) == pytest.approx(expected)
+
+
+def test_a_difference_of_shares_is_newcombe_s() -> None:
+    """Newcombe 1998, table II, by method 10: 56 of 70 less 48 of 80 is 0.2 (0.0524 to 0.3339)."""
+    figure = difference(wilson(56 / 70, 70), wilson(48 / 80, 80))
+    assert (figure.value, figure.low, figure.high) == pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)
 
 
 def test_jackknife_of_a_mean_is_its_normal_interval() -> None:

@@ -11,7 +11,7 @@ from ddt_llama.generation import Model
 from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.settings import Settings
 from ddt_llama.probes import compare as module
-from ddt_llama.probes.compare import ComparisonPlan, cell, compare, network
+from ddt_llama.probes.compare import ComparisonPlan, cells, compare, network
 from ddt_llama.recipes.cost import encoder_flops, spatial_flops
 from ddt_llama.reports.comparison import NOTHING
 from ddt_llama.tokenizer import (
@@ -73,11 +73,14 @@ def test_models_stand_side_by_side_and_are_measured_once(
     models = [Model(timestep(), name="ours"), Model(spatial(), name="theirs")]
     figures = compare(models, tmp_path / "c", PLAN)
     table = (tmp_path / "c" / "README.md").read_text()
-    assert "|  | ours | theirs |" in table
+    assert "|  | ours | theirs | theirs less ours |" in table
     psnr = figures["ours"]["psnr"]
     assert f"| PSNR in dB | {psnr:.2f} [" in table
     assert "prompts obeyed" not in table  # nobody could
-    assert "| settings of its release | 8 decoding steps | 8 decoding steps |" in table
+    assert "| settings of its release | 8 decoding steps | 8 decoding steps |  |" in table
+    psnr, less = figures["theirs"]["psnr"], figures["theirs"]["psnr"] - psnr
+    assert f"| {psnr:.2f} [" in table
+    assert f"| {'+' if less > 0 else ''}{less:.2f} [" in table
     page = (tmp_path / "c" / "index.html").read_text()
     assert page.count("<img") == 6 * 3  # original, ours, theirs
     assert "Drawn" not in page
@@ -94,15 +97,19 @@ def test_models_stand_side_by_side_and_are_measured_once(
         compare([models[0], models[0]], tmp_path / "d", PLAN)
 
 
-def test_cells_have_intervals_where_there_are_any() -> None:
-    figures = {"a": 0.5, "a.low": 0.4, "a.high": 0.6, "b": 3.0}
+def test_cells_have_intervals_where_there_are_any_and_differences_with_them() -> None:
+    one = {"a": 0.5, "a.low": 0.4, "a.high": 0.6, "b": 3.0}
+    other = {"a": 0.8, "a.low": 0.77, "a.high": 0.84, "b": 4.0, "c": 1.0}
 
     def percent(value: float) -> str:
         return f"{100 * value:.0f} %"
 
-    assert cell(figures, "a", percent) == "50 % [40 to 60]"
-    assert cell(figures, "b", str) == "3.0"
-    assert cell(figures, "c", str) == NOTHING
+    less = "+30 % [+20 to +41]"  # hypot(0.03, 0.1) below, hypot(0.04, 0.1) above
+    assert cells([one, other], "a", percent) == ("50 % [40 to 60]", "80 % [77 to 84]", less)
+    back = cells([other, one, one], "a", percent)[3:]
+    assert back == ("-30 % [-41 to -20]",) * 2
+    assert cells([one, other], "b", str) == ("3.0", "4.0", "")
+    assert cells([one, other], "c", str) == (NOTHING, "1.0", "")
 
 
 def test_a_quick_plan_is_short() -> None:
