@@ -36,11 +36,11 @@ QUICK = ComparisonPlan(
 def test_a_spatial_tokenizer_goes_the_whole_way(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer, pretrain, instruct = (str(tmp_path / name) for name in ("see", "pre", "ins"))
+    tokenizer, pretrain, instruct = (str(tmp_path / name) for name in ("to see", "pre", "ins"))
     assert main(["train", "spatial_nano", "--steps", "3", "--out", tokenizer, *SPATIAL]) == 0
     told = capsys.readouterr().out
-    assert f"next: ddt publish {tokenizer} {tokenizer}-codes --bits 8\n" in told
-    then = f"nano_pretrain --tokenizer {tokenizer}-codes --out {tokenizer}_pretrain\n"
+    assert f"next: ddt publish '{tokenizer}' '{tokenizer}-codes' --bits 8\n" in told
+    then = f"nano_pretrain --tokenizer '{tokenizer}-codes' --out '{tokenizer}_pretrain'\n"
     assert f"then: ddt train {then}" in told
     stages = (
         ["nano_pretrain", "--tokenizer", tokenizer, "--out", pretrain],

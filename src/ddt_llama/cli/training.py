@@ -33,20 +33,21 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     if not trained.finished:
         lines.append(f"{trained.step} of {recipe.train.steps} steps done; the same command goes on")
     size = recipe.name.removeprefix("spatial_").partition("_")[0]
-    folder, paths = trained.folder, recipe.data.paths
+    made, paths = trained.folder, recipe.data.paths
+    folder = shlex.quote(str(made))
     data = "" if paths == (SHAPES,) else f" --data {shlex.join(paths)}"
     own = next((path for path in paths if path != SHAPES), None)
     prompt = "a red circle" if SHAPES in paths else "a caption like yours"
     if not isinstance(recipe, LanguageRecipe):
         lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
-        codes = f"{folder}-codes"
+        codes = shlex.quote(f"{made}-codes")
         lines.append(f"next: ddt publish {folder} {codes} --bits 8")
-        onward = _onward(folder, f"{size}_tokenizer", "pretrain")
+        onward = _onward(made, f"{size}_tokenizer", "pretrain")
         lines.append(f"then: ddt train {size}_pretrain --tokenizer {codes}{data}{onward}")
     else:
         lines.append(f'try it: ddt draw {folder} "{prompt}" --out drawn.png')
         if recipe.stage == "pretrain":
-            onward = _onward(folder, f"{size}_pretrain", "instruct")
+            onward = _onward(made, f"{size}_pretrain", "instruct")
             lines.append(f"next: ddt train {size}_instruct --start {folder}{data}{onward}")
         elif SHAPES in paths:
             lines.append(f"measure it: ddt evaluate {folder} --suite shapes --json shapes.json")
@@ -58,7 +59,7 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
 
 def _onward(folder: Path, usual: str, stage: str) -> str:
     """Return where the next stage goes, unless that is where it goes unasked."""
-    return "" if folder == Path(RUNS, usual) else f" --out {folder}_{stage}"
+    return "" if folder == Path(RUNS, usual) else f" --out {shlex.quote(f'{folder}_{stage}')}"
 
 
 def _say(text: str) -> None:
