@@ -18,9 +18,9 @@ from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
 from ddt_llama.language import TextTokenizer, Vocabulary, render
 from ddt_llama.language.documents import edit
-from ddt_llama.recipes.cost import document_flops, learning_flops
 from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
+from ddt_llama.recipes.formulas import document_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
 from ddt_llama.recipes.samples import DrawingSamples
 from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, TokenizerRecipe
@@ -101,7 +101,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
         samples=samples,
         past=past,
         keep=keep if recipe.starts_from_weights and not begun else None,
-        flops=lambda: learning_flops(recipe, model),
+        flops=lambda: recipe.learning_flops(model),
         release=lambda: Model(model.eval(), name=recipe.name),
     )
 

@@ -1,7 +1,7 @@
 """Other ways to make images a language, each matched to the DDT recipe of its size.
 
 Matched are bits an image, parameters, and FLOPs of training on an image (`ddt recipes NAME` prints
-both); data, batch, steps and optimizer are the same (Muon is no handicap for the rival:
+them); data, batch, steps and optimizer are the same (Muon is no handicap for the rival:
 experiments/0028). The language side is that of the DDT recipes: `ddt publish runs/spatial_nano
 runs/spatial_nano-codes --bits 8`, then `ddt train nano_pretrain --tokenizer
 runs/spatial_nano-codes --out runs/spatial_nano_pretrain`. `TOKENS=spatial scripts/speedrun.sh` does
@@ -28,7 +28,10 @@ def spatial_nano() -> SpatialRecipe:
 
 
 def spatial_small() -> SpatialRecipe:
-    """A VQ-VAE of small's size: 16 x 16 codes, so few (91) that a picture has as many bits."""
+    """A VQ-VAE of small's size: 16 x 16 codes, so few (91) that a picture has as many bits.
+
+    A language model writes twice as many codes as small's: matched is the tokenizer.
+    """
     rival = small_tokenizer()
     network = SpatialTokenizerConfig(
         widths=(24, 80, 424),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,14 @@ from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.reconstruction import read_back, useful_steps
 from ddt_llama.generation.model import Model
 from ddt_llama.recipes.data import SAMPLE_SEED, SHAPES, DataConfig, unseen_images
+from ddt_llama.recipes.formulas import (
+    Cost,
+    learning,
+    spatial_cost,
+    spatial_flops,
+    timestep_cost,
+    timestep_learning_flops,
+)
 from ddt_llama.recipes.sheets import levels_sheet
 from ddt_llama.runs import Run
 from ddt_llama.shapes.render import render
@@ -47,6 +55,8 @@ class TokenizerRecipe:
     checkpoint, from which the decoder's image stream starts (Selftok); SD3 answers a velocity, so
     it goes with `tokenizer.prediction` "velocity".
     """
+
+    rival: ClassVar[None] = None  # others are compared with it
 
     name: str
     start: str | None = None
@@ -99,6 +109,16 @@ class TokenizerRecipe:
         """Return the objective; `probe_images` are held out."""
         return TimestepObjective(self.objective, probe_images)
 
+    def learning_flops(self, model: Any) -> float:
+        """Return the FLOPs of learning from one image."""
+        return timestep_learning_flops(model, self.objective.draws, self.keep_codes)
+
+    def cost(self) -> Cost:
+        """Return what the network costs, without building a weight."""
+        with torch.device("meta"):
+            model = self.build(begins=False)
+        return timestep_cost(model, self.objective.draws, self.train.batch, self.keep_codes)
+
 
 @dataclass(frozen=True)
 class SpatialRecipe:
@@ -140,6 +160,17 @@ class SpatialRecipe:
     def loss(self, probe_images: Float[Tensor, "b 3 h w"]) -> SpatialObjective:
         """Return the objective; `probe_images` are held out."""
         return SpatialObjective(self.objective, probe_images)
+
+    def learning_flops(self, model: Any) -> float:
+        """Return the FLOPs of learning from one image, without those of features and critic."""
+        encode, decode, _ = spatial_flops(model)
+        return learning(decode, encode, self.keep_codes)
+
+    def cost(self) -> Cost:
+        """Return what the network costs, without building a weight."""
+        with torch.device("meta"):
+            model = self.build(begins=False)
+        return spatial_cost(model, self.train.batch, self.keep_codes)
 
 
 def refuse_new_codes(keep_codes: bool, start: str | None) -> None:

@@ -1,7 +1,9 @@
 """The objective of the spatial tokenizer: squared error of the picture + commitment.
 
 Source: van den Oord et al. 2017, equation 3, with the codebook moved by averages instead of a loss.
-With a network of features and a critic it is VQGAN's (Esser et al. 2021), at fixed weights.
+With a network of features and a critic it is VQGAN's (Esser et al. 2021), at fixed weights; what
+the critic says moves both, and is no part of the loss that is told: it begins late, and would look
+like a training that breaks.
 """
 
 import math
@@ -91,7 +93,8 @@ class SpatialObjective:
             figures["perceptual"] = distance.detach()
         if model.critic is not None and self.judging:
             maker, critic = hinge(model.critic, rebuilt.output, images)
-            loss = loss + self.config.adversarial * maker + critic
+            judged = self.config.adversarial * maker + critic
+            loss = loss + (judged - judged.detach())
             figures |= {"adversarial": maker.detach(), "critic": critic.detach()}
         self.keeper.see(rebuilt.features, quantized.codes)
         return loss, figures

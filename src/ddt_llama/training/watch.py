@@ -64,7 +64,7 @@ class Watch:
         self._broken = 0 if math.isfinite(norm) else self._broken + 1
         if self._broken >= PATIENCE:
             return f"the gradient was not finite {PATIENCE} times in a row"
-        # Of sizes: a loss with an adversarial term may be of either sign.
+        # Of sizes: a loss may be of either sign.
         sizes = [abs(one) for one in self.recent]
         median = statistics.median(sizes) if len(sizes) >= ENOUGH else math.inf
         if loss > self._factor * median > 0:

@@ -12,7 +12,7 @@ from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.settings import Settings
 from ddt_llama.probes import compare as module
 from ddt_llama.probes.compare import ComparisonPlan, cells, compare, network
-from ddt_llama.recipes.cost import encoder_flops, spatial_flops
+from ddt_llama.recipes.formulas import encoder_flops, spatial_flops
 from ddt_llama.reports.comparison import NOTHING
 from ddt_llama.tokenizer import (
     SpatialTokenizer,

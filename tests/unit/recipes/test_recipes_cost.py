@@ -11,12 +11,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddt_llama.config import override
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.recipes import NAMES, LanguageRecipe, TokenizerRecipe, recipe_named
-from ddt_llama.recipes.cost import (
-    cost_of,
+from ddt_llama.recipes.cost import cost_of
+from ddt_llama.recipes.formulas import (
     decoder_flops,
     document_flops,
     encoder_flops,
-    learning_flops,
     quantity,
     spatial_flops,
     token_stream_flops,
@@ -145,8 +144,8 @@ def test_codes_that_are_kept_have_no_backward_pass(name: str) -> None:
     kept = replace(recipe, start="nano", keep_codes=True)
     spatial = isinstance(model, SpatialTokenizer)
     encode = spatial_flops(model)[0] if spatial else encoder_flops(model)
-    assert learning_flops(kept, model) == learning_flops(recipe, model) - 2 * encode
-    assert learning_flops(recipe, model) == cost_of(recipe).learn
+    assert kept.learning_flops(model) == recipe.learning_flops(model) - 2 * encode
+    assert recipe.learning_flops(model) == cost_of(recipe).learn
 
 
 @pytest.mark.parametrize("name", NAMES)

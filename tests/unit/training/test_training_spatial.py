@@ -8,7 +8,7 @@ import torch
 
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig, keep_codes
-from ddt_llama.training.critics import PatchCritic
+from ddt_llama.training.critics import PatchCritic, hinge
 from ddt_llama.training.spatial import SpatialObjective, SpatialObjectiveConfig, probe
 
 CONFIG = SpatialTokenizerConfig(
@@ -107,6 +107,9 @@ def test_a_critic_adds_its_terms_from_its_step_on(model: SpatialTokenizer) -> No
     images = squares(6)
     objective.before_step(model, 3)
     plain, _ = objective(model, images, 0)  # a tokenizer without a critic
+    plain.backward()
+    by_itself = [weight.grad.clone() for weight in model.parameters()]
+    model.zero_grad()
     model.critic = PatchCritic(config.critic_widths)
     objective.before_step(model, 2)
     early, figures = objective(model, images, 0)
@@ -114,10 +117,43 @@ def test_a_critic_adds_its_terms_from_its_step_on(model: SpatialTokenizer) -> No
     assert "critic" not in figures
     objective.before_step(model, 3)
     loss, figures = objective(model, images, 0)
-    maker, critic = (torch.as_tensor(figures[name]) for name in ("adversarial", "critic"))
-    assert torch.allclose(loss, plain + 0.5 * maker + critic)
+    assert torch.equal(loss, plain)  # a critic that sets in is no training that breaks
+    assert float(figures["critic"]) > 0
     loss.backward()
-    assert all(weight.grad is not None for weight in model.critic.parameters())
+    own = [weight.grad for name, weight in model.named_parameters() if "critic" not in name]
+    rebuilt = model(images).output
+    maker, critic = hinge(model.critic, rebuilt, images)
+    weights = [weight for name, weight in model.named_parameters() if "critic" not in name]
+    for got, alone, more in zip(
+        own, by_itself, torch.autograd.grad(0.5 * maker, weights, retain_graph=True), strict=True
+    ):
+        assert torch.allclose(got, alone + more, atol=1e-6)
+    judged = torch.autograd.grad(critic, list(model.critic.parameters()))
+    for weight, wanted in zip(model.critic.parameters(), judged, strict=True):
+        assert torch.allclose(weight.grad, wanted, atol=1e-6)
+
+
+def test_what_features_say_is_weighed_into_the_loss(
+    model: SpatialTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Means:
+        """The difference of the mean colours stands for that of features."""
+
+        def __init__(self, folder: str) -> None:
+            assert folder == "resnet"
+
+        def distance(self, made: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+            return (made.mean((2, 3)) - real.mean((2, 3))).square().mean()
+
+    monkeypatch.setattr("ddt_llama.training.spatial.Features", Means)
+    images = squares(6)
+    plain, _ = SpatialObjective(SpatialObjectiveConfig(), squares(2))(model, images, 0)
+    config = SpatialObjectiveConfig(perceptual=0.25, features="resnet")
+    loss, figures = SpatialObjective(config, squares(2))(model, images, 0)
+    distance = Means("resnet").distance(model(images, 0.0).output, images)
+    assert distance.item() > 1e-4
+    assert torch.allclose(torch.as_tensor(figures["perceptual"]), distance)
+    assert torch.allclose(loss, plain + 0.25 * distance)
 
 
 def test_a_folder_holds_no_critic(model: SpatialTokenizer, tmp_path: Path) -> None:
