@@ -36,12 +36,16 @@ Line = Sequence[tuple[float, float]]  # points (x, y)
 
 
 class Plot(NamedTuple):
-    """Curves by name, what their x is and what their y, and the least and most at each point."""
+    """Curves by name, what their x is and what their y, and the least and most at each point.
+
+    `log`: both axes are logarithmic, on which a power law is a line.
+    """
 
     curves: Curves
     x: str
     y: str
     bands: Mapping[str, tuple[list[float], list[float]]] = MappingProxyType({})
+    log: bool = False
 
     @classmethod
     def of_seeds(cls, lines: Mapping[str, Sequence[Line]], x: str, y: str) -> "Plot":
@@ -219,7 +223,7 @@ def close_folder(
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
     for name, plot in outcome.plots.items():
-        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y, plot.bands)
+        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y, plot.bands, plot.log)
     for name, rows in outcome.rows.items():
         values = {row: (one.value, one.low, one.high) for row, one in rows.items()}
         save_intervals(folder / files[name], values, name)

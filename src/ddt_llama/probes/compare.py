@@ -93,7 +93,8 @@ LINES: tuple[tuple[str, str, Callable[[float], str]], ...] = (
     ("prompts obeyed", "shapes.overall", lambda x: f"{100 * x:.1f} %"),
     *((f"... {name}", f"shapes.{name}", lambda x: f"{100 * x:.1f} %") for name in CATEGORIES),
     ("edits done", "shapes.edit.done", lambda x: f"{100 * x:.1f} %"),
-    ("... and the rest untouched", "shapes.edit.both", lambda x: f"{100 * x:.1f} %"),
+    ("the rest untouched", "shapes.edit.kept", lambda x: f"{100 * x:.1f} %"),
+    ("edits done, the rest untouched", "shapes.edit.both", lambda x: f"{100 * x:.1f} %"),
     ("questions", "shapes.questions", lambda x: f"{100 * x:.1f} %"),
     ("descriptions without an error", "shapes.descriptions", lambda x: f"{100 * x:.1f} %"),
     ("bits a character of captions", "text.bits_a_character", lambda x: f"{x:.3f}"),
@@ -224,7 +225,7 @@ def seconds(model: Model) -> float:
 
 
 def cells(
-    models: Sequence[Mapping[str, float]], key: str, write: Callable[[float], str]
+    models: Sequence[Mapping[str, float | None]], key: str, write: Callable[[float], str]
 ) -> tuple[str, ...]:
     """Write a figure of each model, then what each but the first has more than the first.
 
@@ -243,12 +244,16 @@ def cells(
     )
 
 
-def bounded(figures: Mapping[str, float], key: str) -> Figure | None:
-    """Return a figure of flat ones; bounds that are not there are its value."""
-    if key not in figures:
+def bounded(figures: Mapping[str, float | None], key: str) -> Figure | None:
+    """Return a figure of flat ones; bounds that are not there, or endless, are its value.
+
+    Of one picture or caption nobody can say how others scatter: its bounds are null in JSON.
+    """
+    value = figures.get(key)
+    if value is None:
         return None
-    value = figures[key]
-    return Figure(value, *(figures.get(f"{key}.{bound}", value) for bound in ("low", "high")))
+    low, high = (figures.get(f"{key}.{bound}") for bound in ("low", "high"))
+    return Figure(value, value if low is None else low, value if high is None else high)
 
 
 def cell(figure: Figure, write: Callable[[float], str]) -> str:

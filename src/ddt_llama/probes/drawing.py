@@ -19,7 +19,7 @@ from ddt_llama.evaluation.reconstruction import device_of
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes.base import SEED
-from ddt_llama.probes.sequences import Sequences, unseen
+from ddt_llama.probes.sequences import Sequences
 from ddt_llama.probes.sources import encoded
 from ddt_llama.shapes.captions import description
 from ddt_llama.shapes.scene import Scene, Split
@@ -36,14 +36,20 @@ def described(
 
     Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the
     descriptions and their marks are given. So simple scenes recur: of the last `held_out` of the
-    `count` those with the codes of one of the others are left out.
+    `count` those that are among the others are left out, the same for every tokenizer.
     """
     pictures = easy(count, tokenizer.image_size, "train")
     codes = tokenizer.to_language(encoded(tokenizer, pictures, name))
-    begun = beginnings(text, pictures.scenes(0, count))
+    scenes = pictures.scenes(0, count)
+    begun = beginnings(text, scenes)
     first = text.size + 1
     pairs = [torch.cat([one, first + row]) for one, row in zip(begun, codes, strict=True)]
-    kept = unseen(pairs[:-held_out], pairs[-held_out:])
+    known = set(scenes[:-held_out])
+    kept = tuple(
+        pair
+        for pair, scene in zip(pairs[-held_out:], scenes[-held_out:], strict=True)
+        if scene not in known
+    )
     return Sequences(
         name,
         first + tokenizer.codebook_size,

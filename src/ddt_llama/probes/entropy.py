@@ -23,7 +23,7 @@ from ddt_llama.evaluation.intervals import Figure, mean, setting
 from ddt_llama.probes.base import Outcome, Plot, between, closed, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all, smoothed
 from ddt_llama.probes.orders import Order
-from ddt_llama.probes.sequences import Sequences, match
+from ddt_llama.probes.sequences import Sequences, match, measured_on
 
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
@@ -67,16 +67,23 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
         plots[f"{one.name}, surprise, {many}"] = Plot.of_seeds(surprises, x, "bits a token")
     apart = between(slopes)
     figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
-    return Outcome(figures, verdict(plan, sources, figures, apart), plots)
+    sentence = verdict(plan, sources, figures, apart)
+    return Outcome(figures, sentence, plots, notes=measured_on(sources))
 
 
 def alone(source: Sequences) -> list[float]:
-    """Return the entropy in bits of the symbols at each place, counted over the training."""
+    """Return the entropy in bits of the symbols at each place, counted over the training.
+
+    Counts of n symbols show too little of it, about (kinds - 1) / 2n nats, which are added (Miller
+    1955).
+    """
     found = []
     for place in range(max(map(len, source.train))):
         seen = torch.stack([row[place] for row in source.train if len(row) > place])
-        share = torch.bincount(seen).double() / len(seen)
-        found.append(float(torch.special.entr(share).sum()) / math.log(2))
+        counts = torch.bincount(seen).double()
+        lacking = (int((counts > 0).sum()) - 1) / (2 * len(seen))
+        nats = float(torch.special.entr(counts / len(seen)).sum()) + lacking
+        found.append(nats / math.log(2))
     return found
 
 

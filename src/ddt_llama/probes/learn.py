@@ -116,7 +116,7 @@ class Plan:
         beside = backbone.count_parameters(shape, Vocabulary(1, 1, 1)) / 1e6
         return (
             f"{len(self.seeds)} seeds of a language model ({shape.depth} blocks of width "
-            f"{shape.dim}, {beside:.1f} M parameters beside the rows of its symbols; "
+            f"{shape.dim}, {beside:.2f} M parameters beside the rows of its symbols; "
             f"{self.course.effort()} by {train.optim.kind}, rate {train.optim.lr:g}), which choose "
             f"its weights, the order of the data and the permutation where there is one (by "
             f"torch.randperm, of {LONGEST:,} places); {self.pictures:,} scenes of the shapes "

@@ -3,9 +3,10 @@
 Language models of four sizes learn to draw from three amounts of described pictures (descriptions,
 then codes), each for as many passes. One plane through the logarithms of all says how fast, bits ~
 N^-a D^-b (Kaplan et al. 2020, without a rest that no model learns: so few sizes cannot tell it;
-codes with a larger rest have smaller exponents, which need not mean that they scale worse). More
-pictures are more steps, too. Each model then draws what training never held. Source: DDT-LLaMA, the
-scaling study.
+codes with a larger rest have smaller exponents, which need not mean that they scale worse). How far
+the plane misses the farthest point is told beside it: the intervals are those of the seeds alone.
+More pictures are more steps, too. Each model then draws what training never held. Source:
+DDT-LLaMA, the scaling study.
 """
 
 import math
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,17 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.probes.base import ONE_TRAINING, Outcome, Plot, as_share, between, check_seeds, told
+from ddt_llama.probes.base import (
+    ONE_TRAINING,
+    Line,
+    Outcome,
+    Plot,
+    as_share,
+    between,
+    check_seeds,
+    percent,
+    told,
+)
 from ddt_llama.probes.drawing import described, drawn
 from ddt_llama.probes.learn import NANO, Course, Learned, Lesson, learn
 from ddt_llama.probes.sources import text_of
@@ -32,7 +43,8 @@ EXPONENTS = ("size", "data")
 LEGEND = (
     "MODEL.PARAMETERS.PICTURES.bits: held-out bits a code, of language models of so many "
     "parameters beside the rows of the vocabulary; shapes: share of the described objects that "
-    "they draw; exponent: a and b of bits ~ N^-a D^-b; A less B: A minus B."
+    "they draw; exponent: a and b of bits ~ N^-a D^-b; exponent.misfit: how far, as a share, that "
+    "law misses the point it misses most; A less B: A minus B."
 )
 SIZES = tuple(
     replace(NANO, dim=dim, depth=depth, num_heads=4, num_kv_heads=4, mlp_dim=3 * dim)
@@ -100,15 +112,19 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
         done = learn_grid(plan, model, folder)
         sizes = [parameters(shape, model) for shape in plan.shapes]
         own = figures_of(plan, sizes, done)
-        for name, values in exponents(plan, sizes, done).items():
+        laws = fitted(plan, sizes, done)
+        for name in EXPONENTS:
+            values = [getattr(law, name) for law in laws]
             own[f"exponent.{name}"] = mean(values)
             powers[name][model.name] = values
+        own["exponent.misfit"] = mean([law.misfit for law in laws])
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
-        plots |= plots_of(plan, sizes, done, model.name)
+        plots |= plots_of(plan, sizes, done, laws, model.name)
         by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))
         sentences.append(
             f"of {model.name} {trend(by_size, 'parameters beside the vocabulary')} and "
-            f"{trend(by_data, 'pictures, ' + passes)}"
+            f"{trend(by_data, 'pictures, ' + passes)}, a law that misses by up to "
+            f"{percent(own['exponent.misfit'])}"
         )
     for name, values in powers.items():
         for pair, apart in between(values).items():
@@ -118,6 +134,34 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
 
 
 Key = tuple[int, int, int]  # place of the shape, amount, seed
+
+
+class Law(NamedTuple):
+    """bits = scale N^-size D^-data; `misfit`: the largest |bits / law - 1|."""
+
+    scale: float
+    size: float
+    data: float
+    misfit: float
+
+    @classmethod
+    def through(cls, cells: Sequence[tuple[float, float]], bits: Sequence[float]) -> "Law":
+        """Fit the bits of cells (N, D), by least squares of the logarithms.
+
+        >>> cells = [(n, d) for n in (10, 100) for d in (8, 64)]
+        >>> law = Law.through(cells, [3 * n**-0.5 * d**-0.25 for n, d in cells])
+        >>> [round(x, 4) for x in law]
+        [3.0, 0.5, 0.25, 0.0]
+        """
+        rows = np.array([(1.0, -math.log(n), -math.log(d)) for n, d in cells])
+        found, *_ = np.linalg.lstsq(rows, np.log(bits), rcond=None)
+        misfit = np.abs(np.exp(np.log(bits) - rows @ found) - 1).max()
+        scale, size, data = found.tolist()
+        return cls(math.exp(scale), size, data, float(misfit))
+
+    def bits(self, size: float, data: float) -> float:
+        """Return what the law says of N and D."""
+        return self.scale * size**-self.size * data**-self.data
 
 
 def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learned]:
@@ -166,18 +210,14 @@ def figures_of(
     return figures
 
 
-def exponents(
-    plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]
-) -> dict[str, list[float]]:
-    """Return both exponents, seed by seed, of all sizes and amounts together."""
-    cells = list(product(range(len(sizes)), plan.amounts))
-    found: dict[str, list[float]] = {name: [] for name in EXPONENTS}
-    for seed in plan.seeds:
-        bits = [done[place, amount, seed].bits for place, amount in cells]
-        by_size, by_data = plane([(sizes[place], amount) for place, amount in cells], bits)
-        found["size"].append(by_size)
-        found["data"].append(by_data)
-    return found
+def fitted(plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned]) -> list[Law]:
+    """Return the law through all sizes and amounts, seed by seed."""
+    grid = list(product(range(len(sizes)), plan.amounts))
+    cells = [(sizes[place], amount) for place, amount in grid]
+    return [
+        Law.through(cells, [done[place, amount, seed].bits for place, amount in grid])
+        for seed in plan.seeds
+    ]
 
 
 def trend(power: Figure, what: str) -> str:
@@ -186,35 +226,32 @@ def trend(power: Figure, what: str) -> str:
     return f"{way} with {what} (exponent {told(power, 3)})"
 
 
-def plane(cells: Sequence[tuple[float, float]], bits: Sequence[float]) -> tuple[float, float]:
-    """Return a and b of bits ~ N^-a D^-b over cells (N, D), by least squares of the logarithms.
-
-    >>> cells = [(n, d) for n in (10, 100) for d in (8, 64)]
-    >>> [round(x, 4) for x in plane(cells, [n**-0.5 * d**-0.25 for n, d in cells])]
-    [0.5, 0.25]
-    """
-    rows = [(1.0, -math.log(n), -math.log(d)) for n, d in cells]
-    (_, a, b), *_ = np.linalg.lstsq(np.array(rows), np.log(bits), rcond=None)
-    return float(a), float(b)
-
-
 def plots_of(
-    plan: ScalingPlan, sizes: Sequence[int], done: Mapping[Key, Learned], name: str
+    plan: ScalingPlan,
+    sizes: Sequence[int],
+    done: Mapping[Key, Learned],
+    laws: Sequence[Law],
+    name: str,
 ) -> dict[str, Plot]:
-    """Return bits and score over the parameters, a curve an amount."""
+    """Return bits and score over the parameters, a curve an amount; the law beside the bits."""
 
-    def over_sizes(value: Callable[[Learned], float], y: str) -> Plot:
-        lines = {
+    def over_sizes(value: Callable[[Learned], float]) -> dict[str, list[Line]]:
+        return {
             f"{amount} pictures": [
                 [(size, value(done[place, amount, seed])) for place, size in enumerate(sizes)]
                 for seed in plan.seeds
             ]
             for amount in plan.amounts
         }
-        return Plot.of_seeds(lines, "parameters beside the vocabulary", y)
 
-    plots = {f"{name}, loss": over_sizes(lambda run: run.bits, "bits a code")}
+    x = "parameters beside the vocabulary"
+    lines = over_sizes(lambda run: run.bits)
+    for amount in plan.amounts:
+        lines[f"{amount}, law"] = [
+            [(size, law.bits(size, amount)) for size in sizes] for law in laws
+        ]
+    plots = {f"{name}, loss": Plot.of_seeds(lines, x, "bits a code")._replace(log=True)}
     if plan.drawn:
-        score = over_sizes(lambda run: run.scores["shapes"], "share of described objects drawn")
-        plots[f"{name}, drawn"] = score
+        score = over_sizes(lambda run: run.scores["shapes"])
+        plots[f"{name}, drawn"] = Plot.of_seeds(score, x, "share of described objects drawn")
     return plots

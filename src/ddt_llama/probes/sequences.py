@@ -18,7 +18,7 @@ class Sequences:
 
     `bits` are those of one sequence before anything is known of it (codes: tokens times log2 of
     the codebook; texts: none). `told`: so many first symbols of each held-out sequence are given,
-    and are not measured.
+    and are not measured. `note`: what a reader is to know of where they come from.
     """
 
     name: str
@@ -27,6 +27,7 @@ class Sequences:
     held_out: tuple[Int[Tensor, " _"], ...]
     bits: float | None = None
     told: tuple[int, ...] | None = None
+    note: str = ""
 
     def __post_init__(self) -> None:
         """Refuse sources of nothing."""
@@ -65,7 +66,15 @@ def of_texts(name: str, texts: Sequence[Sequence[int]], alphabet: int, held_out:
     if not 0 < held_out < len(texts):
         raise UserError(f"held_out: given {held_out} of {len(texts)} texts; leave some of each")
     rows = tuple(torch.tensor(list(one)) for one in texts)
-    return Sequences(name, alphabet, rows[:-held_out], unseen(rows[:-held_out], rows[-held_out:]))
+    learned, kept = rows[:-held_out], unseen(rows[:-held_out], rows[-held_out:])
+    note = f"Of {name} {len(learned):,} are learned; of {held_out:,} others {len(kept):,} are new."
+    return Sequences(name, alphabet, learned, kept, note=note)
+
+
+def measured_on(sources: Sequence[Sequences]) -> str:
+    """Say how many sequences of each source are measured on, and where they come from."""
+    counts = ", ".join(f"{one.name} {len(one.held_out)} rows" for one in sources)
+    return " ".join([f"Held out: {counts}.", *(one.note for one in sources if one.note)])
 
 
 def unseen(

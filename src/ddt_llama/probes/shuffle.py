@@ -23,7 +23,7 @@ from ddt_llama.evaluation.intervals import Figure, mean
 from ddt_llama.probes.base import Outcome, Plot, between, closed, percent, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.orders import Order
-from ddt_llama.probes.sequences import Sequences, match, packed
+from ddt_llama.probes.sequences import Sequences, match, measured_on, packed
 
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
 ROW = 64  # symbols of a row of packed text, where no picture says how many
@@ -61,10 +61,12 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
         }
     )
     figures |= {f"{name}.fixed.per_bit": figure for name, figure in apart.items()}
+    of_all = between({one.name: shares(one, done, plan.seeds) for one in sources})
+    figures |= {f"{name}.fixed.gap_share": figure for name, figure in of_all.items()}
     others = {name: figure for name, figure in apart.items() if not of_one_model(name)}
     sentence = verdict(plan, sources, figures, others)
-    notes = f"Held out: {', '.join(f'{one.name} {len(one.held_out)} rows' for one in sources)}."
-    return Outcome(figures, sentence, plots_of(sources, done, plan.seeds), notes=notes)
+    plots = plots_of(sources, done, plan.seeds)
+    return Outcome(figures, sentence, plots, notes=measured_on(sources))
 
 
 def of_one_model(pair: str) -> bool:
@@ -93,6 +95,14 @@ def costs(
     return [other[point][1] - native[point][1] for native, other in curves]
 
 
+def shares(
+    source: Sequences, done: Lessons, seeds: Sequence[int], order: Order = "fixed"
+) -> list[float]:
+    """Return what an order costs over the bits in native order, seed by seed."""
+    native = [done[source.name, "native", seed].bits for seed in seeds]
+    return [gap / one for gap, one in zip(costs(source, done, seeds, order), native, strict=True)]
+
+
 def gaps(source: Sequences, done: Lessons, seeds: Sequence[int]) -> dict[str, Figure]:
     """Return bits a symbol in every order, and what an order costs beside the native one.
 
@@ -104,7 +114,6 @@ def gaps(source: Sequences, done: Lessons, seeds: Sequence[int]) -> dict[str, Fi
         figures[f"{source.name}.{order}"] = mean(
             [done[source.name, order, seed].bits for seed in seeds]
         )
-    native = [done[source.name, "native", seed].bits for seed in seeds]
     points = len(done[source.name, "native", seeds[0]].curve)
     for order in ORDERS[1:]:
         gap = costs(source, done, seeds, order)
@@ -112,8 +121,7 @@ def gaps(source: Sequences, done: Lessons, seeds: Sequence[int]) -> dict[str, Fi
         figures[f"{source.name}.{order}.half_way"] = mean(
             costs(source, done, seeds, order, (points - 1) // 2)
         )
-        shares = [g / n for g, n in zip(gap, native, strict=True)]
-        figures[f"{source.name}.{order}.gap_share"] = mean(shares)
+        figures[f"{source.name}.{order}.gap_share"] = mean(shares(source, done, seeds, order))
         if source.bits is not None:
             scale = source.mean_length / source.bits
             figures[f"{source.name}.{order}.per_bit"] = mean([scale * g for g in gap])

@@ -1,12 +1,13 @@
 """Half the tokens of one picture, half of another: a blend, or a collage?
 
-Level by level the coarse tokens of A meet the fine ones of B. A tokenizer without a coarse end
-gives codes spread over the picture as the coarse ends of others start: the tokens are to differ,
-not the cut. The paper shows that timestep tokens give one picture between both, spatial tokens a
-picture cut and pasted. Here each region of the mixture is placed between A (1) and B (0); what
-varies from region to region is collage, what all share is blend. A collage may be cut by content
-(the ground of A, the objects of B) or in place, along the same lines in every picture, which is
-told beside it. Source: DDT-LLaMA and Selftok, the figures of token swapping.
+Level by level the coarse tokens of A meet the fine ones of B. A tokenizer without a coarse end is
+cut twice: codes of A spread over the picture as the coarse ends of others start, so that the tokens
+differ and not the cut, and by rows, the first of A, as its language is written. The paper shows
+that timestep tokens give one picture between both, spatial tokens a picture cut and pasted. Here
+each region of the mixture is placed between A (1) and B (0); what varies from region to region is
+collage, what all share is blend. A collage may be cut by content (the ground of A, the objects of
+B) or in place, along the same lines in every picture, which is told beside it. Source: DDT-LLaMA
+and Selftok, the figures of token swapping.
 """
 
 import math
@@ -45,7 +46,8 @@ LEGEND = (
     "collage: 1 where each region is A's or B's, 0 where all are the same mixture; place: 1 where "
     "all pictures are cut along the same lines; neither: what is neither A's nor B's, in squared "
     "differences of the two (where it is large, the other two say little). Means over the levels "
-    "and pictures in which both have a part; no such row: with some seed there is none; A less B "
+    "and pictures in which both have a part; by rows: the first codes are those of A, else they "
+    "are spread or the coarsest; no such row: with some seed there is none; A less B "
     "of models: A minus B."
 )
 
@@ -58,13 +60,17 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     sentences = []
     collages = {}
     sides = max(sides_of(model.tokenizer.num_tokens) for model in models)
-    for model in models:
+    cuts = [(model, rows) for model in models for rows in cuts_of(model.tokenizer)]
+    for model, by_rows in cuts:
+        subject = f"{model.name} by rows" if by_rows else model.name
         rows = []
-        for seed in watch(plan.seeds, f"swaps of {model.name}"):
-            path = folder / "parts" / f"{model.name}-{seed}.json"
-            rows.append(kept(path, lambda m=model, s=seed: measure(m, plan, s, sides)))
+        for seed in watch(plan.seeds, f"swaps of {subject}"):
+            path = folder / "parts" / f"{subject.replace(' ', '-')}-{seed}.json"
+            rows.append(
+                kept(path, lambda m=model, r=by_rows, s=seed: measure(m, plan, s, sides, r))
+            )
         seen = {name: [among_mixed(row, name) for row in rows] for name in TOLD}
-        plots[f"{model.name}, mixed, {len(rows)} seeds"] = Plot.of_seeds(
+        plots[f"{subject}, mixed, {len(rows)} seeds"] = Plot.of_seeds(
             {
                 label: over_levels(plan, [row[name] for row in rows])
                 for name, label in SCALE.items()
@@ -72,15 +78,15 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
             "percent of the tokens from A",
             "share",
         )
-        pictures[f"{model.name}, fine tokens of B (left) to all of A (right)"] = strip(model, plan)
+        pictures[f"{subject}, B (left) to A (right)"] = strip(model, plan, by_rows)
         if any(map(math.isnan, seen["collage"])):
-            sentences.append(f"{model.name} nowhere, as no level mixes both")
+            sentences.append(f"{subject} nowhere, as no level mixes both")
             continue
         found = {name: mean(values) for name, values in seen.items()}
-        figures |= {f"{model.name}.{name}": figure for name, figure in found.items()}
-        collages[model.name] = seen["collage"]
+        figures |= {f"{subject}.{name}": figure for name, figure in found.items()}
+        collages[subject] = seen["collage"]
         one, place, rest = (told(found[name]) for name in TOLD)
-        sentences.append(f"{model.name} {one}, in place {place}, neither A nor B {rest}")
+        sentences.append(f"{subject} {one}, in place {place}, neither A nor B {rest}")
     apart = between(collages)
     figures |= {f"{name}.collage": figure for name, figure in apart.items()}
     sentences += [f"{name} {told(figure, sign='+')}" for name, figure in apart.items()]
@@ -88,14 +94,16 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     return Outcome(figures, verdict, plots, pictures)
 
 
-def measure(model: Model, plan: LevelPlan, seed: int, sides: int) -> dict[str, list[float]]:
+def measure(
+    model: Model, plan: LevelPlan, seed: int, sides: int, by_rows: bool = False
+) -> dict[str, list[float]]:
     """Return the figures of `regions` at each level, means over pairs of pictures."""
     subjects = Subjects.of(model, plan, seed)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     a, b = subjects.decode(one), subjects.decode(other)
     measured: dict[str, list[float]] = {name: [] for name in SCALE}
     for count in plan.counts(one.shape[1]):
-        chosen = from_a(model.tokenizer, count).to(one.device)
+        chosen = from_a(model.tokenizer, count, by_rows).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
         found = regions(mixture, a, b, sides)
         for name, value in zip(SCALE, found, strict=True):
@@ -103,8 +111,18 @@ def measure(model: Model, plan: LevelPlan, seed: int, sides: int) -> dict[str, l
     return measured
 
 
-def from_a(tokenizer: Tokenizer, count: int) -> Bool[Tensor, " k"]:
-    """Return which codes are those of A: the `count` coarsest, or as many spread as these start."""
+def cuts_of(tokenizer: Tokenizer) -> tuple[bool, ...]:
+    """Return whether codes are divided by rows: both ways, where there is no coarse end."""
+    return (False,) if tokenizer.prefixes else (False, True)
+
+
+def from_a(tokenizer: Tokenizer, count: int, by_rows: bool = False) -> Bool[Tensor, " k"]:
+    """Return which codes are those of A.
+
+    The `count` coarsest, or as many spread as these start; cut by rows the first ones.
+    """
+    if by_rows:
+        return torch.arange(tokenizer.num_tokens) < count
     coarse = visible_mask(count, tokenizer.num_tokens)
     return coarse if tokenizer.prefixes else coarse[raster_order(tokenizer.num_tokens)]
 
@@ -183,12 +201,13 @@ def over_levels(plan: LevelPlan, rows: Sequence[Sequence[float | None]]) -> list
     return [list(zip(percent.tolist(), row.tolist(), strict=True)) for row in values[:, known]]
 
 
-def strip(model: Model, plan: LevelPlan) -> Any:
+def strip(model: Model, plan: LevelPlan, by_rows: bool = False) -> Any:
     """Return pairs of the first seed, level by level: B in the first column, A in the last."""
     subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     counts = plan.counts(one.shape[1])
-    masks = [from_a(model.tokenizer, counts[level]).to(one.device) for level in plan.shown()[:-1]]
+    shown = [counts[level] for level in plan.shown()[:-1]]
+    masks = [from_a(model.tokenizer, count, by_rows).to(one.device) for count in shown]
     mixed = [subjects.decode(torch.where(mask, one, other)) for mask in masks]
     columns = [subjects.images.roll(1, 0), *mixed, subjects.images]
     return sheet(to_pil(torch.stack(columns, dim=1).flatten(0, 1)), len(columns))

@@ -24,7 +24,8 @@ Curves = dict[str, tuple[list[float], list[float]]]
 POINTS = 600  # a curve: more than a plot has pixels across
 INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
-DASHES = ("-", "--", ":")  # of curves beyond the colours
+DASHES = ("-", "--", ":")  # colours alone are lost in print
+DPI = 300  # as journals ask
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
 
 
@@ -103,17 +104,20 @@ def save_plot(
     x: str = "",
     y: str = "",
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
+    log: bool = False,
 ) -> None:
     """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes.
 
-    The value axis is linear, so that curves of several plots can be compared.
+    Axes are linear, so that curves of several plots can be compared, or with `log` logarithmic.
     `bands` are low and high values about the curves of their names.
     """
     with _style("black", salt=title):
         figure = _draw(curves, title, "black")
         (axes,) = figure.axes
-        axes.set(xlabel=x, ylabel=y, yscale="linear")
-        axes.locator_params(axis="x", nbins=6)  # six numbers of six digits have room
+        scale = "log" if log else "linear"
+        axes.set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
+        if not log:
+            axes.locator_params(axis="x", nbins=6)  # six numbers of six digits have room
         for index, (name, (steps, _)) in enumerate(curves.items()):
             if bands and name in bands:
                 colour = COLOURS[index % len(COLOURS)]
@@ -142,7 +146,7 @@ def _save_png(path: Path, figure: "Figure") -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     buffer = io.BytesIO()
-    figure.set_dpi(160)
+    figure.set_dpi(DPI)
     FigureCanvasAgg(figure).print_png(buffer)
     replace_file(path, buffer.getvalue())
 
@@ -165,7 +169,7 @@ def _draw(curves: Curves, title: str, ink: str) -> "Figure":
         x, y = thin(steps, values)
         marker = "o" if len(x) == 1 else None
         turn, place = divmod(index, len(COLOURS))
-        colour, dash = COLOURS[place], DASHES[turn % len(DASHES)]
+        colour, dash = COLOURS[place], DASHES[(index + turn) % len(DASHES)]
         axes.plot(x, y, dash, color=colour, lw=1.2, label=name, marker=marker, ms=3)
     seen = [v for _, values in curves.values() for v in values]
     if seen and min(seen) > 0 and max(seen) / min(seen) > 20:

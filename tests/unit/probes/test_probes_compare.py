@@ -110,6 +110,8 @@ def test_cells_have_intervals_where_there_are_any_and_differences_with_them() ->
     assert back == ("-30 % [-41 to -20]",) * 2
     assert cells([one, other], "b", str) == ("3.0", "4.0", "")
     assert cells([one, other], "c", str) == (NOTHING, "1.0", "")
+    alone = {"a": 0.5, "a.low": None, "a.high": None}  # JSON's word for bounds that are endless
+    assert cells([alone, alone], "a", percent) == ("50 %", "50 %", "")
 
 
 def test_a_quick_plan_is_short() -> None:

@@ -27,7 +27,8 @@ from ddt_llama.probes.base import (
     told,
 )
 from ddt_llama.probes.entropy import alone, entropy, orders_of, slope, without_mirrors
-from ddt_llama.probes.learn import Course, Lesson, Plan, learn
+from ddt_llama.probes.learn import Course, Learned, Lesson, Plan, learn
+from ddt_llama.probes.orders import places
 from ddt_llama.probes.sequences import Sequences, of_codes
 from ddt_llama.probes.shuffle import shuffle
 from ddt_llama.training.loop import TrainConfig
@@ -81,6 +82,9 @@ def test_shuffling_costs_a_chain_bits_and_noise_none(tmp_path: Path) -> None:
     scale = LENGTH / (LENGTH * math.log2(ALPHABET))
     gap, per_bit = figures["markov.fixed.gap"], figures["markov.fixed.per_bit"]
     assert per_bit.value == pytest.approx(scale * gap.value)
+    share = figures["markov.fixed.gap_share"].value - figures["iid.fixed.gap_share"].value
+    assert figures["markov less iid.fixed.gap_share"].value == pytest.approx(share)
+    assert figures["markov.fixed.gap_share"].value > 0.1
     apart = figures["markov less iid.fixed.per_bit"]
     assert apart.value == pytest.approx(per_bit.value - figures["iid.fixed.per_bit"].value)
     assert "After 80 steps of 32 sequences one fixed permutation costs markov" in outcome.verdict
@@ -190,7 +194,54 @@ def test_entropy_falls_where_symbols_become_certain_and_rises_backwards(tmp_path
     assert abs(outcome.figures["fading.alone.slope"].value) < 0.01
     assert "that of each place alone" in outcome.verdict
     words = Sequences("words", 3, (torch.tensor([0, 1]), torch.tensor([1])), (torch.tensor([0]),))
-    assert alone(words) == [1.0, 0.0]  # the shorter has no second symbol
+    # One of two symbols, and a quarter of a nat that two counts of two kinds lack; the shorter has
+    # no second symbol.
+    assert alone(words) == [pytest.approx(1 + 0.25 / math.log(2)), 0.0]
+
+
+def test_every_pass_of_a_stride_has_its_own_slope(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two bits at the first place, one at the last, in whatever order they are read."""
+
+    def known(plan: Plan, sources: Any, orders: Any, folder: Path) -> Any:
+        whole = np.linspace(2, 1, 60)
+        return {
+            (sources[0].name, order, seed): Learned(1.5, [(1, 1.5)], *2 * [row.tolist()], {})
+            for order in orders
+            for seed in plan.seeds
+            for row in [whole[places(order, 60, seed, 0)]]
+        }
+
+    monkeypatch.setattr("ddt_llama.probes.entropy.learn_all", known)
+    rows = torch.randint(ALPHABET, (30, 60), generator=torch.Generator().manual_seed(0))
+    figures = entropy(Plan((0, 1), COURSE), [of_codes("x", rows, 6, 5)], tmp_path).figures
+    slopes = {"native": -1.0, "stride-2": -1.0, "stride-3": -1.0, "reversed": 1.0}
+    for order, value in slopes.items():
+        assert figures[f"x.{order}.slope"].value == pytest.approx(value, abs=0.06)
+
+
+@pytest.mark.slow
+def test_entropy_is_level_in_noise_and_falls_where_the_second_pass_knows_both_sides(
+    tmp_path: Path,
+) -> None:
+    lesson = replace(COURSE, train=replace(COURSE.train, steps=70, sample_every=70))
+    noise = iid(3000, LENGTH, ALPHABET, held_out=200)
+    outcome = entropy(Plan((0, 1), lesson), [noise, chain()], tmp_path)
+    figures = outcome.figures
+    for order in ("native", "stride-2", "stride-3", "reversed"):
+        assert abs(figures[f"iid.{order}.slope"].value) < 0.1
+        assert figures[f"iid.{order}.entropy"].value == pytest.approx(math.log2(6), abs=0.05)
+    _, along = outcome.plots["markov, 2 seeds"].curves["stride-2"]
+    first, second = np.mean(along[1 : LENGTH // 2]), np.mean(along[LENGTH // 2 :])
+    assert second < first - 0.2  # a symbol between two known ones is surer than two steps away
+    _, natively = outcome.plots["markov, 2 seeds"].curves["native"]
+    assert np.mean(natively[1:]) == pytest.approx(markov_bits(ALPHABET, STAY), abs=0.12)
+    assert abs(figures["markov.native.slope"].value) < 0.15
+    less = figures["iid less markov.native.slope"]
+    assert less.value == pytest.approx(
+        figures["iid.native.slope"].value - figures["markov.native.slope"].value
+    )
 
 
 def test_the_slope_is_that_of_a_line_in_every_segment() -> None:

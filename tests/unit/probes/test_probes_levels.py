@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from ddt_llama.config import UserError
+from ddt_llama.data.images import to_pil
 from ddt_llama.generation import Model
 from ddt_llama.generation.settings import Settings
 from ddt_llama.probes.base import points
-from ddt_llama.probes.levels import LevelPlan, Subjects
+from ddt_llama.probes.levels import SHOWN_PICTURES, LevelPlan, Subjects
 from ddt_llama.probes.prefix import (
     ATTRIBUTES,
     ENDS,
@@ -25,6 +26,7 @@ from ddt_llama.probes.prefix import (
     stays,
 )
 from ddt_llama.probes.swap import among_mixed, from_a, regions, sides_of, swap
+from ddt_llama.reports.pictures import GAP
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Object, Scene
 from ddt_llama.shapes.verify import Blob
@@ -103,6 +105,46 @@ def test_levels_that_mix_nothing_are_no_collage(tmp_path: Path) -> None:
     assert not any(" less " in name for name in outcome.figures)
 
 
+def test_codes_without_a_coarse_end_are_cut_by_rows_too(tmp_path: Path) -> None:
+    grid = album("collage")
+    grid.tokenizer.prefixes = False
+    outcome = swap(PLAN, [grid], tmp_path)
+    for name in ("collage", "collage by rows"):
+        assert outcome.figures[f"{name}.place"].value == pytest.approx(1, abs=1e-4)
+    assert "collage less collage by rows.collage" in outcome.figures
+    # Of each pair: B, two, four and six of its eight rows from A, A.
+    images = Subjects.of(grid, PLAN, 0, SHOWN_PICTURES).images
+    strip = outcome.pictures["collage by rows, B (left) to A (right)"]
+    for row, (a, b) in enumerate(zip(images, images.roll(1, 0), strict=True)):
+        for column in range(5):
+            mixed = torch.cat([a[:, : 16 * column], b[:, 16 * column :]], dim=1)
+            assert cell(strip, row, column) == pixels(mixed)
+
+
+def test_a_strip_of_prefixes_shows_each_level_from_either_end(tmp_path: Path) -> None:
+    outcome = prefix(PLAN, [album("collage")], tmp_path)
+    (strip,) = outcome.pictures.values()
+    images = Subjects.of(album("collage"), PLAN, 0, SHOWN_PICTURES).images
+    for row, image in enumerate(images):
+        for column in range(4):
+            coarse, fine = torch.zeros_like(image), torch.zeros_like(image)
+            first, last = 64 - 16 * (column + 1), 16 * (column + 1)
+            coarse[:, first:], fine[:, :last] = image[:, first:], image[:, :last]
+            assert cell(strip, row, column) == pixels(coarse)
+            assert cell(strip, SHOWN_PICTURES + row, column) == pixels(fine)
+        assert cell(strip, row, 4) == cell(strip, SHOWN_PICTURES + row, 4) == pixels(image)
+
+
+def cell(picture: Any, row: int, column: int) -> bytes:
+    """Return a picture of a sheet of them."""
+    x, y = (64 + GAP) * column, (64 + GAP) * row
+    return picture.crop((x, y, x + 64, y + 64)).tobytes()
+
+
+def pixels(image: Tensor) -> bytes:
+    return to_pil(image[None])[0].tobytes()
+
+
 def test_what_is_neither_of_both_is_told() -> None:
     a, b = torch.ones(1, 3, 16, 16), -torch.ones(1, 3, 16, 16)
     pattern = torch.ones(16, 16)
@@ -140,6 +182,7 @@ def test_codes_without_a_coarse_end_are_taken_as_the_coarse_ends_of_others_start
     there = torch.zeros(8, 8, dtype=torch.bool)
     there[cells[:, 0], cells[:, 1]] = True
     assert torch.equal(spread.view(8, 8), there)
+    assert from_a(Grid(), 16, by_rows=True).nonzero().flatten().tolist() == list(range(16))
     quarters = there.view(2, 4, 2, 4).sum((1, 3))
     assert quarters.min() >= 2  # every quarter of the picture has its part of A
     assert (sides_of(64), sides_of(128), sides_of(256), sides_of(480)) == (8, 16, 16, 32)

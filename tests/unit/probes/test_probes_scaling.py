@@ -20,11 +20,12 @@ from ddt_llama.probes.drawing import drawn, there, write
 from ddt_llama.probes.learn import Course, Learned, Lesson, learn, surprises
 from ddt_llama.probes.scaling import (
     SIZES,
+    Law,
     ScalingPlan,
-    exponents,
     figures_of,
+    fitted,
     learn_grid,
-    plane,
+    plots_of,
     scaling,
     trend,
 )
@@ -57,12 +58,21 @@ def test_the_exponents_are_those_of_a_power_law_and_its_noise_is_their_interval(
         for amount in plan.amounts
         for seed in plan.seeds
     }
-    figures, powers = figures_of(plan, sizes, done), exponents(plan, sizes, done)
-    assert powers["size"] == pytest.approx([0.1] * 3)
-    assert powers["data"] == pytest.approx([0.2, 0.21, 0.22])
+    figures, laws = figures_of(plan, sizes, done), fitted(plan, sizes, done)
+    assert [law.size for law in laws] == pytest.approx([0.1] * 3)
+    assert [law.data for law in laws] == pytest.approx([0.2, 0.21, 0.22])
+    assert [law.misfit for law in laws] == pytest.approx([0] * 3)
     assert figures["8000.32.bits"].value < figures["1000.16.bits"].value
+    plot = plots_of(plan, sizes, done, laws, "x")["x, loss"]
+    assert plot.log
+    for amount in plan.amounts:  # measured and law are one line
+        measured, law = plot.curves[f"{amount} pictures"], plot.curves[f"{amount}, law"]
+        assert law[1] == pytest.approx(measured[1])
     cells = [(1, 1), (10, 1), (1, 10), (10, 10)]
-    assert plane(cells, [5.0] * 4) == pytest.approx((0, 0))
+    assert Law.through(cells, [5.0] * 4) == pytest.approx((5, 0, 0, 0))
+    # Twice too much at two opposite corners: the plane is level between, root 2 away from each.
+    bent = Law.through(cells, [2.0, 1.0, 1.0, 2.0])
+    assert bent == pytest.approx((2**0.5, 0, 0, 2**0.5 - 1))
 
 
 class Counter(nn.Module):
@@ -178,6 +188,9 @@ def test_descriptions_stand_before_the_codes_of_their_own_pictures() -> None:
         assert row.tolist() == [*told, text.size, *[first + number] * Named.num_tokens]
     # What recurs is not held out, and what is told of the rest is its description and the mark.
     assert 0 < len(pairs.held_out) < 300
+    # A tokenizer that tells nothing apart is asked the same.
+    blind = drawing.described(Grey(), text, "grey", 900, 300)
+    assert len(blind.held_out) == len(pairs.held_out)
     known = {tuple(row.tolist()) for row in pairs.train}
     assert pairs.told is not None
     for row, told in zip(pairs.held_out, pairs.told, strict=True):

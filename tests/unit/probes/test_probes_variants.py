@@ -225,3 +225,37 @@ def test_a_quick_plan_is_short_and_others_are_refused() -> None:
     for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}, {"codes": 0}):
         with pytest.raises(UserError):
             replace(PLAN, **wrong)
+
+
+def test_a_change_that_costs_2_dB_is_seen_and_one_that_costs_nothing_is_not(
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three seeds of known scatter; the velocity costs as much as learning from itself gives."""
+    costs = {"k(t) early": 2.0, VELOCITY: 1.5, UNTOLD: 1.5}
+
+    def known(plan: Any, variants: Any, *rest: Any) -> Any:
+        return {
+            name: [
+                {"psnr": 25 + seed - costs.get(name, 0.0) + 0.02 * ((place + seed) % 3)}
+                for seed in range(3)
+            ]
+            for place, name in enumerate(variants)
+        }
+
+    monkeypatch.setattr("ddt_llama.probes.ablate.judged", known)
+    told = ablate(replace(PLAN, seeds=(0, 1, 2)), [model], tmp_path)
+    assert "k(t) early -2.0 dB (-2.1 to -1.9)" in told.verdict
+    assert f"{UNTOLD} -1.5 dB" in told.verdict
+    unseen = told.verdict.partition("not told apart: ")[2]
+    assert f"{VELOCITY} (base: {UNTOLD})" in unseen
+    assert "gradients" in unseen
+    assert told.figures["tiny.k(t) early.psnr.more"].value == pytest.approx(-2, abs=0.02)
+
+    monkeypatch.setattr("ddt_llama.probes.length.judged", known)
+    costs = {f"{count} tokens": 100 / count for count in (8, 16, 32, 64, 128)}
+    told = length(replace(PLAN, seeds=(0, 1, 2)), [model], tmp_path)
+    assert "8 tokens give 13.5 (" in told.verdict
+    assert "128 tokens give 25.2 (" in told.verdict
+    x, y = told.plots["tiny: PSNR in dB, 3 seeds"].curves[""]
+    assert x == [8, 16, 32, 64, 128]
+    assert y == sorted(y)

@@ -110,6 +110,10 @@ def test_axes_bear_names_and_no_two_curves_look_alike(
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("sequences seen", "bits a token")
     save_plot(tmp_path / "q.png", {"wide": ([0.0, 1.0], [0.01, 1.0])}, "t")
     assert drawn[1].axes[0].get_yscale() == "linear"
+    save_plot(tmp_path / "r.png", {"law": ([1.0, 9.0], [1.0, 3.0])}, "t", log=True)
+    assert (drawn[2].axes[0].get_xscale(), drawn[2].axes[0].get_yscale()) == ("log", "log")
+    first, second = axes.lines[:2]
+    assert first.get_linestyle() != second.get_linestyle()  # also where there is no colour
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
     assert len(looks) == len(curves) == len(axes.collections)
 
