@@ -72,7 +72,7 @@ class Run:
         run = cls(folder, config, _lock(folder))
         try:
             save_json(described, to_dict(config))
-            _record_environment(folder / "environment.json")
+            record_environment(folder / "environment.json")
             for path in (run.samples, run.checkpoints):
                 path.mkdir(exist_ok=True)
         except BaseException:
@@ -209,7 +209,7 @@ def _marked(config: Any, mark: str, prefix: str = "") -> set[str]:
     return names
 
 
-def _record_environment(path: Path) -> None:
+def record_environment(path: Path) -> None:
     """Write where and with what this run started; later starts are added under "resumed"."""
     now = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -228,6 +228,16 @@ def _record_environment(path: Path) -> None:
         save_json(path, {**now, "resumed": []})
     else:
         save_json(path, {**first, "resumed": [*first.get("resumed", []), now]})
+
+
+def told_environment(path: Path) -> str:
+    """Say in a sentence at which commits and on what the starts of a folder ran."""
+    first = load_json(path)
+    places = [
+        f"commit {one['commit'] or 'unknown'} on {one['gpu'] or 'a CPU'}"
+        for one in (first, *first["resumed"])
+    ]
+    return f"Run by {', '.join(dict.fromkeys(places))} (environment.json)."
 
 
 def _commit() -> str | None:

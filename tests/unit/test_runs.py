@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ddt_llama.config import UserError, load_json, to_dict
-from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run
+from ddt_llama.config import UserError, load_json, save_json, to_dict
+from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run, told_environment
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,12 @@ def test_a_new_folder_describes_itself(tmp_path):
     assert (folder / "samples").is_dir()
     create(folder, Recipe())
     assert len(load_json(folder / "environment.json")["resumed"]) == 1
+    here = f"commit {environment['commit'] or 'unknown'} on {environment['gpu'] or 'a CPU'}"
+    assert told_environment(folder / "environment.json") == f"Run by {here} (environment.json)."
+    moved = {**load_json(folder / "environment.json"), "commit": "abc", "gpu": "H200"}
+    save_json(folder / "environment.json", moved)
+    both = f"Run by commit abc on H200, {here} (environment.json)."
+    assert told_environment(folder / "environment.json") == both
 
 
 def test_a_changed_recipe_is_refused_with_the_changed_fields(tmp_path):

@@ -22,9 +22,11 @@ from ddt_llama.evaluation.intervals import Figure, flat, mean
 from ddt_llama.generation.model import Model
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.reports.plots import Curves, save_intervals, save_plot
+from ddt_llama.runs import record_environment, told_environment
 
 FIGURES = "figures.json"
 CURVES = "metrics.jsonl"  # every point of every plot
+ENVIRONMENT = "environment.json"
 ONE_TRAINING = (
     "One training of each tokenizer, and one choice of held-out scenes: what others would change "
     "is not in the intervals."
@@ -190,6 +192,7 @@ def open_folder(folder: Path, config: object) -> None:
                 f"{folder}: another probe, or one of other models, weights or settings, was begun "
                 "here; choose another folder with --out"
             )
+        record_environment(folder / ENVIRONMENT)
         return
     # A dot-file may be the first one here, of a start that was killed while it wrote it.
     if folder.exists() and (
@@ -204,11 +207,13 @@ def open_folder(folder: Path, config: object) -> None:
             f"{folder}: cannot be written ({error.strerror}); choose another with --out"
         ) from None
     save_json(described, to_dict(config))
+    record_environment(folder / ENVIRONMENT)
 
 
 def forget_folder(folder: Path) -> None:
     """Remove a folder in which nothing was measured, so that another start may differ."""
-    if [item.name for item in folder.iterdir()] == ["config.json"]:
+    if {item.name for item in folder.iterdir()} == {"config.json", ENVIRONMENT}:
+        (folder / ENVIRONMENT).unlink()
         (folder / "config.json").unlink()
         folder.rmdir()
 
@@ -231,7 +236,8 @@ def close_folder(
         save_png(picture, folder / files[name])
     bands = any(plot.bands for plot in outcome.plots.values())
     last = f"{'Bands in plots are the range of the seeds. ' * bands}All settings: config.json."
-    about = " ".join(part for part in (about, outcome.notes, last) if part)
+    ran = told_environment(folder / ENVIRONMENT)
+    about = " ".join(part for part in (about, outcome.notes, ran, last) if part)
     page = [f"# {title}", "", outcome.verdict, "", *([question, ""] if question else []), about, ""]
     page += [f"Names of the figures: {legend}", ""] if legend else []
     page += [*table(outcome.figures), ""]
