@@ -6,8 +6,9 @@ differ and not the cut, and by rows, the first of A, as its language is written.
 that timestep tokens give one picture between both, spatial tokens a picture cut and pasted. Here
 each region of the mixture is placed between A (1) and B (0); what varies from region to region is
 collage, what all share is blend. A collage may be cut by content (the ground of A, the objects of
-B) or in place, along the same lines in every picture, which is told beside it. Source: DDT-LLaMA
-and Selftok, the figures of token swapping.
+B) or in place, along the same lines in every picture, which is told beside it; so is that of pairs
+on a ground of one colour, which a network that normalises whole pictures cannot confuse. Source:
+DDT-LLaMA and Selftok, the figures of token swapping.
 """
 
 import math
@@ -35,17 +36,25 @@ from ddt_llama.tokenizer.schedule import raster_order
 
 REGIONS = 8  # along one side, or more
 MIXED = (0.1, 0.9)  # levels whose mean share of A lies between are told of
-TOLD = ("collage", "place", "neither")
+# What is told, and how.
+TOLD = {
+    "collage": "",
+    "ground": "on one ground",
+    "place": "in place",
+    "neither": "neither A nor B",
+}
 SCALE = {
     "share": "share of A",
     "collage": "collage (1) or blend (0)",
     "place": "collage in place",
     "neither": "neither A nor B",
+    "ground": "collage on one ground",
 }
 LEGEND = (
     "collage: 1 where each region is A's or B's, 0 where all are the same mixture; place: 1 where "
     "all pictures are cut along the same lines; neither: what is neither A's nor B's, in squared "
-    "differences of the two (where it is large, the other two say little). Means over the levels "
+    "differences of the two (where it is large, the others say little); ground: collage of the "
+    "pairs whose backgrounds have one colour. Means over the levels "
     "and pictures in which both have a part; by rows: the first codes are those of A, else they "
     "are spread or the coarsest; no such row: with some seed there is none; A less B "
     "of models: A minus B."
@@ -74,6 +83,7 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
             {
                 label: over_levels(plan, [row[name] for row in rows])
                 for name, label in SCALE.items()
+                if any(over_levels(plan, [row[name] for row in rows]))
             },
             "percent of the tokens from A",
             "share",
@@ -82,11 +92,18 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         if any(map(math.isnan, seen["collage"])):
             sentences.append(f"{subject} nowhere, as no level mixes both")
             continue
-        found = {name: mean(values) for name, values in seen.items()}
+        found = {
+            name: mean(values) for name, values in seen.items() if not any(map(math.isnan, values))
+        }
         figures |= {f"{subject}.{name}": figure for name, figure in found.items()}
         collages[subject] = seen["collage"]
-        one, place, rest = (told(found[name]) for name in TOLD)
-        sentences.append(f"{subject} {one}, in place {place}, neither A nor B {rest}")
+        words = [told(found["collage"])]
+        words += [
+            f"{label} {told(found[name])}"
+            for name, label in TOLD.items()
+            if name in found and label
+        ]
+        sentences.append(f"{subject} {', '.join(words)}")
     apart = between(collages)
     figures |= {f"{name}.collage": figure for name, figure in apart.items()}
     sentences += [f"{name} {told(figure, sign='+')}" for name, figure in apart.items()]
@@ -101,12 +118,15 @@ def measure(
     subjects = Subjects.of(model, plan, seed)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     a, b = subjects.decode(one), subjects.decode(other)
+    grounds = torch.tensor([scene.background for scene in subjects.scenes])
+    same = grounds == grounds.roll(1)
     measured: dict[str, list[float]] = {name: [] for name in SCALE}
     for count in plan.counts(one.shape[1]):
         chosen = from_a(model.tokenizer, count, by_rows).to(one.device)
         mixture = subjects.decode(torch.where(chosen, one, other))
         found = regions(mixture, a, b, sides)
-        for name, value in zip(SCALE, found, strict=True):
+        alike = regions(mixture[same], a[same], b[same], sides)[1] if same.any() else math.nan
+        for name, value in zip(SCALE, (*found, alike), strict=True):
             measured[name].append(value)
     return measured
 
@@ -142,7 +162,7 @@ def regions(
     b: Float[Tensor, "b 3 h w"],
     sides: int = REGIONS,
 ) -> tuple[float, float, float, float]:
-    """Return the figures of `SCALE`, means over pictures of `sides` x `sides` regions.
+    """Return the first four figures of `SCALE`, means over pictures of `sides` x `sides` regions.
 
     A region of the mixture m is w A + (1 - w) B, w = <m - B, A - B> / |A - B|^2 within 0..1, and
     counts as much as A and B differ there (|A - B|^2). The share of A is the mean of w over all

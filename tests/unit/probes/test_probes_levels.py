@@ -105,6 +105,23 @@ def test_levels_that_mix_nothing_are_no_collage(tmp_path: Path) -> None:
     assert not any(" less " in name for name in outcome.figures)
 
 
+def test_pairs_on_one_ground_are_told_beside_all(tmp_path: Path) -> None:
+    class Bright(Album):
+        """Cuts in place, and shifts everything by the mean of what it shows, as norms may."""
+
+        def decode(self, codes: Tensor, **rest: Any) -> Tensor:
+            mixed = super().decode(codes, **rest)
+            ground = mixed[..., :1, :1] - mixed[..., -1:, -1:]
+            return mixed - 0.5 * ground if len({*codes[0].tolist()}) > 1 else mixed
+
+    plan = replace(PLAN, scenes=32)
+    outcome = swap(plan, [Model(Bright("collage"), name="bright")], tmp_path)
+    figures = outcome.figures
+    assert figures["bright.ground"].value == pytest.approx(1, abs=1e-3)
+    assert figures["bright.collage"].value < 0.9
+    assert "on one ground 1.00 (" in outcome.verdict
+
+
 def test_codes_without_a_coarse_end_are_cut_by_rows_too(tmp_path: Path) -> None:
     grid = album("collage")
     grid.tokenizer.prefixes = False
