@@ -3,15 +3,18 @@
 The language side sees only this protocol; method and rivals are exchangeable behind it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from ddt_llama.config import UserError
+from ddt_llama.checkpoint import load_into, load_tensors
+from ddt_llama.config import UserError, from_dict, load_json
+
+N = TypeVar("N", bound=nn.Module)
 
 
 @runtime_checkable
@@ -64,6 +67,21 @@ class Tokenizer(Protocol):
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; floats are stored as `dtype` if given."""
         ...
+
+
+def open_network(folder: str | Path, kind: str, config: type[Any], build: Callable[[Any], N]) -> N:
+    """Return a network that was saved as one of `kind`, in eval mode.
+
+    `config` is what its config.json describes, `build` makes the network of it. Raises UserError
+    for the folder of another kind, and for a damaged one.
+    """
+    described = dict(load_json(Path(folder) / "config.json"))
+    if described.pop("kind", None) != kind:
+        raise UserError(f"{folder}: not a {kind} tokenizer; choose the folder of one")
+    model = build(from_dict(config, described))
+    source = Path(folder) / "model.safetensors"
+    load_into(model, load_tensors(source), source)
+    return model.eval()
 
 
 def visible_mask(visible: int | Bool[Tensor, " k"] | None, num_tokens: int) -> Bool[Tensor, " k"]:

@@ -20,9 +20,9 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ddt_llama.checkpoint import load_into, load_tensors, save_release
-from ddt_llama.config import UserError, check_range, from_dict, load_json, to_dict
-from ddt_llama.tokenizer.base import visible_mask
+from ddt_llama.checkpoint import save_release
+from ddt_llama.config import UserError, check_range, to_dict
+from ddt_llama.tokenizer.base import open_network, visible_mask
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
 KIND = "spatial"
@@ -167,13 +167,7 @@ class SpatialTokenizer(nn.Module):
     @classmethod
     def load(cls, folder: str | Path) -> "SpatialTokenizer":
         """Open what `save` wrote, in eval mode; UserError for a wrong or damaged folder."""
-        described = dict(load_json(Path(folder) / "config.json"))
-        if described.pop("kind", None) != KIND:
-            raise UserError(f"{folder}: not a {KIND} tokenizer; choose the folder of one")
-        model = cls(from_dict(SpatialTokenizerConfig, described))
-        source = Path(folder) / "model.safetensors"
-        load_into(model, load_tensors(source), source)
-        return model.eval()
+        return open_network(folder, KIND, SpatialTokenizerConfig, cls)
 
     def code_vectors(self) -> Float[Tensor, "v e"]:
         """Return the codebook."""
