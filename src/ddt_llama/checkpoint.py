@@ -51,7 +51,8 @@ def save_state(folder: Path, state: State, keep: int, skipped: Sequence[Path] = 
     final = folder / _named(state.step)
     partial = folder / f".{final.name}.partial"
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        for left in folder.glob(".step-*.partial"):  # by a kill in the midst of a save
+            shutil.rmtree(left, ignore_errors=True)
         partial.mkdir(parents=True)
         for section, tensors in state.tensors.items():
             save_file(_storable(tensors), partial / f"{section}.safetensors")
@@ -97,6 +98,11 @@ def newest_state(folder: Path) -> State | None:
         except UserError as error:
             warnings.warn(f"checkpoint skipped: {error}", stacklevel=2)
     return None
+
+
+def has_states(folder: Path) -> bool:
+    """Say whether training states lie under `folder`, damaged ones too."""
+    return bool(_states(folder))
 
 
 @contextlib.contextmanager

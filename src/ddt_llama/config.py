@@ -163,8 +163,11 @@ def save_json(path: str | os.PathLike[str], data: Any) -> None:
 def check_folder(folder: Path) -> None:
     """Raise UserError where `folder` could not be created or written, without touching it."""
     place = folder.absolute()
-    while not place.exists() and place != place.parent:
-        place = place.parent
+    try:
+        while not place.exists() and place != place.parent:
+            place = place.parent
+    except OSError as error:  # a name that is too long
+        raise UserError(f"{folder}: {error.strerror}; choose another place") from None
     if not place.is_dir():
         raise UserError(f"{folder}: {place} is a file; choose another place")
     if not os.access(place, os.W_OK | os.X_OK):

@@ -32,7 +32,7 @@ def local_rank() -> int:
 
 def world_size() -> int:
     """Return the number of processes that train together."""
-    return _number("WORLD_SIZE", 1)
+    return _number("WORLD_SIZE", 1, least=1)
 
 
 def is_main() -> bool:
@@ -191,10 +191,11 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
             member.grad = piece.view_as(member) if flag else None
 
 
-def _number(name: str, default: int) -> int:
+def _number(name: str, default: int, least: int = 0) -> int:
     text = os.environ.get(name, "")
     if not text:
         return default
-    if not text.isdigit():
-        raise UserError(f"{name}: given {text!r}, allowed is a number; start with torchrun")
+    if not text.isdigit() or int(text) < least:
+        allowed = f"a number from {least} on"
+        raise UserError(f"{name}: given {text!r}, allowed is {allowed}; start with torchrun")
     return int(text)

@@ -21,7 +21,7 @@ from typing import IO, Any
 import torch
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import State, newest_state, save_state, states_after
+from ddt_llama.checkpoint import State, has_states, newest_state, save_state, states_after
 from ddt_llama.config import (
     UserError,
     flatten,
@@ -99,6 +99,11 @@ class Run:
         """Return the newest good state and drop every metric written after it."""
         distributed.barrier()  # the main process has prepared the folder
         state = newest_state(self.checkpoints)
+        if state is None and has_states(self.checkpoints):
+            raise UserError(
+                f"{self.checkpoints}: none of the states can be read, and the training would begin "
+                "again; put one back, or choose another folder"
+            )
         self._resumed_at = state.step if state else None
         if distributed.is_main():
             self._truncate(state.step if state else 0)
@@ -109,10 +114,15 @@ class Run:
         """Append one line to metrics.jsonl; `record` must hold "step"."""
         if not distributed.is_main():
             return
-        if self._metrics is None:
-            self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
-        self._metrics.write(json.dumps(record) + "\n")
-        self._metrics.flush()
+        path = self.folder / "metrics.jsonl"
+        try:
+            if self._metrics is None:
+                self._metrics = path.open("a", encoding="utf-8")
+            self._metrics.write(json.dumps(record) + "\n")
+            self._metrics.flush()
+        except OSError as error:
+            reason = f"cannot be written ({error.strerror})"
+            raise UserError(f"{path}: {reason}; free the disk and go on") from None
 
     def board(self, record: Mapping[str, float | int | str]) -> None:
         """Show the numbers of `record` in TensorBoard."""
@@ -237,7 +247,7 @@ def told_environment(path: Path) -> str:
         f"commit {one['commit'] or 'unknown'} on {one['gpu'] or 'a CPU'}"
         for one in (first, *first["resumed"])
     ]
-    return f"Run by {', '.join(dict.fromkeys(places))} (environment.json)."
+    return f"Started from {', '.join(dict.fromkeys(places))} (environment.json)."
 
 
 def _commit() -> str | None:

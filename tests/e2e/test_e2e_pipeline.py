@@ -231,13 +231,20 @@ def test_a_finished_run_is_left_alone(pipeline: Pipeline) -> None:
     assert (pipeline.tokenizer / "release" / "config.json").stat().st_mtime_ns == before
 
 
-def test_a_release_lost_between_two_renames_is_put_back(pipeline: Pipeline, tmp_path: Path) -> None:
+def test_a_release_lost_between_two_renames_is_put_back(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = Path(shutil.copytree(pipeline.tokenizer, tmp_path / "run"))
     (run / "release").rename(run / ".release.old")
     again = ["train", "nano_tokenizer", "--steps", "3", "--out", str(run), *TOKENIZER]
     assert main(again) == 0
     assert (run / "release" / "config.json").is_file()
     assert not (run / ".release.old").exists()
+    metrics = (run / "metrics.jsonl").read_bytes()
+    shutil.rmtree(run / "checkpoints")  # to have room: longer is no more to be had, as before is
+    assert main([*again, "--steps", "9"]) == 2
+    assert "its states (checkpoints/) are gone" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_bytes() == metrics
 
 
 def test_minutes_end_a_run_that_goes_on(tmp_path: Path) -> None:

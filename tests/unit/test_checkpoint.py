@@ -81,6 +81,12 @@ def test_only_the_newest_are_kept_and_nothing_temporary(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
 
 
+def test_what_a_kill_left_of_another_step_is_cleared_away(tmp_path):
+    (tmp_path / ".step-00000003.partial").mkdir(parents=True)
+    save_state(tmp_path, state(5), keep=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
+
+
 def test_a_damaged_state_never_crowds_out_a_good_one(tmp_path):
     for step in (5, 10):
         save_state(tmp_path, state(step), keep=2)

@@ -42,10 +42,12 @@ def test_a_new_folder_describes_itself(tmp_path):
     create(folder, Recipe())
     assert len(load_json(folder / "environment.json")["resumed"]) == 1
     here = f"commit {environment['commit'] or 'unknown'} on {environment['gpu'] or 'a CPU'}"
-    assert told_environment(folder / "environment.json") == f"Run by {here} (environment.json)."
+    assert (
+        told_environment(folder / "environment.json") == f"Started from {here} (environment.json)."
+    )
     moved = {**load_json(folder / "environment.json"), "commit": "abc", "gpu": "H200"}
     save_json(folder / "environment.json", moved)
-    both = f"Run by commit abc on H200, {here} (environment.json)."
+    both = f"Started from commit abc on H200, {here} (environment.json)."
     assert told_environment(folder / "environment.json") == both
 
 

@@ -62,6 +62,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OSError):
             sys.stdout.close()
         return 141
+    except OSError as error:  # names that are too long, folders that may not be looked into
+        place = f"{error.filename}: " if error.filename else ""
+        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        return 2
 
 
 def _run(arguments: list[str]) -> int:

@@ -32,6 +32,18 @@ FILTER = PIL.Image.Resampling.LANCZOS
 # against decoding in full, the difference is below one grey level on average.
 JPEG_REDUCTION_GAP = 4
 
+# What Pillow raises for broken pictures; the last two for odd tags of good ones.
+DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    struct.error,
+    EOFError,
+    TypeError,
+    AttributeError,
+)
+
 Fit = Literal["crop", "pad"]
 
 
@@ -92,7 +104,7 @@ def decode(
         image.load()
         image = PIL.ImageOps.exif_transpose(image)
         image = _to_rgb(image)
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
+    except DAMAGE as error:
         raise BrokenImage(name, f"cannot be decoded, perhaps cut short ({_line(error)})") from error
     return np.array(_fitted(image, size, fit)).transpose(2, 0, 1).copy()
 
@@ -155,7 +167,7 @@ def _open(data: bytes, name: str, max_pixels: int) -> PIL.Image.Image:
         raise BrokenImage(name, f"too large, at most {max_pixels} pixels") from error
     except PIL.UnidentifiedImageError as error:
         raise BrokenImage(name, f"not a picture (allowed: {', '.join(FORMATS)})") from error
-    except (OSError, SyntaxError, ValueError, IndexError, struct.error, EOFError) as error:
+    except DAMAGE as error:
         raise BrokenImage(name, f"broken header ({_line(error)})") from error
     if image.width * image.height > max_pixels:
         raise BrokenImage(name, f"too large: {_by(image.size)}, at most {max_pixels} pixels")

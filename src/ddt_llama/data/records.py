@@ -65,7 +65,13 @@ def read_shards(files: Sequence[Path], cache_dir: str | Path | None) -> Records:
             "json": Json,
             "txt": lambda: Value("string"),
         }
-        columns = {name: kinds[_kind(name)]() for name in _shard_columns(files[0])}
+        names = list(dict.fromkeys(name for item in files for name in _shard_columns(item)))
+        if not any(_kind(name) == "picture" for name in names):
+            raise UserError(
+                f"data: {files[0]} holds no pictures; a WebDataset shard holds KEY.webp (or "
+                f"{', '.join(SUFFIXES)}), KEY.txt, KEY.json"
+            )
+        columns = {name: kinds[_kind(name)]() for name in names}
         builder = WebDataset(
             cache_dir=str(cache_dir) if cache_dir else None,
             data_files={"train": [glob.escape(str(item.resolve())) for item in files]},
@@ -95,11 +101,6 @@ def _shard_columns(shard: Path) -> list[str]:
             _, _, extension = os.path.basename(member.name).partition(".")
             if member.isfile() and _kind(extension) and extension not in names:
                 names.append(extension)
-    if not any(_kind(name) == "picture" for name in names):
-        raise UserError(
-            f"data: {shard} holds no pictures; a WebDataset shard holds KEY.webp (or "
-            f"{', '.join(SUFFIXES)}), KEY.txt, KEY.json"
-        )
     return names
 
 

@@ -147,12 +147,15 @@ class ShapesSuite:
         square-and-add, the error a mean with Student's t.
         """
         figures: dict[str, Figure] = {}
-        if self.prompts:
-            figures |= self.drawing(model)
+        if self.prompts:  # what cannot be measured is refused before anything is drawn
+            for category in CATEGORIES:
+                heldout_prompts(category, self.prompts, self.seed)
         if self.edits:
             figures |= self.editing(model)
         if self.questions:
             figures |= self.asking(model)
+        if self.prompts:
+            figures |= self.drawing(model)
         used = model.settings.changed(self.options)
         return figures | {
             "shapes.prompts_a_category": setting(self.prompts),

@@ -38,8 +38,8 @@ class TextSuite:
     def run(self, model: Model) -> dict[str, Figure]:
         """Measure a model; keys: `text.bits_a_character`, `text.perplexity`.
 
-        Means over captions with Student's t; perplexity is exp of the mean surprise of an id, its
-        bounds those of the captions' means. UserError for a model without a language model.
+        Means over captions with Student's t, each caption counting alike; perplexity is exp of the
+        mean of the captions' mean surprises of an id. UserError for a tokenizer alone.
         """
         scenes = [sample_scene(self.seed, i, split="heldout") for i in range(self.captions)]
         told = [caption(scene, self.seed, i) for i, scene in enumerate(scenes)]

@@ -119,12 +119,11 @@ class Engine:
 
         Each `together` prompts in turn get one answer, written by the mean of their
         log-probabilities: a product of experts, such as views of one picture. `seeds` holds one
-        seed an answer.
+        seed an answer. Raises UserError for a prompt behind which `max_tokens` find no room.
         """
-        room = self.decoder.max_positions - max(map(len, prompts), default=0)
         seeds = [0] * (len(prompts) // together) if seeds is None else seeds
         with torch.inference_mode():
-            ids = self._text(prompts, sampling, seeds, max(1, min(max_tokens, room)), together)
+            ids = self._text(prompts, sampling, seeds, max_tokens, together)
         eos = self.vocabulary.eos
         return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
 

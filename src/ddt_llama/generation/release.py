@@ -68,7 +68,10 @@ def find(name: str | Path) -> Path:
         return _existing(_bundled(), "nano", "reinstall, or train it with scripts/speedrun.sh")
     if str(name) == "small":
         return _existing(_small(), "small", "make it: SIZE=small scripts/speedrun.sh")
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:  # the home of nobody
+        raise UserError(f"model {str(name)!r}: {error}; check the spelling") from None
     of_run = folder / "release"
     if (of_run / "config.json").is_file():
         return of_run
@@ -90,14 +93,18 @@ def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> 
     config = load_json(folder / "config.json")
     if not isinstance(config, dict):
         raise UserError(f"{folder / 'config.json'}: not a config of transformers; fetch it again")
-    if obstacle(config) is not None:
+    try:
+        slow = obstacle(config) is not None
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{folder / 'config.json'}: damaged ({error}); fetch it again") from None
+    if slow:
         from ddt_llama.language import backbone
 
         return GenericDecoder(backbone.load(folder, device=device).model)
     weights = _read_weights(folder, torch.float32 if device.type == "cpu" else None, device)
     try:
         decoder = LeanDecoder(config, weights)
-    except (KeyError, RuntimeError) as error:
+    except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = f"missing or misfit: {error}"
         raise UserError(f"{folder}: its weights are another model's ({reason})") from None
     rows = len(decoder.embedding)

@@ -103,7 +103,9 @@ def choose(
     """
     if uniform is None or isinstance(sampling.method, Greedy):
         return logits.argmax(dim=-1)
-    reached = restrict(logits, sampling).softmax(dim=-1).cumsum(dim=-1)
+    # A GPU adds in parallel: in float32 a sum may fall behind the one before it.
+    exact = torch.float64 if logits.is_cuda else None
+    reached = restrict(logits, sampling).softmax(dim=-1, dtype=exact).cumsum(dim=-1)
     wanted = uniform[:, None] * reached[:, -1:]  # below the last sum, which is 1 up to rounding
     return torch.searchsorted(reached, wanted, right=True)[:, 0]
 

@@ -33,6 +33,13 @@ ENDLESS = 2**40  # scenes; orders are computed, not stored
 SAMPLE_SEED = 1_000_003  # of the scenes shown along the way; no recipe trains on this seed
 
 
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except (OSError, RuntimeError):  # a name that is too long, the home of nobody
+        return False
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Where pictures come from.
@@ -106,11 +113,7 @@ class DataConfig:
     def check(self) -> None:
         """Raise UserError where a path does not exist, before anything else is done."""
         for path in self.paths:
-            if (
-                path != SHAPES
-                and not any(mark in path for mark in "*?[")
-                and not Path(path).exists()
-            ):
+            if path != SHAPES and not any(mark in path for mark in "*?[") and not _exists(path):
                 raise UserError(
                     f"data: {path} does not exist; give {SHAPES!r}, a folder of images, "
                     "WebDataset shards, Parquet files or a data set on disk"

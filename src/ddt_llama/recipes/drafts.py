@@ -47,7 +47,7 @@ COPIED = 0.2  # what a plan that only copies a caption weighs: there is little t
 
 @dataclass(frozen=True)
 class Mix:
-    """Weights of the kinds of document; 0 leaves a kind out. Stage 1 uses the first four."""
+    """Weights of the kinds of document; 0 leaves a kind out."""
 
     text_to_image: float = 0.0
     image_to_text: float = 0.0

@@ -17,7 +17,7 @@ from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
 from ddt_llama.language import TextTokenizer, Vocabulary, render
-from ddt_llama.language.documents import edit
+from ddt_llama.language.documents import ask, edit, plan
 from ddt_llama.recipes.data import image_stream
 from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.formulas import document_flops
@@ -27,7 +27,7 @@ from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, To
 from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
 from ddt_llama.tokenizer.quantizer import keep_codes
-from ddt_llama.training.language import NextToken
+from ddt_llama.training.language import NextToken, check_head
 from ddt_llama.training.loop import Objective, Sampler
 from ddt_llama.training.prefetch import Stream
 
@@ -168,11 +168,12 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     else:
         text, vocabulary = _text_side(recipe, start, tokenizer)
         past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(start)
-    if start is None:
-        check_room(recipe, vocabulary, text)
     model = _language_model(recipe, start, vocabulary, tokenizer).to(device)
-    coder = Coder(tokenizer.to(device).requires_grad_(False), device, recipe.train.bf16)
-    most = int(model.config.max_position_embeddings)
+    coder = Coder(tokenizer.to(device).requires_grad_(False), device)
+    most = positions(model)
+    check_room(most, recipe.max_text, vocabulary, text)
+    if start is not None:
+        check_head(model)
     stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
 
@@ -264,16 +265,37 @@ def _text_side(
     return text, vocabulary
 
 
-def check_room(recipe: LanguageRecipe, vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    """Raise UserError for a new model too short for an edit: two pictures and a text."""
-    blank = [0] * vocabulary.num_tokens
-    marked = len(render(edit(blank, "", blank), vocabulary, text).ids)
-    most, room = recipe.backbone.max_positions, marked + recipe.max_text
-    if most < room:
+def positions(model: Any) -> int:
+    """Return how many ids a model can read; UserError where its config does not say."""
+    config = model.config.get_text_config()
+    most = getattr(config, "max_position_embeddings", None)
+    if most is None:
         raise UserError(
-            f"backbone.max_positions: given {most}; an edit has two pictures of "
-            f"{vocabulary.num_tokens} codes and {recipe.max_text} ids of text, {room} with its "
-            f"marks; give --backbone.max-positions {room} or more"
+            f"start: a {config.model_type} model does not say how many positions it has "
+            "(max_position_embeddings); choose one that does, such as a Llama, Qwen or Gemma"
+        )
+    return int(most)
+
+
+def check_room(most: int, max_text: int, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """Raise UserError for a model of `most` positions where some document would find no room."""
+    blank = [0] * vocabulary.num_tokens
+    texts_of = {"edit": 1, "ask": 2, "plan": 2}
+    longest = {
+        kind: len(render(document, vocabulary, text).ids) + texts_of[kind] * max_text
+        for kind, document in (
+            ("edit", edit(blank, "", blank)),
+            ("ask", ask(blank, "", "")),
+            ("plan", plan("", "")),
+        )
+    }
+    kind = max(longest, key=longest.__getitem__)
+    if most < longest[kind]:
+        raise UserError(
+            f"backbone.max_positions: given {most}; a document of kind {kind!r} may have "
+            f"{longest[kind]} ids, with pictures of {vocabulary.num_tokens} codes and texts of up "
+            f"to {max_text}; give --backbone.max-positions {longest[kind]} or more (of a model to "
+            "start from it is fixed: choose another), or a smaller --max-text"
         )
 
 

@@ -13,6 +13,7 @@ from ddt_llama import distributed
 from ddt_llama.checkpoint import put_back
 from ddt_llama.config import UserError, check_folder, replace_file, save_json, to_dict
 from ddt_llama.generation.history import History, Training
+from ddt_llama.generation.model import check_place
 from ddt_llama.recipes.jobs import RELEASE, open_job
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
@@ -41,12 +42,19 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
     check_folder(out)
     if distributed.is_main():
         put_back(out / RELEASE)
+    check_place(out / RELEASE)
     if recipe.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         choice = "install ddt-llama[train] or add --train.tensorboard false"
         raise UserError(f"tensorboard is not installed; {choice}")
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
         Run.create_or_resume(out, recipe).close()  # refuse another recipe
         return Trained(out, out / RELEASE, done, True)
+    if (out / FINISHED).is_file() and not newest_step(out):
+        raise UserError(
+            f"{out}: this training is finished and its states (checkpoints/) are gone, so that it "
+            "would begin again; its model is in release/: choose another folder with --out, and "
+            "--start to go on from it"
+        )
     job = open_job(recipe, out / PARTS)
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps

@@ -43,8 +43,8 @@ def read_metrics(path: Path) -> Curves:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        reason = f"cannot be read ({error.strerror})"
+    except (OSError, UnicodeDecodeError) as error:
+        reason = f"cannot be read ({error})"
         raise UserError(f"{path}: {reason}; give the folder of a training run") from None
     points: dict[str, dict[float, float]] = {}
     for number, line in enumerate(lines, start=1):

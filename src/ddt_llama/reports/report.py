@@ -55,7 +55,10 @@ def report_page(run_folder: Path) -> str:
 
 
 def _json(path: Path) -> Mapping[str, Any]:
-    return load_json(path) if path.is_file() else {}
+    found = load_json(path) if path.is_file() else {}
+    if not isinstance(found, Mapping):
+        raise UserError(f"{path}: holds no fields; delete it, or put the run's own back")
+    return found
 
 
 def _facts(curves: Curves) -> str:

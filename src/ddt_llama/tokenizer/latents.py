@@ -19,6 +19,8 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.tokenizer.diffusers_folder import WEIGHTS, read_config
 
+SCALE = 0.18215  # of Stable Diffusion 1, whose first configs do not say it
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -98,7 +100,7 @@ class VaeLatents:
     def normalisation(self) -> tuple[float, float]:
         """Return (shift, scale), from the VAE's config where they are not given."""
         shift = self.vae_config.get("shift_factor") if self.shift is None else self.shift
-        scale = self.vae_config["scaling_factor"] if self.scale is None else self.scale
+        scale = self.vae_config.get("scaling_factor", SCALE) if self.scale is None else self.scale
         return float(shift or 0.0), float(scale)
 
     @cached_property

@@ -242,7 +242,8 @@ class TimestepTokenizer(nn.Module):
             raise UserError(f"steps is {steps}; it must be at least 1")
         if not 0 <= guidance_scale < float("inf"):
             raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
-        config, device = self.config, codes.device
+        config, device = self.config, self.quantizer.codebook.device
+        codes = codes.to(device)
         kept = visible_mask(visible, self.num_tokens).to(device).expand(len(codes), -1)
         tokens = self.tokens(self.quantizer.values(codes), kept[:, None])
         generators = [torch.Generator().manual_seed(s) for s in step_seeds(seed, len(codes))]

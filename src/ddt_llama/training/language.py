@@ -120,13 +120,39 @@ def head_loss(
     if weights is None:
         weights = hidden.new_full((len(hidden),), 1 / len(hidden), dtype=torch.float32)
     head = model.get_output_embeddings()
-    cap = getattr(model.config, "final_logit_softcapping", None)  # Gemma 2
-    if cap is None and head.bias is None:
+    if soft_cap(model) is None and head.bias is None:
         return cast(Any, LinearCrossEntropy.apply(hidden, head.weight, wanted, weights))
-    logits = head(hidden).float()
-    logits = cap * torch.tanh(logits / cap) if cap else logits
+    logits = scores(model, hidden)
     each = F.cross_entropy(logits, wanted, reduction="none")
     return (weights * each).sum(), each.detach(), logits.argmax(-1) == wanted
+
+
+def soft_cap(model: Any) -> float | None:
+    """Return the size that logits do not exceed (Gemma 2), None where there is none."""
+    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def scores(model: Any, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
+    """Return the logits of what the head reads."""
+    logits, cap = model.get_output_embeddings()(hidden).float(), soft_cap(model)
+    return cap * torch.tanh(logits / cap) if cap else logits
+
+
+@torch.no_grad()
+def check_head(model: Any) -> None:
+    """Raise UserError for a model that does more behind its head than training would.
+
+    Granite and Cohere, for instance, scale their logits: trained without it they would be drawn
+    from at another temperature.
+    """
+    ids = torch.arange(4, device=model.device)[None]
+    whole = model(input_ids=ids, use_cache=False).logits.float()
+    own = scores(model, model.base_model(input_ids=ids, use_cache=False).last_hidden_state)
+    if not torch.allclose(own, whole, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+        raise UserError(
+            f"start: a {model.config.model_type} model changes its logits behind the head, which "
+            "training here does not; choose one that does not, such as a Llama, Qwen or Gemma"
+        )
 
 
 class _ScaledSoftmax(nn.Module):

@@ -184,12 +184,15 @@ class _Trainer:
         self.step = self.saved_step = state.step
 
     def run_to_end(self, batches: Batches, signals: Signals, display: Display) -> bool:
-        """Do the remaining steps; return False where a signal or `minutes` ended them."""
+        """Do the remaining steps; return False where a signal or `minutes` ended them.
+
+        An uneasy step is never saved, so that a wish to stop waits for a calm one, a few at most.
+        """
         config = self.config
         self.model.train()
         reason = None
-        while self.step < config.steps and reason is None:
-            reason = self._update(batches, signals)
+        while self.step < config.steps and (reason is None or not self.watch.calm):
+            reason = self._update(batches, signals) or reason
             last = self.step == config.steps
             sampled = {}
             if last or self.step % config.sample_every == 0:

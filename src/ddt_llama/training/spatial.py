@@ -51,6 +51,11 @@ class SpatialObjectiveConfig:
                 f"critic_widths: given {self.critic_widths}, allowed are one or more, of which "
                 f"those after the first are multiples of {NORMED}"
             )
+        if self.features is not None and self.perceptual == 0:
+            raise UserError(
+                "features: with objective.perceptual 0 nothing asks them; give it a weight, or "
+                "leave features out"
+            )
         if self.perceptual > 0 and self.features is None:
             raise UserError(
                 "perceptual: no network of features comes with this program; give the folder of a "

@@ -192,6 +192,15 @@ def test_exif_orientation_is_applied() -> None:
     assert image[:, :, :24].max() < -0.8
 
 
+def test_odd_tags_make_a_picture_broken_and_nothing_worse() -> None:
+    """A resolution stored as text beside an orientation: Pillow cannot write it back."""
+    entries = struct.pack("<HHI4s", 0x0112, 3, 1, b"\6\0\0\0")
+    entries += struct.pack("<HHI4s", 0x011A, 2, 3, b"72\0\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    with pytest.raises(BrokenImage, match="cannot be decoded"):
+        open_image(encoded(PIL.Image.new("RGB", (64, 64)), "JPEG", exif=exif), 64)
+
+
 def test_an_animation_gives_its_first_frame() -> None:
     colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
     frames = [PIL.Image.new("RGB", (64, 64), colour) for colour in colours]

@@ -85,6 +85,16 @@ EXPECTED = [(k, f"grey {k}") for k in range(5)]
 # --- layouts ---------------------------------------------------------------------------------
 
 
+def test_shards_may_differ_in_what_they_hold(tmp_path: Path, options: Reading) -> None:
+    """The first has no captions and PNG, the second captions and BMP."""
+    bmp = io.BytesIO()
+    PIL.Image.open(io.BytesIO(png(7))).save(bmp, "BMP")
+    shard(tmp_path / "a-0.tar", {"p0.png": png(0), "p1.png": png(1)})
+    shard(tmp_path / "a-1.tar", {"p7.bmp": bmp.getvalue(), "p7.txt": "grey 7"})
+    source = open_source(tmp_path, image_size=32, options=options)
+    assert rows(source) == [(0, None), (1, None), (7, "grey 7")]
+
+
 def test_folder_with_text_siblings(tmp_path: Path, options: Reading) -> None:
     source = open_source(folder(tmp_path, captioned(5)), image_size=32, options=options)
     assert rows(source) == EXPECTED

@@ -174,9 +174,10 @@ def test_a_prompt_longer_than_the_context_is_refused(engine: Engine) -> None:
     assert draw(engine, [fits], [0]).shape == (1, 16)
     with pytest.raises(UserError, match=r"113 tokens long; this model reads at most 112"):
         draw(engine, [[VOCABULARY.bos, *fits]], [0])
-    assert len(engine.text([[1] * 127], max_tokens=96)[0]) <= 1
-    with pytest.raises(UserError, match="shorten"):
-        engine.text([[1] * 128])
+    alone = engine.text([[1] * 3], max_tokens=96)
+    assert engine.text([[1] * 3, [1] * 32], max_tokens=96)[:1] == alone  # as it is alone
+    with pytest.raises(UserError, match="33 tokens long; this model reads at most 32 and"):
+        engine.text([[1] * 3, [1] * 33], max_tokens=96)
 
 
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:

@@ -79,7 +79,7 @@ def recipe_of(mix: Mix, **changes: object) -> LanguageRecipe:
 def parts_of(tokenizer: TimestepTokenizer, recipe: LanguageRecipe):
     text = TextTokenizer.train(["a red circle", "how many?"], 300)
     vocabulary = Vocabulary(text.size, tokenizer.codebook_size, tokenizer.num_tokens)
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     return document_stream(recipe, coder, vocabulary, text, 512), vocabulary, text
 
 
@@ -141,13 +141,13 @@ def test_a_path_that_is_not_there_is_named() -> None:
 def test_codes_are_those_of_the_tokenizer_in_language_order(tokenizer: TimestepTokenizer) -> None:
     source = ShapesSource()
     scenes = [source.scene(index) for index in range(CHUNK["cpu"] + 3)]
-    rows = Coder(tokenizer, CPU, bf16=False)([Picture(scene) for scene in scenes])
+    rows = Coder(tokenizer, CPU)([Picture(scene) for scene in scenes])
     codes = tokenizer.to_language(tokenizer.encode(render(scenes, 32)))
     assert torch.equal(rows, codes)
 
 
 def test_known_pictures_are_encoded_once(tokenizer: TimestepTokenizer) -> None:
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     images = render([ShapesSource().scene(index) for index in range(3)], 32)
     first = coder([Picture(images[0], "a"), Picture(images[1], "b"), Picture(images[0], "a")])
     assert torch.equal(first[0], first[2])
@@ -169,7 +169,7 @@ def test_pictures_of_one_name_have_codes_of_their_own(
     drafts = mixture(config, Mix(draw=1), 32, 2)(0)
     assert {draft.texts[0] for draft in drafts} == {"all red", "all blue"}
     pictures = [draft.pictures[0] for draft in drafts]
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     alone = [coder_of(coder, picture.content) for picture in pictures]
     assert torch.equal(coder(pictures), torch.stack(alone))
 
@@ -178,7 +178,7 @@ def test_codes_are_kept_while_there_is_room(
     tokenizer: TimestepTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(language, "KNOWN_BYTES", 2 * (16 + language.ENTRY_BYTES))
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     images = render([ShapesSource().scene(index) for index in range(4)], 32)
     first = coder([Picture(image, number) for number, image in enumerate(images[:3])])
     swapped = coder([Picture(images[3], number) for number in range(3)])
@@ -186,7 +186,7 @@ def test_codes_are_kept_while_there_is_room(
 
 
 def test_an_edit_keeps_codes_that_look_nearly_alike(tokenizer: TimestepTokenizer) -> None:
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     kept = tokenizer.quantizer.codebook.clone()
     angles = torch.tensor([0.0, 0.3, 0.34, 3.0])  # cosines with the first: 1, 0.955, 0.943, -0.99
     try:
@@ -206,7 +206,7 @@ def test_the_answer_to_an_edit_says_same_where_the_codes_of_its_source_stay(
     stream, vocabulary, _ = parts_of(tokenizer, recipe)
     drafts = mixture(recipe.data, recipe.mix, 32, 12)(2)
     ids, labels, _, _ = stream(2)
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     marks = 0
     for draft, row, targets in zip(drafts, ids, labels, strict=True):
         before, after = coder(draft.pictures)
@@ -398,7 +398,7 @@ def test_about_one_text_in_ten_is_dropped(tokenizer: TimestepTokenizer) -> None:
 def test_documents_are_those_rendered_with_their_codes(tokenizer: TimestepTokenizer) -> None:
     recipe = recipe_of(Mix(draw=1, edit=1, ask=1, describe=1, plan=1), **{"data.scenes": 50})
     stream, vocabulary, text = parts_of(tokenizer, recipe)
-    coder = Coder(tokenizer, CPU, bf16=False)
+    coder = Coder(tokenizer, CPU)
     sequences = []
     for place, draft in enumerate(mixture(recipe.data, recipe.mix, 32, 12)(7)):
         codes = coder(draft.pictures)

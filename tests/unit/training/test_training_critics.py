@@ -116,5 +116,7 @@ def test_what_is_no_backbone_is_refused(tmp_path: Path) -> None:
         Features(str(folder))
     with pytest.raises(UserError, match=r"--objective\.features"):
         SpatialObjectiveConfig(perceptual=1.0)
+    with pytest.raises(UserError, match="0 nothing asks them"):
+        SpatialObjectiveConfig(features="resnet")
     with pytest.raises(UserError, match="adversarial: given -1"):
         SpatialObjectiveConfig(adversarial=-1)

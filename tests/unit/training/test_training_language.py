@@ -1,6 +1,7 @@
 """The next-token objective against transformers' own loss and against a count by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from ddt_llama.language.backbone import BackboneConfig, build
 from ddt_llama.language.documents import KINDS
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.training import language
-from ddt_llama.training.language import LinearCrossEntropy, NextToken
+from ddt_llama.training.language import LinearCrossEntropy, NextToken, check_head
 
 VOCABULARY = Vocabulary(text_size=20, codebook_size=30, num_tokens=4)
 
@@ -78,7 +79,7 @@ def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
 class Uniform(torch.nn.Module):
     """A stand-in for a causal LM that prefers id 7 by a known margin."""
 
-    config = object()
+    config = SimpleNamespace(get_text_config=lambda: None)
 
     def base_model(self, input_ids, use_cache):
         class Output:
@@ -122,3 +123,21 @@ def test_a_batch_without_targets_is_refused():
     ids = torch.tensor([[1, 2, 3]])
     with pytest.raises(UserError, match="without a supervised id"):
         NextToken(VOCABULARY)(Uniform(), (ids, torch.full_like(ids, -100), ids), 0)
+
+
+def test_models_that_scale_their_logits_behind_the_head_are_refused() -> None:
+    from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes |= {"num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 40}
+    for scaling in (1.0, 8.0):
+        torch.manual_seed(0)
+        config = GraniteConfig(**sizes, logits_scaling=scaling)
+        model = AutoModelForCausalLM.from_config(config).eval()
+        if scaling == 1.0:
+            check_head(model)
+            continue
+        with pytest.raises(UserError, match="a granite model changes its logits behind the head"):
+            check_head(model)
+    capped = Gemma2Config(**sizes, head_dim=16, final_logit_softcapping=0.01)
+    check_head(AutoModelForCausalLM.from_config(capped).eval())  # a cap is known

@@ -409,3 +409,43 @@ def test_a_loss_of_either_sign_does_not_run_away_and_one_that_grows_does() -> No
     told = [watch.verdict(5.0, 1.0) for _ in range(PATIENCE)]
     assert told[:-1] == [None] * (PATIENCE - 1)
     assert "stays above 10 times" in str(told[-1])
+
+
+def test_a_wish_to_stop_waits_for_a_step_that_may_be_saved(tmp_path, capsys):
+    class Spikes(Regression):
+        def __call__(self, model, batch, seed):
+            loss, metrics = super().__call__(model, batch, seed)
+            if model.seen == 23 * 24 / 2:  # in step 24
+                os.kill(os.getpid(), signal.SIGTERM)
+                return loss * 1e6, metrics
+            return loss, metrics
+
+    outcome, _ = fit(tmp_path / "run", replace(CONFIG, steps=40, checkpoint_every=39), Spikes())
+    assert (outcome.step, outcome.finished) == (25, False)
+    assert newest(tmp_path / "run").step == 25
+    assert "SIGTERM: saved at step 25" in capsys.readouterr().out
+
+
+def test_a_resumed_run_still_knows_how_large_its_losses_were(tmp_path):
+    class Explodes(Regression):
+        def __call__(self, model, batch, seed):
+            loss, metrics = super().__call__(model, batch, seed)
+            return loss * 1e6, metrics
+
+    config = replace(CONFIG, optim=replace(CONFIG.optim, decay="constant"))
+    fit(tmp_path / "run", replace(config, steps=25))
+    with pytest.raises(UserError, match=r"stopped at step 30 because the loss .* stays above 10"):
+        fit(tmp_path / "run", replace(config, steps=40), Explodes())
+
+
+def test_a_run_whose_states_are_all_damaged_does_not_begin_again(tmp_path):
+    fit(tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for state in (tmp_path / "run" / "checkpoints").iterdir():
+        (state / "model.safetensors").write_bytes(b"cut")
+    with (
+        pytest.warns(UserWarning, match="skipped"),
+        pytest.raises(UserError, match="none of the states can be read"),
+    ):
+        fit(tmp_path / "run", replace(CONFIG, steps=30))
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
