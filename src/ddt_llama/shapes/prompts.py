@@ -2,12 +2,12 @@
 
 What a prompt demands is a `Requirement` on the scene that the verifier reads from the picture. The
 colour, shape and count combinations asked for never occur in training. "tuning" prompts serve to
-choose sampling settings and share no prompt with "test". Source of the categories: GenEval (Ghosh
+choose sampling settings and share no demand with "test". Source of the categories: GenEval (Ghosh
 et al., 2023); its object classes are shapes here.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import product
 from random import Random
@@ -27,7 +27,7 @@ from ddt_llama.shapes.scene import (
     is_heldout_group,
     sample_scene,
 )
-from ddt_llama.shapes.words import RELATIONS, Mention, article, holds, join
+from ddt_llama.shapes.words import OPPOSITE, RELATIONS, Mention, article, holds, join
 
 Category = Literal["single", "two", "counting", "colours", "position", "attribute"]
 CATEGORIES: tuple[Category, ...] = (
@@ -63,6 +63,12 @@ class Requirement:
     exact: bool = False
     relation: int | None = None
     background: int | None = None
+
+    @property
+    def canonical(self) -> "Requirement":
+        """The same demand in one of its two wordings: "B right of A" is "A left of B"."""
+        relation = None if self.relation is None else OPPOSITE[self.relation]
+        return min(self, replace(self, wants=self.wants[::-1], relation=relation), key=repr)
 
     def satisfied(self, scene: Scene | None) -> bool:
         """Say whether the scene is what the prompt asks for; an unreadable picture (None) is not.
@@ -128,11 +134,15 @@ def _word(frame: str, demand: Requirement) -> str:
 
 @cache
 def _demands(category: str, use: Use) -> tuple[Requirement, ...]:
-    """Return the demands of a category; a fixed fifth of them is for tuning."""
-    everything = list(dict.fromkeys(_EVERY[category]()))
+    """Return the demands of a category; a fixed fifth of them, in all wordings, is for tuning."""
+    wordings: dict[Requirement, list[Requirement]] = {}
+    for demand in dict.fromkeys(_EVERY[category]()):
+        wordings.setdefault(demand.canonical, []).append(demand)
+    everything = list(wordings.values())
     Random(list(_EVERY).index(category)).shuffle(everything)
     cut = round(_TUNING_SHARE * len(everything))
-    return tuple(everything[:cut] if use == "tuning" else everything[cut:])
+    chosen = everything[:cut] if use == "tuning" else everything[cut:]
+    return tuple(demand for words in chosen for demand in words)
 
 
 def _heldout_pairs(count: int) -> list[tuple[int, int]]:

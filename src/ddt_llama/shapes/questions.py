@@ -1,8 +1,8 @@
 """Questions about scenes, with answers: count, colour, existence, relation, comparison.
 
 A question is a pure function of (scene, seed, index), has exactly one right answer in the scene,
-and that answer is chosen first and the question to fit it, so that answers are balanced and the
-wording gives nothing away. What cannot be read off one object comes with a thought: the facts, in
+and that answer is chosen first and the question to fit it, so that the answers of a kind are
+balanced. What cannot be read off one object comes with a thought: the facts, in
 the words of the description, from which the answer follows.
 """
 

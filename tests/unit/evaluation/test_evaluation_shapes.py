@@ -15,6 +15,7 @@ from ddt_llama.evaluation.reconstruction import ReconstructionSuite
 from ddt_llama.evaluation.shapes_suite import (
     Artist,
     ShapesSuite,
+    blind_guess,
     tune_drawing,
     tune_editing,
     tune_words,
@@ -31,6 +32,7 @@ from ddt_llama.shapes.prompts import (
     heldout_prompts,
     question_suite,
 )
+from ddt_llama.shapes.questions import Question
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, Object, Scene
 
@@ -327,9 +329,22 @@ def test_answers_must_be_exact_up_to_outer_blanks() -> None:
     blind = figures.pop("shapes.questions.blind").value
     kinds = {question.kind for _, question in asked}
     answers = [[q.answer for _, q in asked if q.kind == kind] for kind in sorted(kinds)]
-    assert blind == sum(max(map(a.count, a)) for a in answers) / len(asked)
+    assert blind > sum(max(map(a.count, a)) for a in answers) / len(asked)
     by_kind = [v.value for k, v in figures.items() if k.startswith("shapes.questions.")]
     assert sum(by_kind) / len(by_kind) == pytest.approx(expected)  # as many of each kind
+
+
+def test_a_blind_guess_knows_the_form_of_a_question_but_not_its_words() -> None:
+    asked = [
+        Question("is there a circle?", "yes", "existence"),
+        Question("is there a star?", "yes", "existence"),
+        Question("is there a red star?", "no", "existence"),
+        Question("is there a pink cross?", "no", "existence"),
+        Question("how many crosses are there?", "2", "count"),
+        Question("how many large stars are there?", "1", "count"),
+        Question("how many circles are there?", "3", "count"),
+    ]
+    assert blind_guess([(Scene(0, ()), one) for one in asked]) == 6 / 7  # 2 or 3 of two of a form
 
 
 def test_descriptions_must_leave_nothing_out() -> None:

@@ -48,6 +48,11 @@ def test_each_category_has_a_hundred_prompts_and_others_for_tuning(category: str
     assert len(tuning) >= 40
     everything = {text for seed in range(5) for text, _ in heldout_prompts(category, 120, seed)}
     assert not tuning & everything
+    demands = {
+        use: {one.canonical for _, one in heldout_prompts(category, count, 0, use=use)}
+        for use, count in (("test", 120), ("tuning", 40))
+    }
+    assert not demands["test"] & demands["tuning"]
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -141,6 +146,17 @@ def test_relations_hold_for_every_pair_and_one_way():
     assert [holds(r, a, b) for r in range(4)] == [True, False, False, False]
     above = replace(a, x=0.72, y=0.2)
     assert [holds(r, above, b) for r in range(4)] == [False, False, True, False]
+
+
+def test_a_mirrored_demand_is_the_same_one():
+    circle, star = Mention(1, 0, 1), Mention(1, 3, 4)
+    left = Requirement((circle, star), relation=0)
+    assert left.canonical == Requirement((star, circle), relation=1).canonical
+    assert left.canonical != Requirement((star, circle), relation=0).canonical
+    assert Requirement((circle, star)).canonical == Requirement((star, circle)).canonical
+    both = [one for text, one in heldout_prompts("position", 120, 0)]
+    found = scene((0, 1, 0, 0.2, 0.5), (3, 4, 0, 0.8, 0.5))
+    assert all(one.satisfied(found) == one.canonical.satisfied(found) for one in [left, *both])
 
 
 def test_wrong_requests_are_one_clear_line():
