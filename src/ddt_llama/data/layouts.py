@@ -6,9 +6,10 @@ KEY.txt and KEY.json siblings; rows of everything else are read by `records`.
 
 import glob
 import json
+import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from ddt_llama.data.records import (
     stored_splits,
 )
 
+LOG = logging.getLogger(__name__)
 Layout = Literal["shards", "parquet", "disk", "folder"]
 FILES: dict[Layout, re.Pattern[str]] = {
     "shards": re.compile(r"\.(tar|tar\.gz|tgz)$"),
@@ -71,7 +73,9 @@ def open_records(
         if layout == "disk":
             records = read_disk(places[0], taken, image_column)
         elif layout == "folder":
-            records = _read_folder(_split_folder(places[0], taken), cache_dir)
+            records = _joined(
+                [_read_folder(one, cache_dir) for one in _folders_of(places[0], taken)]
+            )
         elif layout == "shards":
             records = read_shards(_split_files(places, taken, str(path)), cache_dir)
         else:
@@ -109,6 +113,8 @@ def _find(path: str) -> tuple[Layout, list[Path]]:
         for layout, suffix in FILES.items():
             chosen = [item for item in files if suffix.search(item.name.lower())]
             if chosen := [item for item in chosen if item.name not in METADATA]:
+                if any(item.suffix.lower() in SUFFIXES for item in files):
+                    LOG.warning("data: %s: pictures beside the %s are not read", path, layout)
                 return layout, chosen
         return "folder", [place]
     files = [place] if place.exists() else sorted(map(Path, glob.glob(str(place))))
@@ -137,7 +143,11 @@ def _is_divided(layout: Layout, places: Sequence[Path]) -> bool:
 
 
 def _split_files(files: Sequence[Path], split: str, path: str) -> Sequence[Path]:
-    chosen = [item for item in files if split == "all" or split in _splits_named(item.name)]
+    if split == "all":
+        return files
+    chosen = [item for item in files if split in _splits_named(item.name)]
+    if beside := [item.name for item in files if not _splits_named(item.name)]:
+        LOG.warning("data: %s: in no split: %s", path, ", ".join(beside[:5]))
     if not chosen:
         given = ", ".join(item.name for item in files[:5])
         raise UserError(
@@ -157,17 +167,41 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     }
 
 
-def _split_folder(folder: Path, split: str) -> Path:
+def _folders_of(folder: Path, split: str) -> list[Path]:
+    """Return the folders of a split; of all the whole one, or each that has a table of its own."""
     inside = _split_folders(folder)
     if split == "all":
-        return folder
+        tables = [one / name for one in inside.values() for name in METADATA]
+        return [*inside.values()] if any(table.is_file() for table in tables) else [folder]
     if split not in inside:
         given = ", ".join(item.name for item in inside.values())
         raise UserError(
             f"data: {folder} has no folder for split {split!r} (folders: {given}); "
             f"make {folder / split} or choose another split"
         )
-    return inside[split]
+    _tell_left_out(folder, inside.values())
+    return [inside[split]]
+
+
+def _tell_left_out(folder: Path, divided: Iterable[Path]) -> None:
+    """Warn of what lies beside the folders of splits: it is read with all of the data alone."""
+    beside = {item.name for item in folder.iterdir() if not item.name.startswith(".")}
+    beside -= {one.name for one in divided}
+    if beside:
+        LOG.warning("data: %s: in no split: %s", folder, ", ".join(sorted(beside)[:5]))
+
+
+def _joined(parts: Sequence[Records]) -> Records:
+    """Return the rows of several behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = np.cumsum([0, *(part.count for part in parts)])
+
+    def read(index: int) -> Record:
+        number = int(np.searchsorted(starts, index, side="right")) - 1
+        return parts[number].read(index - int(starts[number]))
+
+    return Records(int(starts[-1]), read, parts[0].layout)
 
 
 def _part(records: Records, split: str, held_out: float) -> Records:

@@ -85,6 +85,35 @@ EXPECTED = [(k, f"grey {k}") for k in range(5)]
 # --- layouts ---------------------------------------------------------------------------------
 
 
+def test_all_of_divided_folders_keeps_the_captions_of_their_tables(
+    tmp_path: Path, options: Reading
+) -> None:
+    for split, k in (("train", 0), ("val", 2)):
+        lines = [{"file_name": f"p{n}.png", "text": f"grey {n}"} for n in (k, k + 1)]
+        table = "\n".join(map(json.dumps, lines))
+        files = {f"p{k}.png": png(k), f"p{k + 1}.png": png(k + 1), "metadata.jsonl": table}
+        folder(tmp_path / split, files)
+    source = open_source(tmp_path, image_size=32, split="all", options=options)
+    assert rows(source) == EXPECTED[:4]
+    assert rows(open_source(tmp_path, image_size=32, options=options)) == EXPECTED[:2]
+
+
+def test_what_belongs_to_no_split_is_told(
+    tmp_path: Path, options: Reading, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder(tmp_path / "a" / "train", captioned(2))
+    folder(tmp_path / "a" / "cats", captioned(2))
+    assert len(open_source(tmp_path / "a", image_size=32, options=options)) == 2
+    for name in ("x-train-0.tar", "x-extra-0.tar"):
+        shard(tmp_path / "b" / name, captioned(2))
+    folder(tmp_path / "b", {"cover.png": png(0)})
+    assert len(open_source(tmp_path / "b", image_size=32, options=options)) == 2
+    told = [record.getMessage() for record in caplog.records]
+    assert f"data: {tmp_path / 'a'}: in no split: cats" in told
+    assert f"data: {tmp_path / 'b'}: in no split: x-extra-0.tar" in told
+    assert f"data: {tmp_path / 'b'}: pictures beside the shards are not read" in told
+
+
 def test_shards_may_differ_in_what_they_hold(tmp_path: Path, options: Reading) -> None:
     """The first has no captions and PNG, the second captions and BMP."""
     bmp = io.BytesIO()
