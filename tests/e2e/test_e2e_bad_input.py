@@ -100,7 +100,7 @@ TYPED = {
     ),
     "no room for an edit": (
         "train nano_pretrain --tokenizer {model} --backbone.max-positions 64",
-        "an edit has two pictures of",
+        "given 64; a document of kind",
     ),
     "an option of other verbs": (
         "encode {model} {picture} {out}.parquet --num 3",

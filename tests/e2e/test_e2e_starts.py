@@ -76,6 +76,7 @@ def test_a_language_run_killed_while_it_keeps_its_start_begins_anew(
     train = ["train", "nano_instruct", "--start", str(pipeline.pretrain), *LANGUAGE, "--steps", "1"]
     assert main([*train, "--out", str(whole)]) == 0
     assert main([*train, "--minutes", "0", "--out", str(cut)]) == 0
+    (cut / "FINISHED").unlink()
     shutil.rmtree(cut / "checkpoints")
     for name in ("vocabulary.json", "tokenizer.json"):
         (cut / "parts" / "language" / name).unlink()
