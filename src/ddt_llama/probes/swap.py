@@ -74,7 +74,7 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
         subject = f"{model.name} by rows" if by_rows else model.name
         rows = []
         for seed in watch(plan.seeds, f"swaps of {subject}"):
-            path = folder / "parts" / f"{subject.replace(' ', '-')}-{seed}.json"
+            path = folder / "parts" / f"{subject}-{seed}.json"
             rows.append(
                 kept(path, lambda m=model, r=by_rows, s=seed: measure(m, plan, s, sides, r))
             )
