@@ -184,8 +184,12 @@ def _folders_of(folder: Path, split: str) -> list[Path]:
 
 
 def _tell_left_out(folder: Path, divided: Iterable[Path]) -> None:
-    """Warn of what lies beside the folders of splits: it is read with all of the data alone."""
-    beside = {item.name for item in folder.iterdir() if not item.name.startswith(".")}
+    """Warn of folders and pictures beside those of the splits, which no split gives."""
+    beside = {
+        item.name
+        for item in folder.iterdir()
+        if not item.name.startswith(".") and (item.is_dir() or item.suffix.lower() in SUFFIXES)
+    }
     beside -= {one.name for one in divided}
     if beside:
         LOG.warning("data: %s: in no split: %s", folder, ", ".join(sorted(beside)[:5]))

@@ -187,8 +187,8 @@ class ShapesSuite:
         """Return for each demand of a category, for each image: is it right, can it be read.
 
         Prompts that word the same demand, mirrored or not, are one cluster: they tend to fail
-        together. Image j
-        of prompt i has the seed `seed + i * images + j`: no two of a category share noise.
+        together. Image j of prompt i has the seed `seed + i * images + j`: no two of a category
+        share noise.
         """
         verdicts: dict[Requirement, list[bool]] = defaultdict(list)
         readable: dict[Requirement, list[bool]] = defaultdict(list)

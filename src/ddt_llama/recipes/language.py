@@ -92,7 +92,7 @@ class Coder:
     """Pictures to codes in the order the language model reads, by a frozen tokenizer.
 
     Codes of pictures with a key are kept, the first ones that `KNOWN_BYTES` have room for. They are
-    those of full precision, as in use: in bfloat16 one in forty is another, near one.
+    those of full precision, as in use: in bfloat16 some are others, near ones.
     """
 
     def __init__(self, tokenizer: Tokenizer, device: torch.device) -> None:

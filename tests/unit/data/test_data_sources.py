@@ -103,6 +103,7 @@ def test_what_belongs_to_no_split_is_told(
 ) -> None:
     folder(tmp_path / "a" / "train", captioned(2))
     folder(tmp_path / "a" / "cats", captioned(2))
+    (tmp_path / "a" / "README.md").touch()  # nobody misses it
     assert len(open_source(tmp_path / "a", image_size=32, options=options)) == 2
     for name in ("x-train-0.tar", "x-extra-0.tar"):
         shard(tmp_path / "b" / name, captioned(2))
