@@ -26,6 +26,7 @@ INK = "#010203"  # stands for the page's text colour until the SVG is written
 COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
 DASHES = ("-", "--", ":")  # colours alone are lost in print
 DPI = 300  # as journals ask
+LEGEND_LINE = 80  # characters that have room below a plot
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
 
 
@@ -93,7 +94,10 @@ def plot(curves: Curves, title: str) -> str:
 
     buffer = io.StringIO()
     with _style(INK, salt=title):
-        FigureCanvasSVG(_draw(curves, title, INK)).print_svg(buffer, metadata={"Date": None})
+        figure = _draw(curves, title, INK)
+        if len(curves) > 1:
+            figure.axes[0].legend(frameon=False, fontsize=8)
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return _inline(buffer.getvalue(), title)
 
 
@@ -122,6 +126,8 @@ def save_plot(
             if bands and name in bands:
                 colour = COLOURS[index % len(COLOURS)]
                 axes.fill_between(steps, *bands[name], color=colour, alpha=0.18, lw=0)
+        if len(curves) > 1:
+            _legend_below(figure, list(curves))
         _save_png(path, figure)
 
 
@@ -177,9 +183,14 @@ def _draw(curves: Curves, title: str, ink: str) -> "Figure":
     only = next(iter(curves)) if len(curves) == 1 else ""
     full = title if only in ("", title) else f"{title.partition(' (')[0]}.{only}"
     _finish(axes, full, ink)
-    if len(curves) > 1:
-        axes.legend(frameon=False, fontsize=8)
     return figure
+
+
+def _legend_below(figure: "Figure", names: Sequence[str]) -> None:
+    """Make the figure higher by a legend that covers no curve."""
+    columns = max(1, min(len(names), LEGEND_LINE // (8 + max(map(len, names)))))
+    figure.set_figheight(figure.get_figheight() + 0.18 * math.ceil(len(names) / columns))
+    figure.legend(loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
 
 
 def _finish(axes: Any, title: str, ink: str) -> None:

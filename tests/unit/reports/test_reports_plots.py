@@ -118,6 +118,19 @@ def test_axes_bear_names_and_no_two_curves_look_alike(
     assert len(looks) == len(curves) == len(axes.collections)
 
 
+def test_a_legend_covers_no_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_save_png", lambda path, figure: drawn.append(figure))
+    curves = {f"order number {n}": ([0.0, 1.0], [1.0, 2.0]) for n in range(5)}
+    save_plot(tmp_path / "p.png", curves, "t")
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert {text.get_text() for text in legend.get_texts()} == set(curves)
+    assert legend.get_window_extent().y1 <= figure.axes[0].get_tightbbox().y0
+    assert legend.get_window_extent().y0 >= 0  # and is not cut off
+
+
 def test_intervals_are_rows_of_dots_beside_a_line_at_zero(tmp_path: Path) -> None:
     rows = {"wide": (-1.0, -1.5, -0.5), "narrow": (1.0, 0.9, 1.1)}
     save_intervals(tmp_path / "plot.png", rows, "x")
