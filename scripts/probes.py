@@ -57,17 +57,22 @@ def last_line(log: Path) -> str:
 
 def main(
     models: Annotated[tuple[str, ...], tyro.conf.Positional],
-    out: Path = Path("probes"),
+    out: Path | None = None,
     at_once: int = 2,
     quick: bool = False,
     compiled: Annotated[bool, tyro.conf.arg(name="compile")] = True,
 ) -> int:
-    """Carry all out; returns 0, 1 if one failed, 2 without a model, 130 if stopped."""
+    """Carry all out; returns 0, 1 if one failed, 2 without a model, 130 if stopped.
+
+    `out` is probes unless given, probes-quick of a quick run.
+    """
     if not models or at_once < 1:
         print("give one or more models, such as nano, and --at-once 1 or more", file=sys.stderr)
         return 2
+    out = out or Path("probes-quick" if quick else "probes")
     out.mkdir(parents=True, exist_ok=True)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for one in (signal.SIGTERM, signal.SIGHUP):  # a terminal that is closed, too
+        signal.signal(one, signal.default_int_handler)
     waiting, running, failed = list(PROBES), dict[str, subprocess.Popen[bytes]](), 0
     try:
         with tqdm(total=len(PROBES), desc="probes") as bar:

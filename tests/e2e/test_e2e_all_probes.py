@@ -68,8 +68,9 @@ def test_every_probe_is_begun_once_and_one_that_fails_stops_no_other(
         assert rest[-2:] == ["--out", str(tmp_path / "p" / name)]
 
 
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP])
 def test_a_stop_reaches_each_probe_and_begins_no_other(
-    settings: dict[str, str], tmp_path: Path
+    settings: dict[str, str], tmp_path: Path, how: signal.Signals
 ) -> None:
     out = tmp_path / "p"
     command = [sys.executable, str(SCRIPT), "nano", "--out", str(out)]
@@ -78,7 +79,7 @@ def test_a_stop_reaches_each_probe_and_begins_no_other(
         while not all(Path(settings["RECORD"] + name).exists() for name in ("ablate", "length")):
             assert time.monotonic() < patience
             time.sleep(0.05)
-        script.send_signal(signal.SIGTERM)
+        script.send_signal(how)
         _, told = script.communicate(timeout=30)
     assert script.returncode == 130
     assert "the same command goes on" in told

@@ -129,7 +129,10 @@ def opened(models: Sequence[str]) -> list[Any]:
     from ddt_llama.generation import load
 
     loaded = [load(model) for model in models]
-    for other in (lambda source: Path(source).name, lambda source: source.replace("/", "-")):
+    for other in (
+        lambda source: Path(source).resolve().name,
+        lambda source: source.replace("/", "-"),
+    ):
         names = [one.name for one in loaded]
         for one, source in zip(loaded, models, strict=True):
             if names.count(one.name) > 1:

@@ -98,7 +98,7 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
         variants = variants_of(base_of(plan, model))
         found = judged(plan, variants, model, folder)
         bases = {name: UNTOLD if name == VELOCITY else BASE for name in variants if name != BASE}
-        apart = differences(found, bases)
+        apart = differences(found, bases, len(models))
         own = figures_of(found) | {
             f"{name}.{quantity}.more": figure
             for name, row in apart.items()

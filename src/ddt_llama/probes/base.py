@@ -175,7 +175,6 @@ def fingerprint(*parts: object) -> str:
 def kept(path: Path, measure: Callable[[], Any]) -> Any:
     """Return what `measure` returned (JSON), or what it returned before the probe was stopped."""
     if not path.is_file():
-        path.parent.mkdir(exist_ok=True)
         save_json(path, measure())
     return load_json(path)
 
@@ -226,7 +225,7 @@ def close_folder(
     `question` is what was asked, `about` how it was measured, `legend` what the figures' names say.
     """
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
-    files = {name: f"{re.sub('[^a-z0-9]+', '-', name.lower()).strip('-')}.png" for name in shown}
+    files = dict(zip(shown, pictured(shown), strict=True))
     for name, plot in outcome.plots.items():
         save_plot(folder / files[name], plot.curves, name, plot.x, plot.y, plot.bands, plot.log)
     for name, rows in outcome.rows.items():
@@ -253,6 +252,20 @@ def close_folder(
     ]
     replace_file(folder / CURVES, "".join(json.dumps(one) + "\n" for one in points).encode())
     save_json(folder / FIGURES, flat(outcome.figures))
+
+
+def pictured(names: Sequence[str]) -> list[str]:
+    """Return the files of plots and pictures, one each.
+
+    >>> pictured(["A, 3 seeds", "a_b: loss", "a 3 seeds"])
+    ['a-3-seeds.png', 'a_b-loss.png', 'a-3-seeds-2.png']
+    """
+    stems = [re.sub(r"\W+", "-", name.lower()).strip("-") for name in names]
+    turns = [stems[:place].count(stem) for place, stem in enumerate(stems)]
+    return [
+        f"{stem}-{turn + 1}.png" if turn else f"{stem}.png"
+        for stem, turn in zip(stems, turns, strict=True)
+    ]
 
 
 def table(figures: Mapping[str, Figure]) -> list[str]:

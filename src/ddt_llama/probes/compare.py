@@ -114,6 +114,8 @@ def compare(
     names = check_names(models)
     if plan.data is not None:
         plan.data.check()
+        for size in {model.tokenizer.image_size for model in models}:
+            plan.source(size)  # refuses what holds no pictures, before anything is measured
     weights = tuple(
         fingerprint(
             one.tokenizer,
@@ -233,10 +235,14 @@ def cells(
     """
     found = [bounded(one, key) for one in models]
     base, *others = found
+
+    def more(value: float) -> str:
+        return f"{'+' if value > 0 else ''}{write(value).replace(' %', ' points')}"
+
     return (
         *(NOTHING if one is None else cell(one, write) for one in found),
         *(
-            cell(difference(one, base), lambda x: f"{'+' if x > 0 else ''}{write(x)}")
+            cell(difference(one, base), more)
             if one is not None and base is not None and one.low < one.high
             else ""
             for one in others
@@ -260,7 +266,7 @@ def cell(figure: Figure, write: Callable[[float], str]) -> str:
     """Write a figure with its interval, where it has one."""
     if figure.low == figure.high:
         return write(figure.value)
-    unit = " %" if write(figure.value).endswith(" %") else ""
+    unit = next((one for one in (" %", " points") if write(figure.value).endswith(one)), "")
     low, high = (write(bound).removesuffix(unit) for bound in (figure.low, figure.high))
     return f"{write(figure.value)} [{low} to {high}]"
 

@@ -6,8 +6,8 @@ and within each of the two or three passes of a stride. Source: Selftok-Zero, th
 by position. Entropy is that of the model's own prediction; how right it was, the surprise, is drawn
 beside it, and so is the entropy of each place alone, without what stands before: tokens that know
 nothing of each other may fall in that, too. Late places of captions are those of long captions
-only. Codes that are others' read from the other end are not learned twice: they are those,
-reversed.
+only; each place counts as often as there is a token. Codes that are others' read from the other end
+are not learned twice: they are those, reversed.
 """
 
 import math
@@ -28,7 +28,7 @@ from ddt_llama.probes.sequences import Sequences, match, measured_on
 ORDERS: tuple[Order, ...] = ("native", "stride-2", "stride-3", "reversed")
 SEGMENTS: Mapping[Order, int] = {"native": 1, "stride-2": 2, "stride-3": 3, "reversed": 1}
 LEGEND = (
-    "SOURCE.ORDER.entropy: of the model's prediction in bits, mean of all steps; bits: held-out "
+    "SOURCE.ORDER.entropy: of the model's prediction in bits, mean of all tokens; bits: held-out "
     "bits a token, so how right it was; slope: bits that entropy rises from the begin to the end "
     "of the sequence, or of each pass of a stride, and falls where negative; alone: of each place "
     "without what stands before; A less B: A minus B."
@@ -46,21 +46,25 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     slopes: dict[str, list[float]] = {}
     for one in sources:
         entropies, surprises = {}, {}
+        often = tokens_at(one)
         for order in orders_of(one):
             runs = [done[one.name, order, seed] for seed in plan.seeds]
             name = f"{one.name}.{order}"
-            figures[f"{name}.entropy"] = mean([float(np.mean(run.entropy)) for run in runs])
+            figures[f"{name}.entropy"] = mean(
+                [float(np.average(run.entropy, weights=often)) for run in runs]
+            )
             figures[f"{name}.bits"] = mean([run.bits for run in runs])
-            falls = [slope(run.entropy, SEGMENTS[order]) for run in runs]
+            falls = [slope(run.entropy, often, SEGMENTS[order]) for run in runs]
             figures[f"{name}.slope"] = mean(falls)
             if order == "native" and one.bits is not None:
                 slopes[one.name] = falls
             entropies[order] = [along(run.entropy) for run in runs]
             surprises[order] = [along(run.by_place) for run in runs]
-        by_itself = alone(one)
+        by_itself = alone(one)[: len(often)]
+        often = often[: len(by_itself)]
         entropies["each place alone"] = [along(by_itself)]
-        figures[f"{one.name}.alone.entropy"] = setting(float(np.mean(by_itself)))
-        figures[f"{one.name}.alone.slope"] = setting(slope(by_itself, 1))
+        figures[f"{one.name}.alone.entropy"] = setting(float(np.average(by_itself, weights=often)))
+        figures[f"{one.name}.alone.slope"] = setting(slope(by_itself, often, 1))
         x, many = "step of the sequence", f"{len(plan.seeds)} seeds"
         y = "entropy of the prediction in bits"
         plots[f"{one.name}, {many}"] = Plot.of_seeds(entropies, x, y)
@@ -69,6 +73,12 @@ def entropy(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     figures |= {f"{name}.native.slope": figure for name, figure in apart.items()}
     sentence = verdict(plan, sources, figures, apart)
     return Outcome(figures, sentence, plots, notes=measured_on(sources))
+
+
+def tokens_at(source: Sequences) -> list[int]:
+    """Return how many held-out sequences reach each step."""
+    longest = max(map(len, source.held_out))
+    return [sum(len(row) > step for row in source.held_out) for step in range(longest)]
 
 
 def alone(source: Sequences) -> list[float]:
@@ -116,18 +126,24 @@ def along(row: Sequence[float]) -> list[tuple[float, float]]:
     return [(width * (place + 0.5), value) for place, value in enumerate(together)]
 
 
-def slope(values: Sequence[float], segments: int) -> float:
+def slope(values: Sequence[float], often: Sequence[int], segments: int) -> float:
     """Return how many bits entropy rises from the begin to the end of a segment, mean of all.
 
-    Least squares within each of `segments` equal parts; negative where it falls. The first symbol
-    of a sequence, of which nothing can be known, is left out.
+    Least squares within each of `segments` equal parts, a step counting as `often` as there is a
+    token; negative where it falls. The first symbol of a sequence, of which nothing can be known,
+    is left out.
+
+    >>> slope([9.0, 1.0, 2.0, 3.0], [4, 4, 4, 4], 1)
+    2.0
     """
     rises = []
-    for number, part in enumerate(np.array_split(np.asarray(values), segments)):
-        kept = part[1:] if number == 0 else part
+    parts = np.array_split(np.column_stack([values, often]), segments)
+    for number, part in enumerate(parts):
+        kept, weight = (part[1:] if number == 0 else part).T
         if len(kept) > 1:
             at = np.linspace(-0.5, 0.5, len(kept))
-            rises.append(float((at * kept).sum() / (at * at).sum()))
+            at = at - np.average(at, weights=weight)
+            rises.append(float((weight * at * kept).sum() / (weight * at * at).sum()))
     return float(np.mean(rises)) if rises else 0.0
 
 

@@ -70,7 +70,7 @@ class Course:
 
     def effort(self) -> str:
         """Say how long is learned."""
-        return f"{self.train.steps} steps of {self.train.batch} sequences"
+        return f"{self.train.steps} steps of {self.train.samples_a_step} sequences"
 
 
 @dataclass(frozen=True)
@@ -135,15 +135,19 @@ class Plan:
 class Learned(NamedTuple):
     """What a lesson left: held-out bits a symbol, by number of sequences seen and by step of a row.
 
-    `bits` is the last of `curve`; `by_place` the mean surprise, `entropy` the mean entropy of the
-    prediction, at each step of the order, both in bits; `scores` what an `Examiner` found.
+    `by_place` is the mean surprise, `entropy` the mean entropy of the prediction, at each step of
+    the order, both in bits; `scores` what an `Examiner` found.
     """
 
-    bits: float
     curve: list[tuple[int, float]]
     by_place: list[float]
     entropy: list[float]
     scores: dict[str, float]
+
+    @property
+    def bits(self) -> float:
+        """Held-out bits a symbol in the end."""
+        return self.curve[-1][1]
 
 
 # What else is asked of a model that has learned its lesson.
@@ -173,12 +177,15 @@ def learn(
     if result.is_file() and load_json(result)["curve"][-1][0] == seen_after(lesson):
         Run.create_or_resume(folder, lesson).close()  # refuse another lesson
         kept = load_json(result)
-        return Learned(**{**kept, "curve": [(seen, bits) for seen, bits in kept["curve"]]})
+        curve = [(seen, bits) for seen, bits in kept["curve"]]
+        return Learned(curve, kept["by_place"], kept["entropy"], kept["scores"])
     vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
     device = distributed.setup()
     model = backbone.build(lesson.course.shape, vocabulary, device=device, seed=lesson.seed)
     if lesson.course.look_back:
         look_back(model, lesson.seed)
+    objective = NextToken(vocabulary)
+    objective.before_step(model, 0)  # also where no step is left: the model is to compute alike
 
     def sample(model: nn.Module, step: int, run: Run) -> dict[str, float]:
         surprise, _ = surprises(model, sequences, lesson, vocabulary, entropy=False)
@@ -186,17 +193,16 @@ def learn(
 
     with Run.create_or_resume(folder, lesson) as run:
         stream = ordered(lesson, sequences, vocabulary)
-        outcome = train(model, NextToken(vocabulary), stream, lesson.train, run, sample=sample)
+        outcome = train(model, objective, stream, lesson.train, run, sample=sample)
         if not outcome.finished:  # a signal: half a lesson must not be compared with whole ones
             raise KeyboardInterrupt
         steps, values = read_metrics(folder / "metrics.jsonl")["heldout.bits"]
-        seen = [int(step) * lesson.train.batch for step in steps]
+        seen = [int(step) * lesson.train.samples_a_step for step in steps]
         curve = list(zip(seen, values, strict=True))
         with outcome.ema.swapped():
             surprise, entropy = surprises(model.eval(), sequences, lesson, vocabulary)
             scores = examine(model, vocabulary) if examine is not None else {}
         learned = Learned(
-            float(surprise.nanmean()),
             curve,
             surprise.nanmean(0).tolist(),
             entropy.nanmean(0).tolist(),
@@ -208,7 +214,7 @@ def learn(
 
 def seen_after(lesson: Lesson) -> int:
     """Return how many sequences a lesson shows."""
-    return lesson.train.steps * lesson.train.batch
+    return lesson.train.steps * lesson.train.samples_a_step
 
 
 def ordered(lesson: Lesson, sequences: Sequences, vocabulary: Vocabulary) -> Callable[[int], Batch]:

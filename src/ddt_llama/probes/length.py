@@ -2,7 +2,7 @@
 
 The tokenizer of each model is trained anew with 8, 16, 32, 64 and 128 tokens, everything else the
 same: what more tokens give in fidelity, and what they cost a language model that has to write them.
-Networks differ by one row a token alone.
+Networks differ by two rows a token alone.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.generation.model import Model
-from ddt_llama.probes.base import Outcome, Plot, as_share, percent, told
+from ddt_llama.probes.base import Outcome, Plot, percent, told
 from ddt_llama.probes.variants import LEGEND as OF_VARIANTS
 from ddt_llama.probes.variants import (
     MEASURED,
@@ -63,6 +63,6 @@ def verdict(figures: dict[str, Figure]) -> str:
         dB = figures[f"{count} tokens.psnr"]
         part = f"{count} tokens give {told(dB, 1)} dB"
         if (shapes := figures.get(f"{count} tokens.shapes")) is not None:
-            part += f" and {percent(as_share(shapes))} of the objects"
+            part += f" and {percent(shapes)} of the objects"
         parts.append(part)
     return ", ".join(parts)

@@ -24,8 +24,8 @@ SHOWN_PICTURES = 4  # its rows
 class LevelPlan:
     """`levels` equal parts of the tokens, `scenes` pictures a seed, `steps` of decoding.
 
-    Steps are those of each model's release unless given. A seed chooses the scenes and the noise,
-    which is the same at all levels.
+    Of fewer tokens than levels each is one. Steps are those of each model's release unless given. A
+    seed chooses the scenes and the noise, which is the same at all levels.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
@@ -54,22 +54,24 @@ class LevelPlan:
         """Return a plan of few pictures and levels."""
         return replace(self, levels=8, scenes=8)
 
-    def shares(self) -> list[float]:
-        """Return the share of the tokens at each level, the last 1."""
-        return [(level + 1) / self.levels for level in range(self.levels)]
-
     def counts(self, num_tokens: int) -> list[int]:
-        """Return the number of tokens at each level: at least one more than nothing.
+        """Return the number of tokens at each level, the last all of them.
 
-        >>> LevelPlan(levels=4).counts(64)
-        [16, 32, 48, 64]
+        >>> LevelPlan(levels=4).counts(64), LevelPlan(levels=4).counts(3)
+        ([16, 32, 48, 64], [1, 2, 3])
         """
-        return [max(1, round(share * num_tokens)) for share in self.shares()]
+        levels = min(self.levels, num_tokens)
+        return [round(num_tokens * (level + 1) / levels) for level in range(levels)]
 
-    def shown(self) -> list[int]:
+    def shares(self, num_tokens: int) -> list[float]:
+        """Return the share of the tokens at each level, the last 1."""
+        return [count / num_tokens for count in self.counts(num_tokens)]
+
+    def shown(self, num_tokens: int) -> list[int]:
         """Return the levels on a picture strip."""
-        step = max(1, self.levels // SHOWN_LEVELS)
-        return list(range(self.levels - 1, -1, -step))[::-1]
+        levels = len(self.counts(num_tokens))
+        step = max(1, levels // SHOWN_LEVELS)
+        return list(range(levels - 1, -1, -step))[::-1]
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,6 @@ class Subjects:
     scenes: Sequence[Scene]
     images: Float[Tensor, "b 3 h w"]
     codes: Int[Tensor, "b k"]
-    bare: Int[Tensor, "b k"]  # codes of the pictures without their objects
     steps: int
     seed: int
 
@@ -94,10 +95,8 @@ class Subjects:
         device = device_of(model.tokenizer)
         codes = model.tokenizer.encode(images.to(device))
         scenes = pictures.scenes(0, number)
-        grounds = render([replace(scene, objects=()) for scene in scenes], size)
-        bare = model.tokenizer.encode(grounds.to(device))
         steps = model.settings.steps if plan.steps is None else plan.steps
-        return cls(model, scenes, images, codes, bare, steps, seed)
+        return cls(model, scenes, images, codes, steps, seed)
 
     def decode(
         self, codes: Int[Tensor, "b k"], visible: Bool[Tensor, " k"] | None = None
@@ -110,8 +109,14 @@ class Subjects:
         """
         first = self.seed * 1_000_003
         if visible is not None and not self.model.tokenizer.prefixes:
-            codes, visible = torch.where(visible.to(codes.device), codes, self.bare), None
+            codes, visible = torch.where(visible.to(codes.device), codes, self.bare()), None
         decoded = self.model.tokenizer.decode(
             codes, steps=self.steps, visible=visible, seed=range(first, first + len(codes))
         )
         return decoded.float().cpu()
+
+    def bare(self) -> Int[Tensor, "b k"]:
+        """Return the codes of the pictures without their objects."""
+        grounds = [replace(scene, objects=()) for scene in self.scenes]
+        images = render(grounds, self.model.tokenizer.image_size)
+        return self.model.tokenizer.encode(images.to(self.codes.device))

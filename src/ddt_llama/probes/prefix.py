@@ -51,23 +51,25 @@ def prefix(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
     plots: dict[str, Plot] = {}
     pictures = {}
     sentences = []
-    everything: dict[str, list[Measured]] = {}
+    everything: dict[str, tuple[list[float], list[Measured]]] = {}
     for model in models:
         measured: list[Measured] = []
         for seed in watch(plan.seeds, f"prefixes of {model.name}"):
             path = folder / "parts" / f"{model.name}-{seed}.json"
             measured.append(kept(path, lambda m=model, s=seed: measure(m, plan, s)))
-        found = figures_of(plan, measured)
+        shares = plan.shares(model.tokenizer.num_tokens)
+        found = figures_of(shares, measured)
         figures |= {f"{model.name}.{name}": figure for name, figure in found.items()}
-        plots |= plots_of(model, plan, measured)
+        plots |= plots_of(model.name, shares, measured)
         pictures[f"{model.name}, from the coarse end above, from the fine end below"] = strip(
             model, plan
         )
         sentences.append(f"{model.name}: {verdict(found, model.tokenizer.prefixes)}")
-        everything[model.name] = measured
+        everything[model.name] = shares, measured
     for name in ("psnr", *ATTRIBUTES, TOGETHER):
         backs = {
-            model: [back(one, "coarse", name) for one in rows] for model, rows in everything.items()
+            model: [back(one, shares, "coarse", name) for one in rows]
+            for model, (shares, rows) in everything.items()
         }
         known = {model: row for model, row in backs.items() if math.inf not in row}
         for pair, apart in between(known).items():
@@ -136,54 +138,55 @@ def attributes(found: Sequence[Object | Blob] | None, wanted: Scene) -> list[flo
     return [*shares, close / total]
 
 
-def figures_of(plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Figure]:
-    """Return `END.QUANTITY.PERCENT` at quarters of the tokens, and `END.QUANTITY.back`.
+def figures_of(shares: Sequence[float], measured: Sequence[Measured]) -> dict[str, Figure]:
+    """Return `END.QUANTITY.PERCENT` at quarters of the levels, and `END.QUANTITY.back`.
 
-    `back` is the share of the tokens from which on a quantity stays back; there is none where with
-    some seed it never is.
+    `shares` are those of the tokens at each level. `back` is the share of the tokens from which on
+    a quantity stays back; there is none where with some seed it never is.
     """
     figures = {}
-    quarters = [round(plan.levels * part / 4) - 1 for part in (1, 2, 3, 4)]
+    quarters = [round(len(shares) * part / 4) - 1 for part in (1, 2, 3, 4)]
     for end in ENDS:
         for name in ("psnr", *ATTRIBUTES):
             rows = [one[end][name] for one in measured]
             for level in sorted({max(0, level) for level in quarters}):
-                part = round(100 * (level + 1) / plan.levels)
+                part = round(100 * shares[level])
                 reached = mean([row[level] for row in rows])
                 figures[f"{end}.{name}.{part}"] = reached if name == "psnr" else as_share(reached)
-            backs = [back(one, end, name) for one in measured]
+            backs = [back(one, shares, end, name) for one in measured]
             if math.inf not in backs:
                 figures[f"{end}.{name}.back"] = as_share(mean(backs))
     return figures
 
 
-def back(measured: Measured, end: str, name: str) -> float:
+def back(measured: Measured, shares: Sequence[float], end: str, name: str) -> float:
     """Return with which share of the tokens from an end a quantity is back, to stay, or inf.
 
     Of `TOGETHER` it is the mean of the attributes.
     """
     if name == TOGETHER:
-        return sum(back(measured, end, one) for one in ATTRIBUTES) / len(ATTRIBUTES)
+        return sum(back(measured, shares, end, one) for one in ATTRIBUTES) / len(ATTRIBUTES)
     chance = measured["chance"]
-    return stays(measured[end][name], NEAR if name == "psnr" else (chance[name] + 1) / 2)
+    border = NEAR if name == "psnr" else (chance[name] + 1) / 2
+    return stays(measured[end][name], shares, border)
 
 
-def stays(values: Sequence[float], border: float) -> float:
-    """Return the share of the levels from which on values are at least `border`, or inf.
+def stays(values: Sequence[float], shares: Sequence[float], border: float) -> float:
+    """Return the share from which on values are at least `border`, or inf.
 
-    Between two levels values are taken to grow evenly.
+    Between two shares values are taken to grow evenly.
 
-    >>> stays([0.0, 0.6, 0.4, 0.6, 1.0], 0.5), stays([0.6, 0.4], 0.5)
-    (0.7, inf)
+    >>> stays([0.6, 0.4, 0.6, 1.0], [0.25, 0.5, 0.75, 1.0], 0.5), stays([0.6, 0.4], [0.5, 1.0], 0.5)
+    (0.625, inf)
     """
     first = 1 + max((level for level, value in enumerate(values) if value < border), default=-1)
     if first == len(values):
         return math.inf
-    part = 0.0
-    if first:
-        before, after = values[first - 1], values[first]
-        part = (after - border) / (after - before)
-    return (first + 1 - part) / len(values)
+    if not first:
+        return shares[0]
+    before, after = values[first - 1], values[first]
+    part = (after - border) / (after - before)
+    return shares[first] - part * (shares[first] - shares[first - 1])
 
 
 def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
@@ -197,19 +200,19 @@ def verdict(figures: Mapping[str, Figure], prefixes: bool) -> str:
     return f"with these shares of its tokens, from {end}, are back: {', '.join(parts)}"
 
 
-def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dict[str, Plot]:
+def plots_of(name: str, shares: Sequence[float], measured: Sequence[Measured]) -> dict[str, Plot]:
     """Return PSNR from both ends, and the attributes from each, over the percent of the tokens."""
-    levels = [100 * share for share in plan.shares()]
+    levels = [100 * share for share in shares]
 
-    def lines(end: str, name: str) -> list[Line]:
-        return [list(zip(levels, one[end][name], strict=True)) for one in measured]
+    def lines(end: str, quantity: str) -> list[Line]:
+        return [list(zip(levels, one[end][quantity], strict=True)) for one in measured]
 
     x, many = "percent of the tokens", f"{len(measured)} seeds"
     fidelity = {f"from the {end} end": lines(end, "psnr") for end in ENDS}
-    plots = {f"{model.name}, fidelity, {many}": Plot.of_seeds(fidelity, x, "PSNR in dB")}
+    plots = {f"{name}, fidelity, {many}": Plot.of_seeds(fidelity, x, "PSNR in dB")}
     for end in ENDS:
-        curves = {name: lines(end, name) for name in ATTRIBUTES}
-        plots[f"{model.name}, from the {end} end, {many}"] = Plot.of_seeds(
+        curves = {one: lines(end, one) for one in ATTRIBUTES}
+        plots[f"{name}, from the {end} end, {many}"] = Plot.of_seeds(
             curves, f"{x}, from the {end} end", "share of attributes verified"
         )
     return plots
@@ -218,10 +221,11 @@ def plots_of(model: Model, plan: LevelPlan, measured: Sequence[Measured]) -> dic
 def strip(model: Model, plan: LevelPlan) -> Any:
     """Return pictures of the first seed, level by level, the originals in the last column."""
     subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
-    counts = plan.counts(model.tokenizer.num_tokens)
+    number = model.tokenizer.num_tokens
+    counts, shown = plan.counts(number), plan.shown(number)
     rows = []
     for end in ENDS:
-        masks = [mask_of(end, counts[level], len(subjects.codes[0])) for level in plan.shown()]
+        masks = [mask_of(end, counts[level], number) for level in shown]
         columns = [subjects.decode(subjects.codes, mask) for mask in masks]
         rows.append(torch.stack([*columns, subjects.images], dim=1).flatten(0, 1))
-    return sheet(to_pil(torch.cat(rows)), len(plan.shown()) + 1)
+    return sheet(to_pil(torch.cat(rows)), len(shown) + 1)

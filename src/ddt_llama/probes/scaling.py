@@ -65,10 +65,15 @@ class ScalingPlan:
     passes: float = 2.0
     held_out: int = 512
     drawn: int = 96
-    course: Course = field(default_factory=lambda: Course(look_back=True))
+    course: Course = field(default_factory=lambda: ScalingPlan.course_of_all())
+
+    @staticmethod
+    def course_of_all() -> Course:
+        """Return what all sizes share; shape and steps are those of each."""
+        return Course(look_back=True)
 
     def __post_init__(self) -> None:
-        """Refuse one size or one amount: a slope needs two."""
+        """Refuse one size or one amount, a slope needs two, and what each lesson has of its own."""
         check_seeds(self.seeds)
         check_range(self, 1, math.inf, "held_out")
         check_range(self, 0, math.inf, "drawn")
@@ -77,8 +82,16 @@ class ScalingPlan:
                 f"passes {self.passes:g}, amounts {self.amounts}: allowed are passes above 0 and "
                 "amounts of 1 or more"
             )
-        if min(len(set(self.shapes)), len(set(self.amounts))) < 2:
-            raise UserError("scaling needs two or more different sizes and amounts")
+        sizes = {backbone.count_parameters(shape, Vocabulary(1, 1, 1)) for shape in self.shapes}
+        if min(len(sizes), len(set(self.amounts))) < 2 or len(sizes) < len(self.shapes):
+            raise UserError("scaling needs two or more sizes and amounts, no size twice")
+        asked, own = self.course, ScalingPlan.course_of_all()
+        for name, given, allowed in (
+            ("course.shape", asked.shape, own.shape),
+            ("course.train.steps", asked.train.steps, own.train.steps),
+        ):
+            if given != allowed:
+                raise UserError(f"{name}: follows from shapes, amounts and passes; change those")
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
@@ -95,7 +108,7 @@ class ScalingPlan:
     def course_for(self, shape: BackboneConfig, amount: int) -> Course:
         """Return how one model learns."""
         train = self.course.train
-        steps = max(2, round(self.passes * amount / train.batch))
+        steps = max(2, round(self.passes * amount / train.samples_a_step))
         optim = replace(train.optim, warmup=min(train.optim.warmup, steps // 4))
         train = replace(train, steps=steps, sample_every=steps, optim=optim)
         return replace(self.course, shape=shape, train=train)
@@ -117,7 +130,7 @@ def scaling(plan: ScalingPlan, models: Sequence[Model], folder: Path) -> Outcome
             values = [getattr(law, name) for law in laws]
             own[f"exponent.{name}"] = mean(values)
             powers[name][model.name] = values
-        own["exponent.misfit"] = mean([law.misfit for law in laws])
+        own["exponent.misfit"] = as_share(mean([law.misfit for law in laws]))
         figures |= {f"{model.name}.{name}": figure for name, figure in own.items()}
         plots |= plots_of(plan, sizes, done, laws, model.name)
         by_size, by_data = (figures[f"{model.name}.exponent.{x}"] for x in ("size", "data"))

@@ -12,7 +12,7 @@ permutation of one is as good a permutation of another.
 """
 
 from collections.abc import Mapping, Sequence
-from itertools import product
+from itertools import combinations, product
 from pathlib import Path
 
 import torch
@@ -24,8 +24,10 @@ from ddt_llama.probes.base import Outcome, Plot, between, closed, percent, told
 from ddt_llama.probes.learn import Learned, Plan, learn_all
 from ddt_llama.probes.orders import Order
 from ddt_llama.probes.sequences import Sequences, match, measured_on, packed
+from ddt_llama.probes.sources import TIMESTEPS
 
 ORDERS: tuple[Order, ...] = ("native", "fixed", "fresh")
+NEAR_HALF = 0.05  # of a training: a point so far from its middle is none of it
 ROW = 64  # symbols of a row of packed text, where no picture says how many
 LEGEND = (
     "SOURCE.ORDER: held-out bits a token, learned in that order; gap: bits a token more than in "
@@ -55,7 +57,7 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
         figures |= gaps(one, done, plan.seeds)
     apart = between(
         {
-            one.name: [one.mean_length / one.bits * gap for gap in costs(one, done, plan.seeds)]
+            one.name: per_bit(one, one.bits, costs(one, done, plan.seeds))
             for one in sources
             if one.bits is not None
         }
@@ -63,20 +65,25 @@ def shuffle(plan: Plan, sources: Sequence[Sequences], folder: Path) -> Outcome:
     figures |= {f"{name}.fixed.per_bit": figure for name, figure in apart.items()}
     of_all = between({one.name: shares(one, done, plan.seeds) for one in sources})
     figures |= {f"{name}.fixed.gap_share": figure for name, figure in of_all.items()}
-    others = {name: figure for name, figure in apart.items() if not of_one_model(name)}
+    others = {
+        f"{a} less {b}": apart[f"{a} less {b}"]
+        for a, b in combinations([one.name for one in sources if one.bits is not None], 2)
+        if owner(a) != owner(b)
+    }
     sentence = verdict(plan, sources, figures, others)
     plots = plots_of(sources, done, plan.seeds)
     return Outcome(figures, sentence, plots, notes=measured_on(sources))
 
 
-def of_one_model(pair: str) -> bool:
-    """Say whether "A less B" is of two orders of one model, the name of which begins both.
+def owner(source: str) -> str:
+    """Return the name of the model whose codes a source holds, in whatever order.
 
-    >>> of_one_model("nano less nano coarse to fine"), of_one_model("nano less spatial-nano")
-    (True, False)
+    >>> owner("my nano coarse to fine"), owner("my nano")
+    ('my nano', 'my nano')
     """
-    one, other = pair.split(" less ")
-    return one.split(" ")[0] == other.split(" ")[0]
+    for order in TIMESTEPS:
+        source = source.removesuffix(f" {order}")
+    return source
 
 
 def anagrams(one: Int[Tensor, " _"], other: Int[Tensor, " _"]) -> bool:
@@ -103,28 +110,33 @@ def shares(
     return [gap / one for gap, one in zip(costs(source, done, seeds, order), native, strict=True)]
 
 
+def per_bit(source: Sequences, bits: float, costs: Sequence[float]) -> list[float]:
+    """Return the bits that an order costs a whole sequence, over those of an image."""
+    return [source.mean_length / bits * cost for cost in costs]
+
+
 def gaps(source: Sequences, done: Lessons, seeds: Sequence[int]) -> dict[str, Figure]:
     """Return bits a symbol in every order, and what an order costs beside the native one.
 
-    `half_way` is the cost after half of the training; `per_bit` divides the bits that the order
-    costs a whole sequence by the bits of an image.
+    `half_way` is the cost after half of the training, where it was measured near there.
     """
     figures = {}
     for order in ORDERS:
         figures[f"{source.name}.{order}"] = mean(
             [done[source.name, order, seed].bits for seed in seeds]
         )
-    points = len(done[source.name, "native", seeds[0]].curve)
+    seen = [sequences for sequences, _ in done[source.name, "native", seeds[0]].curve]
+    middle = min(range(len(seen)), key=lambda point: abs(seen[point] - seen[-1] / 2))
     for order in ORDERS[1:]:
         gap = costs(source, done, seeds, order)
         figures[f"{source.name}.{order}.gap"] = mean(gap)
-        figures[f"{source.name}.{order}.half_way"] = mean(
-            costs(source, done, seeds, order, (points - 1) // 2)
-        )
+        if abs(seen[middle] / seen[-1] - 0.5) < NEAR_HALF:
+            figures[f"{source.name}.{order}.half_way"] = mean(
+                costs(source, done, seeds, order, middle)
+            )
         figures[f"{source.name}.{order}.gap_share"] = mean(shares(source, done, seeds, order))
         if source.bits is not None:
-            scale = source.mean_length / source.bits
-            figures[f"{source.name}.{order}.per_bit"] = mean([scale * g for g in gap])
+            figures[f"{source.name}.{order}.per_bit"] = mean(per_bit(source, source.bits, gap))
     return figures
 
 

@@ -1,5 +1,6 @@
 """The sequences that models give to be learned: codes of the same scenes, and their captions."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -18,7 +19,8 @@ from ddt_llama.shapes.captions import caption
 from ddt_llama.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 64
-CAPTIONS = 6  # of ten ids, where a picture has some 64 codes
+TIMESTEPS = ("coarse to fine", "fine to coarse")  # orders, behind the name of a model
+CAPTIONS = 6  # of some ten ids each, for every 64 codes of a picture
 
 
 def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Sequences]:
@@ -34,7 +36,7 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
         tokenizer = model.tokenizer
         codes = encoded(tokenizer, scenes_to_learn(pictures, tokenizer.image_size), model.name)
         orders = {model.name: tokenizer.to_language(codes)}
-        timesteps = {"coarse to fine": codes.flip(1), "fine to coarse": codes}
+        timesteps = dict(zip(TIMESTEPS, (codes.flip(1), codes), strict=True))
         for told, rows in timesteps.items() if tokenizer.prefixes else ():
             if not torch.equal(orders[model.name], rows):
                 orders[f"{model.name} {told}"] = rows
@@ -42,8 +44,10 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
             sources.append(of_codes(name, rows, tokenizer.codebook_size, held_out))
     if any(model.text is not None for model in models):
         text = text_of(models)
-        texts = captions_of(text, CAPTIONS * pictures)
-        sources.append(of_texts("captions", texts, text.size, CAPTIONS * held_out))
+        codes_a_picture = max(model.tokenizer.num_tokens for model in models)
+        each = math.ceil(CAPTIONS * codes_a_picture / 64)
+        texts = captions_of(text, each * pictures)
+        sources.append(of_texts("captions", texts, text.size, each * held_out))
     return sources
 
 

@@ -79,11 +79,12 @@ def swap(plan: LevelPlan, models: Sequence[Model], folder: Path) -> Outcome:
                 kept(path, lambda m=model, r=by_rows, s=seed: measure(m, plan, s, sides, r))
             )
         seen = {name: [among_mixed(row, name) for row in rows] for name in TOLD}
+        shares = plan.shares(model.tokenizer.num_tokens)
         plots[f"{subject}, mixed, {len(rows)} seeds"] = Plot.of_seeds(
             {
-                label: over_levels(plan, [row[name] for row in rows])
+                label: over_levels(shares, [row[name] for row in rows])
                 for name, label in SCALE.items()
-                if any(over_levels(plan, [row[name] for row in rows]))
+                if any(over_levels(shares, [row[name] for row in rows]))
             },
             "percent of the tokens from A",
             "share",
@@ -213,11 +214,11 @@ def among_mixed(row: Mapping[str, Sequence[float | None]], name: str) -> float:
     return float(values[mixed].mean()) if mixed.any() else math.nan
 
 
-def over_levels(plan: LevelPlan, rows: Sequence[Sequence[float | None]]) -> list[Line]:
+def over_levels(shares: Sequence[float], rows: Sequence[Sequence[float | None]]) -> list[Line]:
     """Return the points of each seed over the percent of tokens, where all seeds have a value."""
     values = np.array(rows, dtype=float)
     known = np.isfinite(values).all(0)
-    percent = 100 * np.array(plan.shares())[known]
+    percent = 100 * np.array(shares)[known]
     return [list(zip(percent.tolist(), row.tolist(), strict=True)) for row in values[:, known]]
 
 
@@ -226,7 +227,7 @@ def strip(model: Model, plan: LevelPlan, by_rows: bool = False) -> Any:
     subjects = Subjects.of(model, plan, plan.seeds[0], SHOWN_PICTURES)
     one, other = subjects.codes, subjects.codes.roll(1, 0)
     counts = plan.counts(one.shape[1])
-    shown = [counts[level] for level in plan.shown()[:-1]]
+    shown = [counts[level] for level in plan.shown(one.shape[1])[:-1]]
     masks = [from_a(model.tokenizer, count, by_rows).to(one.device) for count in shown]
     mixed = [subjects.decode(torch.where(mask, one, other)) for mask in masks]
     columns = [subjects.images.roll(1, 0), *mixed, subjects.images]

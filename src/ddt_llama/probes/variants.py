@@ -27,7 +27,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Vocabulary
 from ddt_llama.language.text import TextTokenizer
-from ddt_llama.probes.base import SEED, as_share, check_held_out, check_names, check_seeds, kept
+from ddt_llama.probes.base import SEED, as_share, check_held_out, check_seeds, kept
 from ddt_llama.probes.drawing import described, drawn
 from ddt_llama.probes.learn import Course, Lesson, learn
 from ddt_llama.probes.sources import text_of
@@ -97,15 +97,19 @@ class VariantPlan:
         check_range(self, 1, math.inf, "codes", "scenes", "steps")
         check_range(self, 0, math.inf, "drawn")
         check_held_out(self.held_out, self.pictures)
+        for name, seed in (("train", self.recipe.train.seed), ("data", self.recipe.data.seed)):
+            if seed:
+                raise UserError(f"recipe.{name}.seed: given {seed}; a probe takes its own: --seeds")
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
         image, text = self.recipe.train, self.course.train
         return (
             f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
-            f"{image.batch}, at most {self.codes:,} codes) and of a language model on its codes "
-            f"({text.steps} steps of {text.batch}, {self.pictures:,} scenes); {self.scenes} "
-            f"held-out scenes of each seed, {self.drawn} unseen ones drawn, the same by all."
+            f"{image.samples_a_step}, at most {self.codes:,} codes) and of a language model on its "
+            f"codes ({text.steps} steps of {text.samples_a_step}, {self.pictures:,} scenes); "
+            f"{self.scenes} held-out scenes of each seed, {self.drawn} unseen ones drawn, the same "
+            "by all."
         )
 
     def quick(self) -> "VariantPlan":
@@ -131,7 +135,6 @@ class VariantPlan:
 
 def each_can_vary(models: Sequence[Model]) -> None:
     """Raise UserError for a model without tokens tied to timesteps, or without text."""
-    check_names(models)
     for model in models:
         if not (model.tokenizer.refines and model.tokenizer.prefixes):
             raise UserError(
@@ -251,13 +254,13 @@ def figures_of(found: Mapping[str, Sequence[Judged]]) -> dict[str, Figure]:
 
 
 def differences(
-    found: Mapping[str, Sequence[Judged]], bases: Mapping[str, str]
+    found: Mapping[str, Sequence[Judged]], bases: Mapping[str, str], models: int = 1
 ) -> dict[str, dict[str, Figure]]:
     """Return what each variant of `bases` has more than its base, seed by seed.
 
-    By variant and quantity. How much seeds scatter is taken of all variants together: three seeds
-    of one say little of it. Intervals are so wide that those of all quantities and variants that a
-    verdict looks at hold together with 95 % (Bonferroni).
+    By variant and quantity; a verdict tells of so many `models`. How much seeds scatter is taken of
+    all variants together: three seeds of one say little of it. Intervals are so wide that those of
+    all quantities and variants that a verdict looks at hold together with 95 % (Bonferroni).
     """
     apart: dict[str, dict[str, Figure]] = {name: {} for name in bases}
     for quantity in MEASURED:
@@ -268,7 +271,7 @@ def differences(
         }
         known = {name: base for name, base in bases.items() if {name, base} <= table.keys()}
         if known:
-            for name, figure in contrasts(table, known, len(TOLD) * len(bases)).items():
+            for name, figure in contrasts(table, known, len(TOLD) * len(bases) * models).items():
                 apart[name][quantity] = figure
     return apart
 

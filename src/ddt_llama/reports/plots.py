@@ -94,7 +94,9 @@ def plot(curves: Curves, title: str) -> str:
 
     buffer = io.StringIO()
     with _style(INK, salt=title):
-        figure = _draw(curves, title, INK)
+        only = next(iter(curves)) if len(curves) == 1 else ""
+        full = title if only in ("", title) else f"{title.partition(' (')[0]}.{only}"
+        figure = _draw(curves, full, INK)
         if len(curves) > 1:
             figure.axes[0].legend(frameon=False, fontsize=8)
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
@@ -180,9 +182,7 @@ def _draw(curves: Curves, title: str, ink: str) -> "Figure":
     seen = [v for _, values in curves.values() for v in values]
     if seen and min(seen) > 0 and max(seen) / min(seen) > 20:
         axes.set_yscale("log")
-    only = next(iter(curves)) if len(curves) == 1 else ""
-    full = title if only in ("", title) else f"{title.partition(' (')[0]}.{only}"
-    _finish(axes, full, ink)
+    _finish(axes, title, ink)
     return figure
 
 

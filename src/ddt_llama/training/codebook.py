@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddt_llama import distributed
+from ddt_llama.config import UserError
 
 
 class CodebookKeeper:
@@ -53,8 +54,16 @@ class CodebookKeeper:
         return {"codebook.replaced": float(replaced)}
 
 
+def check_phases(begins: int, ends: int) -> None:
+    """Raise UserError where rounding would be phased in before it begins."""
+    if ends < begins:
+        raise UserError(f"round_from {begins}, round_until {ends}: allowed is a later end")
+
+
 def rounding_at(step: int, begins: int, ends: int) -> float:
     """Return how far features are rounded in step `step`: 0 up to `begins`, 1 from `ends` on.
+
+    Where both are one step it is the last that rounds nothing.
 
     >>> rounding_at(150, 100, 200)
     0.5

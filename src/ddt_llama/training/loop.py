@@ -130,12 +130,12 @@ def train(
     distributed.broadcast_module(model)
     trainer = _Trainer(model, objective, config, run, sample)
     trainer.resume()
-    if trainer.step >= config.steps:
-        return Outcome(trainer.step, True, trainer.ema)
     if config.compile:
         choose = getattr(objective, "parts_to_compile", lambda model: [model])
         for part in choose(model):
             part.compile()
+    if trainer.step >= config.steps:
+        return Outcome(trainer.step, True, trainer.ema)
     display = Display(config.steps, trainer.step)
     try:
         on_gpu = trainer.device.type == "cuda"

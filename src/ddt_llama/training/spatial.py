@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError, check_range
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
-from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
+from ddt_llama.training.codebook import CodebookKeeper, check_phases, rounding_at, spread
 from ddt_llama.training.critics import NORMED, Features, hinge
 
 
@@ -45,6 +45,7 @@ class SpatialObjectiveConfig:
         check_range(self, 0, math.inf, "commitment", "perceptual", "adversarial")
         check_range(self, 0, math.inf, "round_from", "round_until", "adversarial_from")
         check_range(self, 1, math.inf, "probe_every")
+        check_phases(self.round_from, self.round_until)
         first, *later = self.critic_widths or (0,)
         if first < 1 or any(width < 1 or width % NORMED for width in later):
             raise UserError(

@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 from ddt_llama.config import UserError, check_range
 from ddt_llama.diffusion import AtNoise, Density, Uniform
 from ddt_llama.tokenizer.timestep import TimestepTokenizer
-from ddt_llama.training.codebook import CodebookKeeper, rounding_at, spread
+from ddt_llama.training.codebook import CodebookKeeper, check_phases, rounding_at, spread
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class TimestepObjectiveConfig:
         check_range(self, 1, math.inf, "draws", "probe_every")
         check_range(self, 0, 1, "drop_tokens", "hide_fine", "own", "slips")
         check_range(self, 0, math.inf, "slip_size", "commitment", "round_from", "round_until")
+        check_phases(self.round_from, self.round_until)
         if self.own and self.draws < 2:
             raise UserError(
                 f"own {self.own} with draws {self.draws}: it needs 2 draws or more; set draws to 2 "

@@ -1,5 +1,6 @@
 """Models side by side: what is counted, what is left out, and the page."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.settings import Settings
 from ddt_llama.probes import compare as module
 from ddt_llama.probes.compare import ComparisonPlan, cells, compare, network
+from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.formulas import encoder_flops, spatial_flops
 from ddt_llama.reports.comparison import NOTHING
 from ddt_llama.tokenizer import (
@@ -95,6 +97,11 @@ def test_models_stand_side_by_side_and_are_measured_once(
         compare([tuned, models[1]], tmp_path / "c", PLAN)
     with pytest.raises(UserError, match="two models are named"):
         compare([models[0], models[0]], tmp_path / "d", PLAN)
+    (tmp_path / "no pictures").mkdir()
+    nothing = replace(PLAN, data=DataConfig(paths=(str(tmp_path / "no pictures"),)))
+    with pytest.raises(UserError, match="no pictures"):
+        compare(models, tmp_path / "d", nothing)
+    assert not (tmp_path / "d").exists()  # the corrected command may use it
 
 
 def test_cells_have_intervals_where_there_are_any_and_differences_with_them() -> None:
@@ -104,10 +111,10 @@ def test_cells_have_intervals_where_there_are_any_and_differences_with_them() ->
     def percent(value: float) -> str:
         return f"{100 * value:.0f} %"
 
-    less = "+30 % [+20 to +41]"  # hypot(0.03, 0.1) below, hypot(0.04, 0.1) above
+    less = "+30 points [+20 to +41]"  # hypot(0.03, 0.1) below, hypot(0.04, 0.1) above
     assert cells([one, other], "a", percent) == ("50 % [40 to 60]", "80 % [77 to 84]", less)
     back = cells([other, one, one], "a", percent)[3:]
-    assert back == ("-30 % [-41 to -20]",) * 2
+    assert back == ("-30 points [-41 to -20]",) * 2
     assert cells([one, other], "b", str) == ("3.0", "4.0", "")
     assert cells([one, other], "c", str) == (NOTHING, "1.0", "")
     alone = {"a": 0.5, "a.low": None, "a.high": None}  # JSON's word for bounds that are endless

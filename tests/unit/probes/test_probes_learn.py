@@ -207,7 +207,7 @@ def test_every_pass_of_a_stride_has_its_own_slope(
     def known(plan: Plan, sources: Any, orders: Any, folder: Path) -> Any:
         whole = np.linspace(2, 1, 60)
         return {
-            (sources[0].name, order, seed): Learned(1.5, [(1, 1.5)], *2 * [row.tolist()], {})
+            (sources[0].name, order, seed): Learned([(1, 1.5)], *2 * [row.tolist()], {})
             for order in orders
             for seed in plan.seeds
             for row in [whole[places(order, 60, seed, 0)]]
@@ -246,13 +246,96 @@ def test_entropy_is_level_in_noise_and_falls_where_the_second_pass_knows_both_si
 
 def test_the_slope_is_that_of_a_line_in_every_segment() -> None:
     line = [9.0, *np.linspace(3, 1, 10)]  # the first is left out
-    assert slope(line, 1) == pytest.approx(-2)
+    often = [3] * len(line)
+    assert slope(line, often, 1) == pytest.approx(-2)
     two = [9.0, *np.linspace(3, 1, 10), *np.linspace(5, 4, 11)]
-    assert slope(two, 2) == pytest.approx((-2 - 1) / 2)
-    assert slope([1.0], 1) == 0
+    assert slope(two, [1] * len(two), 2) == pytest.approx((-2 - 1) / 2)
+    assert slope([1.0], [1], 1) == 0
+    bent = [9.0, *np.linspace(0, 1, 11), *np.linspace(1, 9, 10)]  # hardly anyone comes so far
+    assert slope(bent, [100_000] * 12 + [1] * 10, 1) == pytest.approx(2, abs=0.01)
     one, other = (torch.zeros(length, dtype=torch.long) for length in (4, 5))
     assert len(orders_of(Sequences("codes", 2, (one,), (one, one)))) == 4
     assert orders_of(Sequences("captions", 2, (one,), (one, other))) == ("native",)
+
+
+def test_a_step_that_few_sequences_reach_counts_for_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(plan: Plan, sources: Any, orders: Any, folder: Path) -> Any:
+        learned = Learned([(1, 1.5)], [1.0, 1.0, 5.0], [2.0, 2.0, 7.0], {})
+        return {(sources[0].name, "native", seed): learned for seed in plan.seeds}
+
+    monkeypatch.setattr("ddt_llama.probes.entropy.learn_all", known)
+    short, long = torch.tensor([0, 1]), torch.tensor([0, 1, 2])
+    words = Sequences("words", 3, (short, short, short, long), (short, short, short, long))
+    figures = entropy(Plan((0, 1), COURSE), [words], tmp_path).figures
+    assert figures["words.native.entropy"].value == pytest.approx((8 * 2 + 7) / 9)
+    assert figures["words.alone.entropy"].value == 0  # every place has one symbol
+
+
+def test_the_middle_of_a_training_is_told_where_it_was_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def learned(*seen: int) -> Any:
+        def all_of(plan: Plan, sources: Any, orders: Any, folder: Path) -> Any:
+            return {
+                (one.name, order, seed): Learned(
+                    [(at, 2.0 - at / 1000 + 3 * (order != "native") * at) for at in seen],
+                    [],
+                    [],
+                    {},
+                )
+                for one in sources
+                for order in orders
+                for seed in plan.seeds
+            }
+
+        return all_of
+
+    source = [iid(300, 8, 4, held_out=20)]
+    for seen, half in (((100, 200, 300, 400), 200), ((100, 200, 300), None), ((500,), None)):
+        monkeypatch.setattr("ddt_llama.probes.shuffle.learn_all", learned(*seen))
+        figures = shuffle(Plan((0, 1), COURSE), source, tmp_path).figures
+        found = figures.get("iid.fixed.half_way")
+        assert (found and found.value) == (half and pytest.approx(3 * half))
+
+
+def test_models_whose_names_begin_alike_are_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def known(plan: Plan, sources: Any, orders: Any, folder: Path) -> Any:
+        keys = [(one.name, order, s) for one in sources for order in orders for s in plan.seeds]
+        return {key: Learned([(1, 1.5)], [], [], {}) for key in keys}
+
+    monkeypatch.setattr("ddt_llama.probes.shuffle.learn_all", known)
+    rows = torch.randint(6, (60, 8), generator=torch.Generator().manual_seed(0))
+    names = ("run 1", "run 1 coarse to fine", "run 2")
+    sources = [of_codes(name, (rows + turn) % 6, 6, 20) for turn, name in enumerate(names)]
+    verdict = shuffle(Plan((0, 1), COURSE), sources, tmp_path).verdict
+    assert "run 1 less run 2 " in verdict
+    assert "run 1 coarse to fine less run 2 " in verdict
+    assert "run 1 less run 1 coarse" not in verdict
+
+
+@pytest.mark.slow
+def test_a_lesson_killed_before_its_result_was_written_has_the_same_one(
+    tmp_path: Path,
+) -> None:
+    short = replace(COURSE, train=replace(COURSE.train, steps=20, sample_every=10, accumulate=2))
+    whole = learn(of(short), chain(300), tmp_path / "whole", attention)
+    assert [seen for seen, _ in whole.curve] == [10 * 64, 20 * 64]
+
+    def killed(model: Any, vocabulary: Any) -> Any:
+        raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        learn(of(short), chain(300), tmp_path / "killed", killed)
+    assert learn(of(short), chain(300), tmp_path / "killed", attention) == whole
+
+
+def attention(model: Any, vocabulary: Any) -> dict[str, float]:
+    """Say by which kernel a pupil is examined."""
+    return {"eager": float(model.config._attn_implementation == "eager")}
 
 
 def test_sequences_read_from_the_other_end_are_learned_once() -> None:

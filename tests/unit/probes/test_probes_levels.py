@@ -5,11 +5,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, load_json
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation import Model
 from ddt_llama.generation.settings import Settings
@@ -36,6 +37,7 @@ from stand_in import StandIn
 
 TOKENS = 8
 PLAN = LevelPlan(seeds=(0, 1), levels=4, scenes=6, steps=1)
+QUARTERS = PLAN.shares(TOKENS)
 
 
 class Album(StandIn):
@@ -216,6 +218,13 @@ def test_the_end_that_holds_the_picture_gives_it_back(tmp_path: Path) -> None:
     assert outcome.figures["last.fine.psnr.75"].value < 20
     assert "count 25 % (25 to 25)" in outcome.verdict
     assert len(outcome.plots) == 3
+    for seed in PLAN.seeds:  # the border is half of the way from what another scene shows
+        measured = load_json(tmp_path / "parts" / f"last-{seed}.json")
+        scenes = Subjects.of(album("last"), PLAN, seed).scenes
+        others = [*scenes[1:], scenes[0]]
+        shown = [attributes(other.objects, one) for other, one in zip(others, scenes, strict=True)]
+        chance = dict(zip(ATTRIBUTES, np.mean(shown, axis=0), strict=True))
+        assert measured["chance"] == pytest.approx(chance)
     again = prefix(PLAN, [replace_album(tmp_path)], tmp_path)
     assert again.figures == outcome.figures
 
@@ -226,7 +235,7 @@ def test_no_share_has_an_interval_beyond_0_and_1() -> None:
     for third in (0.0, 1.0):
         levels = {name: [0.0, 0.0, third, 1.0] for name in names}
         measured.append({"coarse": levels, "fine": levels, "chance": dict.fromkeys(names, 0.0)})
-    figures = figures_of(PLAN, measured)
+    figures = figures_of(QUARTERS, measured)
     for name in names[1:]:
         half_way = figures[f"coarse.{name}.back"]
         # Half of the way to 1 is passed half way from 50 % to 75 %, or from 75 % to all.
@@ -263,9 +272,12 @@ def test_ends_meet_at_all_tokens() -> None:
     assert mask_of("fine", 2, 5).tolist() == [True, True, False, False, False]
     assert all(mask_of(end, 5, 5).all() for end in ENDS)
     assert LevelPlan().counts(64) == list(range(2, 65, 2))
-    assert LevelPlan().counts(8)[:5] == [1, 1, 1, 1, 1]
-    assert LevelPlan(levels=4).shown() == [0, 1, 2, 3]
-    assert LevelPlan().shown()[-1] == 31
+    assert LevelPlan().counts(8) == list(range(1, 9))
+    assert LevelPlan().shares(8)[:2] == [0.125, 0.25]
+    assert LevelPlan().counts(48)[:4] == [2, 3, 4, 6]
+    assert LevelPlan(levels=4).shown(64) == [0, 1, 2, 3]
+    assert LevelPlan().shown(64)[-1] == 31
+    assert LevelPlan().shown(8) == list(range(8))
 
 
 def test_attributes_are_those_of_the_objects() -> None:
@@ -305,14 +317,15 @@ def test_what_is_never_back_is_said_to_be_so_and_compared_with_nothing(tmp_path:
 
 
 def test_back_is_what_stays_above_a_border_that_all_tokenizers_share() -> None:
-    assert stays([3.0, 2.0], 4.0) == math.inf  # never there
-    assert stays([3.0, 4.0], 4.0) == 1
-    assert stays([0.5, 0.6, 1.0], 0.5) == pytest.approx(1 / 3)
+    assert stays([3.0, 2.0], [0.5, 1], 4.0) == math.inf  # never there
+    assert stays([3.0, 4.0], [0.5, 1], 4.0) == 1
+    assert stays([0.5, 0.6, 1.0], [0.2, 0.5, 1], 0.5) == 0.2
+    assert stays([0.0, 1.0, 1.0], [0.2, 0.5, 1], 0.5) == pytest.approx(0.35)
     sizes = {"size": [0.5, 0.7, 0.8, 1.0], "psnr": [10.0, 19.0, 21.0, 40.0]}
     measured = {"coarse": sizes, "chance": {"size": 0.5}}  # one of two is right by chance
     # Half of the way from 0.5 is 0.75, between the second and the third level.
-    assert back(measured, "coarse", "size") == pytest.approx(2.5 / 4)
-    assert back(measured, "coarse", "psnr") == pytest.approx(2.5 / 4)
+    assert back(measured, QUARTERS, "coarse", "size") == pytest.approx(2.5 / 4)
+    assert back(measured, QUARTERS, "coarse", "psnr") == pytest.approx(2.5 / 4)
 
 
 def test_what_is_hidden_of_tokens_in_place_is_the_bare_background() -> None:

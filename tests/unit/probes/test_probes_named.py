@@ -12,9 +12,10 @@ from ddt_llama.config import UserError, load_json
 from ddt_llama.generation import Model
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.probes import sources as module
+from ddt_llama.probes.base import kept
 from ddt_llama.probes.learn import Plan
 from ddt_llama.probes.named import PROBES, carry_out
-from ddt_llama.probes.sources import CAPTIONS, sources_of
+from ddt_llama.probes.sources import sources_of
 from ddt_llama.tokenizer import SpatialTokenizer, SpatialTokenizerConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 from stand_in import StandIn
@@ -58,8 +59,9 @@ def test_models_give_codes_in_language_order_and_their_captions() -> None:
     codes, texts = sources_of([with_text("x")], 40, 8)
     assert (codes.name, codes.alphabet, codes.bits) == ("x", 8, 16 * 3)
     assert (len(codes.train), len(codes.held_out), codes.mean_length) == (32, 8, 16.0)
-    assert (texts.name, len(texts.train)) == ("captions", 32 * CAPTIONS)
-    assert 0 < len(texts.held_out) <= 8 * CAPTIONS  # those that do not stand in training
+    # 16 codes are fewer symbols than two captions have.
+    assert (texts.name, len(texts.train)) == ("captions", 32 * 2)
+    assert 0 < len(texts.held_out) <= 8 * 2  # those that do not stand in training
     assert texts.bits is None
     model = with_text("x")
     assert model.text is not None
@@ -93,6 +95,14 @@ def test_a_probe_that_measured_nothing_leaves_no_folder(
     with pytest.raises(UserError, match="no"):
         carry_out("shuffle", [spatial("a")], tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+    def begin(_: Any, __: Any, folder: Path) -> Any:
+        return kept(folder / "parts" / "x.json", refuse)
+
+    monkeypatch.setitem(PROBES, "shuffle", PROBES["shuffle"]._replace(action=begin))
+    with pytest.raises(UserError, match="no"):
+        carry_out("shuffle", [spatial("a")], tmp_path / "p")
+    assert not (tmp_path / "p").exists()
     with pytest.raises(UserError, match="files are named after it"):
         carry_out("shuffle", [spatial("a/b")], tmp_path / "p")
 
@@ -122,6 +132,10 @@ def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.M
     next(cast(Any, further.tokenizer).parameters()).data += 0.1
     with pytest.raises(UserError, match="weights"):
         carry_out("shuffle", [further], tmp_path / "p", quick=True)
+    slower = spatial("a")  # of a release that decodes in other steps
+    slower.settings = replace(slower.settings, steps=slower.settings.steps + 1)
+    with pytest.raises(UserError, match="settings"):
+        carry_out("shuffle", [slower], tmp_path / "p", quick=True)
     other = spatial("a")  # of the same weights, but not the same settings
     network = cast(Any, other.tokenizer)
     network.config = replace(network.config, image_size=network.config.image_size * 2)

@@ -42,8 +42,15 @@ TRAIN = TrainConfig(
 )
 CIRCLE, STAR = Object(0, 0, 0, 0.25, 0.25), Object(3, 1, 1, 0.75, 0.75)
 SMALL = tuple(replace(SIZES[0], dim=dim, depth=1, mlp_dim=dim) for dim in (16, 32))
+COURSE = ScalingPlan.course_of_all()
 PLAN = ScalingPlan(
-    (0, 1), SMALL, (16, 32), passes=1.0, held_out=8, drawn=0, course=Course(train=TRAIN)
+    (0, 1),
+    SMALL,
+    (16, 32),
+    passes=1.0,
+    held_out=8,
+    drawn=0,
+    course=replace(COURSE, train=replace(TRAIN, steps=COURSE.train.steps)),
 )
 
 
@@ -52,7 +59,7 @@ def test_the_exponents_are_those_of_a_power_law_and_its_noise_is_their_interval(
     sizes = [1000, 8000]
     done = {
         (place, amount, seed): Learned(
-            8 * size**-0.1 * amount ** -(0.2 + 0.01 * seed), [(1, 1.0)], [1.0], [1.0], {}
+            [(1, 8 * size**-0.1 * amount ** -(0.2 + 0.01 * seed))], [1.0], [1.0], {}
         )
         for place, size in enumerate(sizes)
         for amount in plan.amounts
@@ -228,9 +235,22 @@ def test_a_trend_claims_no_more_than_its_interval() -> None:
 def test_steps_follow_the_data_and_slopes_need_two_points() -> None:
     assert PLAN.course_for(SMALL[0], 16).train.steps == 2
     assert PLAN.course_for(SMALL[1], 32).train.steps == 4
-    for changes in ({"amounts": (5, 5)}, {"shapes": SMALL[:1]}):
+    heads = replace(SMALL[0], num_heads=2, num_kv_heads=2)  # as many parameters
+    for changes in (
+        {"amounts": (5, 5)},
+        {"shapes": SMALL[:1]},
+        {"shapes": (*SMALL, heads)},
+    ):
         with pytest.raises(UserError, match="two or more"):
             replace(PLAN, **changes)
+    twice = replace(PLAN, course=replace(PLAN.course, train=replace(COURSE.train, accumulate=2)))
+    assert twice.course_for(SMALL[0], 320).train.steps == 5  # of 64 pictures
+    for course in (
+        replace(PLAN.course, shape=SMALL[1]),
+        replace(PLAN.course, train=replace(PLAN.course.train, steps=7)),
+    ):
+        with pytest.raises(UserError, match="follows from shapes, amounts and passes"):
+            replace(PLAN, course=course)
     sizes = [module.parameters(shape, Model(Grey(), name="x")) for shape in SIZES]
     assert sizes == sorted(sizes)
     assert ScalingPlan().quick().held_out < ScalingPlan().held_out

@@ -72,7 +72,7 @@ def test_no_codes_beside_text_change_nothing(tmp_path: Path) -> None:
 
 def test_a_gap_is_taken_seed_by_seed_and_told_with_its_sign() -> None:
     def runs(*bits: float) -> list[Learned]:
-        return [Learned(one, [(8, one)], [one], [one], {}) for one in bits]
+        return [Learned([(8, one)], [one], [one], {}) for one in bits]
 
     learned = {ALONE: runs(2.0, 3.0, 4.0), beside("x"): runs(1.9, 2.88, 3.88)}
     learned[of_others("x")] = runs(2.0, 3.0, 4.05)

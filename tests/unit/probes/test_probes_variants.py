@@ -161,6 +161,8 @@ def test_differences_are_taken_seed_by_seed() -> None:
     three = differences(found, {"better": "as it is", "worse": "as it is"})
     assert three["better"]["psnr"].low < 1 < three["better"]["psnr"].high
     assert set(three["worse"]) == {"psnr"}
+    both = differences(found, {"better": "as it is", "worse": "as it is"}, models=2)
+    assert both["better"]["psnr"].low < three["better"]["psnr"].low  # more is to hold together
     del found["worse"]
     assert set(apart["better"]) == {"psnr", "shapes"}
     assert ablate_verdict(apart) == "better +1.0 dB (+1.0 to +1.0)"
@@ -222,6 +224,10 @@ def test_a_quick_plan_is_short_and_others_are_refused() -> None:
     short = VariantPlan().quick()
     assert short.recipe.train.steps < 10 > short.course.train.steps
     assert len(short.seeds) == 2
+    for part in ("train", "data"):
+        given = replace(getattr(PLAN.recipe, part), seed=1)
+        with pytest.raises(UserError, match=f"recipe.{part}.seed: given 1"):
+            replace(PLAN, recipe=replace(PLAN.recipe, **{part: given}))
     for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}, {"codes": 0}):
         with pytest.raises(UserError):
             replace(PLAN, **wrong)
