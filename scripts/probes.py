@@ -3,7 +3,7 @@
 Stopped at any moment, the same command goes on where it was. Each probe writes into a folder of its
 name and a log beside it; `length` and `ablate` vary the first model, the others look at all.
 
-    python scripts/probes.py nano runs/speedrun-spatial-nano/spatial-nano
+    python scripts/probes.py nano weights/spatial-nano
 """
 
 import os
