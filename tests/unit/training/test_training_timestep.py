@@ -334,7 +334,9 @@ def test_the_probe_measures_what_the_tokens_hold():
     energy = float(batch.square().mean())
     assert start["probe.own"] == pytest.approx(energy, rel=1e-5)
     assert start["probe.own"] == start["probe.wrong"] == start["probe.none"]
-    config = TimestepObjectiveConfig(draws=1, density=AtNoise(1.0), round_from=10**6)
+    config = TimestepObjectiveConfig(
+        draws=1, density=AtNoise(1.0), round_from=10**6, round_until=10**6
+    )
     goal, optimizer = objective(config), torch.optim.Adam(model.parameters(), 3e-3)
     for step in range(60):
         goal.before_step(model, step)
