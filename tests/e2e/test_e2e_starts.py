@@ -19,6 +19,8 @@ from ddt_llama.language import TextTokenizer
 
 diffusers = pytest.importorskip("diffusers")
 
+ROUNDED = ["--objective.round-from", "0", "--objective.round-until", "1"]  # from the first step
+
 
 def weights(run: Path, part: str) -> dict[str, torch.Tensor]:
     return load_tensors(run / "release" / part / "model.safetensors")
@@ -32,7 +34,7 @@ def test_a_decoder_trained_alone_goes_on_without_the_run_it_came_from(
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     """What it keeps lies in no checkpoint, so it must lie in the run itself."""
-    fields = [*TOKENIZER, "--keep-codes", "true", "--objective.round-until", "1"]
+    fields = [*TOKENIZER, "--keep-codes", "true", *ROUNDED]
     whole, cut, start = (tmp_path / name for name in ("whole", "cut", "start"))
     shutil.copytree(pipeline.tokenizer, start)
     train = ["train", "nano_tokenizer", "--start", str(start), *fields]
@@ -49,7 +51,7 @@ def test_kept_codes_cannot_grow(
 ) -> None:
     train = ["train", "nano_tokenizer", "--start", str(pipeline.tokenizer), *TOKENIZER]
     train += ["--keep-codes", "true", "--tokenizer.quantizer.codebook-size", "100000"]
-    assert main([*train, "--objective.round-until", "1", "--out", str(tmp_path / "run")]) == 2
+    assert main([*train, *ROUNDED, "--out", str(tmp_path / "run")]) == 2
     assert "codebook_size 100000 given, there are" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
@@ -108,7 +110,7 @@ def test_a_release_says_what_its_trainings_took(pipeline: Pipeline, tmp_path: Pa
     assert [one.samples for one in told] == [12, 12, 8]
     # Each part brings its own: a decoder trained on, and a language model on another's tokenizer.
     decoder = ["train", "nano_tokenizer", "--start", str(pipeline.instruct), *TOKENIZER]
-    decoder += ["--keep-codes", "true", "--objective.round-until", "1", "--steps", "2"]
+    decoder += ["--keep-codes", "true", *ROUNDED, "--steps", "2"]
     assert main([*decoder, "--out", str(tmp_path / "decoder")]) == 0
     both = ["--tokenizer", str(tmp_path / "decoder"), "--start", str(pipeline.pretrain)]
     train = ["train", "nano_instruct", *both, *LANGUAGE, "--steps", "1"]

@@ -57,7 +57,10 @@ class CodebookKeeper:
 def check_phases(begins: int, ends: int) -> None:
     """Raise UserError where rounding would be phased in before it begins."""
     if ends < begins:
-        raise UserError(f"round_from {begins}, round_until {ends}: allowed is a later end")
+        raise UserError(
+            f"objective.round_from {begins}, round_until {ends}: it would end before it begins; "
+            "rounded from the first step on is 0 and 1"
+        )
 
 
 def rounding_at(step: int, begins: int, ends: int) -> float:

@@ -14,6 +14,7 @@ from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig, keep_codes
+from ddt_llama.training.spatial import SpatialObjectiveConfig
 from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig, probe
 
 TOKENS, SIDE, SEED = 6, 8, 11
@@ -276,6 +277,12 @@ def test_rounding_is_phased_in(start: int, end: int, shares: list[float]):
         goal.before_step(build(), step)
         seen.append(goal.rounding)
     assert seen == shares
+
+
+@pytest.mark.parametrize("config", [TimestepObjectiveConfig, SpatialObjectiveConfig])
+def test_rounding_cannot_end_before_it_begins(config: Any):
+    with pytest.raises(UserError, match="round_from 400, round_until 1: it would end before"):
+        config(round_from=400)
 
 
 def test_balance_weighs_gradients_by_the_inverse_of_visibility():
