@@ -16,12 +16,14 @@ CPU = torch.device("cpu")
     [
         ({}, False),
         ({"avx512_vnni": True}, False),
-        ({"avx512_bf16": True}, True),
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, True),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, False),
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, True),
         ({"avx512_bf16": False, "amx_bf16": True}, True),
         ({"bf16": True}, True),
     ],
 )
-def test_bf16_is_used_only_where_the_processor_has_it(found, expected, monkeypatch):
+def test_bf16_is_used_only_where_the_processor_gains_by_it(found, expected, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     assert distributed.has_bf16(CPU) is expected
     weights = torch.ones(2, 2)

@@ -50,7 +50,7 @@ class TrainConfig:
 
     `batch` counts the images (or documents) of one pass, over all processes together.
     `clip` 0 only measures the gradient norm. `minutes` ends this start early with a checkpoint.
-    `bf16`: compute in bf16 where the device can, in float32 where it cannot.
+    `bf16`: compute in bf16 where the device gains by it, in float32 elsewhere.
     `prefetch`: batches read ahead. `workers`: processes that prepare the batches of each training
     process, where its device is a GPU (on a CPU they would only take its cores); no more than there
     are cores.
