@@ -7,6 +7,7 @@ given, and by what of unseen scenes is there when the model draws them.
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,16 +31,22 @@ OBJECTS, GRID = 2, 8  # at most so many, on so many cells along a side
 
 
 def described(
-    tokenizer: Tokenizer, text: TextTokenizer, name: str, count: int, held_out: int
+    tokenizer: Tokenizer,
+    text: TextTokenizer,
+    name: str,
+    count: int,
+    held_out: int,
+    folder: Path | None = None,
 ) -> Sequences:
     """Return scenes as ids of a description, a mark and codes; of the last those that are new.
 
     Symbols below `text.size` are text, the mark is `text.size`. Of what is held out the
     descriptions and their marks are given. So simple scenes recur: of the last `held_out` of the
-    `count` those that are among the others are left out, the same for every tokenizer.
+    `count` those that are among the others are left out, the same for every tokenizer. Codes are
+    kept in `folder`, if given.
     """
     pictures = easy(count, tokenizer.image_size, "train")
-    codes = tokenizer.to_language(encoded(tokenizer, pictures, name))
+    codes = tokenizer.to_language(encoded(tokenizer, pictures, name, folder))
     scenes = pictures.scenes(0, count)
     begun = beginnings(text, scenes)
     first = text.size + 1

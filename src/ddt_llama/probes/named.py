@@ -72,7 +72,7 @@ def on_sequences(
     """Return a probe of sequences as a probe of the models that they come from."""
 
     def of_models(plan: Plan, models: Sequence[Model], folder: Path) -> Outcome:
-        outcome = action(plan, sources_of(models, plan.pictures, plan.held_out), folder)
+        outcome = action(plan, sources_of(models, plan.pictures, plan.held_out, folder), folder)
         if any(model.text is not None for model in models):
             return outcome
         missing = "No model has a language: there are no captions to compare with."

@@ -180,9 +180,8 @@ class Law(NamedTuple):
 def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learned]:
     """Carry out every lesson on the codes of one model."""
     text = text_of([model])
-    everything = described(
-        model.tokenizer, text, model.name, max(plan.amounts) + plan.held_out, plan.held_out
-    )
+    count = max(plan.amounts) + plan.held_out
+    everything = described(model.tokenizer, text, model.name, count, plan.held_out, folder)
 
     def examine(pupil: Any, vocabulary: Vocabulary) -> dict[str, float]:
         if not plan.drawn:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ddt_llama.checkpoint import load_tensors, save_tensors
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.pictures import ScenePictures, batches
 from ddt_llama.evaluation.reconstruction import device_of
@@ -23,7 +25,9 @@ TIMESTEPS = ("coarse to fine", "fine to coarse")  # orders, behind the name of a
 CAPTIONS = 6  # of some ten ids each, for every 64 codes of a picture
 
 
-def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Sequences]:
+def sources_of(
+    models: Sequence[Model], pictures: int, held_out: int, folder: Path | None = None
+) -> list[Sequences]:
     """Return the codes of the same scenes from every model, and their captions as ids of text.
 
     Codes come in the order that the model's language model reads. Where the tokenizer has a coarse
@@ -34,7 +38,8 @@ def sources_of(models: Sequence[Model], pictures: int, held_out: int) -> list[Se
     sources = []
     for model in models:
         tokenizer = model.tokenizer
-        codes = encoded(tokenizer, scenes_to_learn(pictures, tokenizer.image_size), model.name)
+        scenes = scenes_to_learn(pictures, tokenizer.image_size)
+        codes = encoded(tokenizer, scenes, model.name, folder)
         orders = {model.name: tokenizer.to_language(codes)}
         timesteps = dict(zip(TIMESTEPS, (codes.flip(1), codes), strict=True))
         for told, rows in timesteps.items() if tokenizer.prefixes else ():
@@ -73,10 +78,22 @@ def scenes_to_learn(count: int, size: int = 64) -> ScenePictures:
     return ScenePictures(count, size, "train", SEED)
 
 
-def encoded(tokenizer: Tokenizer, pictures: ScenePictures, name: str) -> Int[Tensor, "n k"]:
-    """Return the codes of pictures, column 0 the finest."""
+def encoded(
+    tokenizer: Tokenizer, pictures: ScenePictures, name: str, folder: Path | None = None
+) -> Int[Tensor, "n k"]:
+    """Return the codes of pictures, column 0 the finest.
+
+    Kept in the `folder` of a probe, if given: it goes on with them, on another machine, too, where
+    the last bits of an encoder differ and a few near codes with them.
+    """
+    kept = None if folder is None else folder / "codes" / f"{name}.safetensors"
+    if kept is not None and kept.is_file():
+        return load_tensors(kept)["codes"].long()
     parts = []
     for start, stop in watch(list(batches(len(pictures), ENCODED_AT_ONCE)), f"encode by {name}"):
         images = pictures.images(start, stop).to(device_of(tokenizer))
         parts.append(tokenizer.encode(images).cpu())
-    return torch.cat(parts)
+    codes = torch.cat(parts)
+    if kept is not None:
+        save_tensors(kept, {"codes": codes.int()})
+    return codes

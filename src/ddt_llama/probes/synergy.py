@@ -46,6 +46,7 @@ def synergy(plan: Plan, models: Sequence[Model], folder: Path) -> Outcome:
                 model.tokenizer,
                 scenes_to_learn(plan.pictures, model.tokenizer.image_size),
                 model.name,
+                folder,
             )
         )
         for model in models
