@@ -159,7 +159,7 @@ def learn_all(
 ) -> dict[tuple[str, Order, int], Learned]:
     """Learn every source in every order with every seed; keys are (source, order, seed)."""
     done: dict[tuple[str, Order, int], Learned] = {}
-    for source, order, seed in watch(list(product(sources, orders, plan.seeds)), "lessons"):
+    for seed, source, order in watch(list(product(plan.seeds, sources, orders)), "lessons"):
         lesson = Lesson(plan.course, source.name, source.fingerprint(), order, seed)
         place = folder / "lessons" / f"{source.name}-{order}-{seed}"
         done[source.name, order, seed] = learn(lesson, source, place)

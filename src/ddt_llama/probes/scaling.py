@@ -191,8 +191,8 @@ def learn_grid(plan: ScalingPlan, model: Model, folder: Path) -> dict[Key, Learn
         return {"shapes": share}
 
     done: dict[Key, Learned] = {}
-    grid = list(product(range(len(plan.shapes)), plan.amounts, plan.seeds))
-    for place, amount, seed in watch(grid, f"lessons of {model.name}"):
+    grid = list(product(plan.seeds, range(len(plan.shapes)), plan.amounts))
+    for seed, place, amount in watch(grid, f"lessons of {model.name}"):
         part = replace(everything, train=everything.train[:amount])
         course = plan.course_for(plan.shapes[place], amount)
         lesson = Lesson(course, model.name, part.fingerprint(), seed=seed)

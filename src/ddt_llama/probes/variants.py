@@ -153,7 +153,7 @@ def judged(
     """Train and judge every variant with every seed; values are in the order of the seeds."""
     found: dict[str, list[Judged]] = {name: [] for name in variants}
     text = text_of([model])
-    work = list(product(variants, plan.seeds))
+    work = list(product(plan.seeds, variants))  # all of one seed first: an early look compares
 
     def place(name: str, seed: int) -> str:
         return f"{model.name}-{name.replace(' ', '-')}-{seed}"
@@ -165,7 +165,7 @@ def judged(
         tokenizer = reordered(tokenizer, recipe)
         return judge(plan, tokenizer, seed, text, folder / "lessons" / place(name, seed))
 
-    for name, seed in watch(work, f"variants of {model.name}"):
+    for seed, name in watch(work, f"variants of {model.name}"):
         part = folder / "parts" / f"{place(name, seed)}.json"
         found[name].append(kept(part, partial(value, name, seed)))
     return found
