@@ -108,6 +108,7 @@ def recipe_of(kind: str, seed: int, steps: int, compiled: bool) -> SpatialRecipe
     train = replace(
         recipe.train,
         steps=steps,
+        batch=16,
         seed=seed,
         ema=0.99,
         compile=compiled,
@@ -118,7 +119,7 @@ def recipe_of(kind: str, seed: int, steps: int, compiled: bool) -> SpatialRecipe
     return (LevelsRecipe if kind == "levels" else SpatialRecipe)(
         f"spatial_{kind}",
         tokenizer=replace(recipe.tokenizer, quantizer=quantizer),
-        objective=replace(recipe.objective, round_from=100, round_until=200),
+        objective=replace(recipe.objective, round_from=300, round_until=600),
         train=train,
         data=replace(recipe.data, seed=seed),
     )
@@ -137,7 +138,7 @@ def fidelity(tokenizer: Any, seed: int, scenes: int) -> dict[str, float]:
 def main(
     out: Path,
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 450,
+    steps: int = 1400,
     lesson_steps: int = 600,
     pictures: int = 20_000,
     held_out: int = 512,
