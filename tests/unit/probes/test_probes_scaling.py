@@ -109,6 +109,30 @@ def test_symbols_are_written_behind_beginnings_of_any_length() -> None:
     assert found[2].tolist() == [5, 6, 7]
 
 
+def test_symbols_are_drawn_with_the_temperature() -> None:
+    vocabulary = Vocabulary(1, 10, 4)
+
+    class Leaning(nn.Module):
+        """Finds symbol 6 four times as likely as symbol 5, and nothing else possible."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def forward(self, input_ids: Tensor, **_: Any) -> Any:
+            chances = torch.zeros(vocabulary.size)
+            chances[vocabulary.to_ids(torch.tensor([5, 6]))] = torch.tensor([0.2, 0.8])
+            rows = chances.log().expand(*input_ids.shape, -1)
+            return SimpleNamespace(logits=rows, past_key_values=None)
+
+    ids = [vocabulary.to_ids(torch.tensor([7]))] * 2000
+    found = write(Leaning(), vocabulary, ids, first=5, count=1, seed=0)
+    assert set(found.flatten().tolist()) == {5, 6}
+    likely = 0.8 ** (1 / drawing.TEMPERATURE)
+    expected = likely / (likely + 0.2 ** (1 / drawing.TEMPERATURE))
+    assert float((found == 6).float().mean()) == pytest.approx(expected, abs=0.02)
+
+
 def test_what_is_told_is_not_measured(tmp_path: Path) -> None:
     rows = tuple(torch.tensor([0, 1, 2, 3]) for _ in range(8))
     lesson = Lesson(Course(shape=SMALL[0], train=TRAIN), "x", "y")
