@@ -119,7 +119,7 @@ def recipe_of(kind: str, seed: int, steps: int, compiled: bool) -> SpatialRecipe
     return (LevelsRecipe if kind == "levels" else SpatialRecipe)(
         f"spatial_{kind}",
         tokenizer=replace(recipe.tokenizer, quantizer=quantizer),
-        objective=replace(recipe.objective, round_from=300, round_until=600),
+        objective=replace(recipe.objective, round_from=200, round_until=400),
         train=train,
         data=replace(recipe.data, seed=seed),
     )
@@ -138,7 +138,7 @@ def fidelity(tokenizer: Any, seed: int, scenes: int) -> dict[str, float]:
 def main(
     out: Path,
     seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 1400,
+    steps: int = 1000,
     lesson_steps: int = 600,
     pictures: int = 20_000,
     held_out: int = 512,

@@ -61,7 +61,7 @@ class ScalingPlan:
 
     seeds: tuple[int, ...] = (0, 1, 2)
     shapes: tuple[BackboneConfig, ...] = SIZES
-    amounts: tuple[int, ...] = (1_500, 4_500, 13_500)
+    amounts: tuple[int, ...] = (1_000, 3_000, 9_000)
     passes: float = 2.0
     held_out: int = 512
     drawn: int = 96

@@ -64,7 +64,7 @@ TOLD = {
 
 
 def shortened() -> TokenizerRecipe:
-    """Return nano's training of a tokenizer on a sixteenth of its images.
+    """Return nano's training of a tokenizer on a few of its images.
 
     In small batches: what keeps tokens from saying anything at first yields to the number of steps,
     not of images (experiments/0040).
@@ -72,14 +72,14 @@ def shortened() -> TokenizerRecipe:
     recipe = nano_tokenizer()
     train = replace(
         recipe.train,
-        steps=1400,
+        steps=1000,
         batch=16,
         ema=0.99,
-        sample_every=1400,
+        sample_every=1000,
         keep=1,
         tensorboard=False,
     )
-    objective = replace(recipe.objective, round_from=300, round_until=600)
+    objective = replace(recipe.objective, round_from=200, round_until=400)
     return replace(recipe, train=train, objective=objective)
 
 
