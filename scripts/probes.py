@@ -18,7 +18,7 @@ import tyro
 from tqdm import tqdm
 
 LESSONS = ("--course.train.compile", "true")
-TOKENIZERS = ("--recipe.train.compile", "true")
+TOKENIZERS = ("--train.compile", "true")
 # The longest first, and what has to be compiled.
 PROBES: dict[str, tuple[str, ...]] = {
     "ablate": (*LESSONS, *TOKENIZERS),

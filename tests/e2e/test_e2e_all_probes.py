@@ -64,7 +64,7 @@ def test_every_probe_is_begun_once_and_one_that_fails_stops_no_other(
         )
         trains = name not in ("prefix", "swap")
         assert not trains or plan.course.train.compile
-        assert not varied or plan.recipe.train.compile
+        assert not varied or plan.train.compile
         assert rest[-2:] == ["--out", str(tmp_path / "p" / name)]
 
 

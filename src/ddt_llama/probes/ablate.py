@@ -111,7 +111,7 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
             shown = {name: row[quantity] for name, row in named.items() if quantity in row}
             if shown:
                 rows[f"{model.name}: {QUANTITIES[quantity]}, more than its base"] = shown
-    after = f"After {plan.recipe.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
+    after = f"After {plan.train.steps} steps of a tokenizer, {len(plan.seeds)} seeds"
     notes = (
         "Differences: how much seeds scatter is taken of all variants together, as if they "
         "scattered alike, and the intervals of all that the verdict looks at hold together."

@@ -31,11 +31,14 @@ from ddt_llama.probes.base import SEED, as_share, check_held_out, check_seeds, k
 from ddt_llama.probes.drawing import described, drawn
 from ddt_llama.probes.learn import Course, Lesson, learn
 from ddt_llama.probes.sources import text_of
+from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.run import run
 from ddt_llama.recipes.sizes import nano_tokenizer
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
 from ddt_llama.tokenizer import Tokenizer, load
 from ddt_llama.tokenizer.base import visible_mask
+from ddt_llama.training.loop import TrainConfig
+from ddt_llama.training.timestep import TimestepObjectiveConfig
 
 Judged = Mapping[str, float]  # by the names of QUANTITIES
 QUANTITIES = {
@@ -87,14 +90,16 @@ def shortened() -> TokenizerRecipe:
 class VariantPlan:
     """How every variant is trained and judged.
 
-    `recipe` trains the tokenizers; its network is replaced by that of the model asked about, with
-    at most `codes`, as many as nano's own training begins with.
+    `objective`, `train` and `data` are those of the tokenizers; their network is that of the model
+    asked about, with at most `codes`, as many as nano's own training begins with.
     `course` trains the language models on `pictures` scenes, of which `held_out` are measured on;
     each then draws `drawn` unseen ones, none where 0. `scenes` are encoded and decoded in `steps`.
     """
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    recipe: TokenizerRecipe = field(default_factory=shortened)
+    objective: TimestepObjectiveConfig = field(default_factory=lambda: shortened().objective)
+    train: TrainConfig = field(default_factory=lambda: shortened().train)
+    data: DataConfig = field(default_factory=lambda: shortened().data)
     course: Course = field(default_factory=lambda: Course(look_back=True))
     codes: int = 4096
     pictures: int = 10_000
@@ -109,13 +114,13 @@ class VariantPlan:
         check_range(self, 1, math.inf, "codes", "scenes", "steps")
         check_range(self, 0, math.inf, "drawn")
         check_held_out(self.held_out, self.pictures)
-        for name, seed in (("train", self.recipe.train.seed), ("data", self.recipe.data.seed)):
+        for name, seed in (("train", self.train.seed), ("data", self.data.seed)):
             if seed:
-                raise UserError(f"recipe.{name}.seed: given {seed}; a probe takes its own: --seeds")
+                raise UserError(f"{name}.seed: given {seed}; a probe takes its own: --seeds")
 
     def about(self) -> str:
         """Say in a sentence or two what is measured on what."""
-        image, text = self.recipe.train, self.course.train
+        image, text = self.train, self.course.train
         return (
             f"{len(self.seeds)} seeds, each a training of the tokenizer ({image.steps} steps of "
             f"{image.samples_a_step}, at most {self.codes:,} codes) and of a language model on its "
@@ -126,7 +131,7 @@ class VariantPlan:
 
     def quick(self) -> "VariantPlan":
         """Return a plan of two seeds and a handful of steps."""
-        train, lesson = self.recipe.train, self.course.train
+        train, lesson = self.train, self.course.train
         train = replace(
             train, steps=3, batch=8, sample_every=3, optim=replace(train.optim, warmup=1)
         )
@@ -136,7 +141,7 @@ class VariantPlan:
         return replace(
             self,
             seeds=self.seeds[:2],
-            recipe=replace(self.recipe, train=train),
+            train=train,
             course=replace(self.course, train=lesson),
             pictures=48,
             held_out=16,
@@ -289,13 +294,12 @@ def differences(
 
 
 def base_of(plan: VariantPlan, model: Model) -> TokenizerRecipe:
-    """Return the recipe of the plan with the network of a model."""
-    config: Any = _network(model.tokenizer).config
-    size = min(plan.codes, config.quantizer.codebook_size)
-    return replace(
-        plan.recipe,
-        tokenizer=replace(config, quantizer=replace(config.quantizer, codebook_size=size)),
-    )
+    """Return how the plan trains the network of a model."""
+    network: Any = _network(model.tokenizer).config
+    size = min(plan.codes, network.quantizer.codebook_size)
+    network = replace(network, quantizer=replace(network.quantizer, codebook_size=size))
+    taught = {"objective": plan.objective, "train": plan.train, "data": plan.data}
+    return replace(shortened(), tokenizer=network, **taught)
 
 
 def _network(tokenizer: Tokenizer) -> Any:

@@ -48,10 +48,12 @@ TINY = TimestepTokenizerConfig(
 TRAIN = TrainConfig(
     steps=2, batch=4, sample_every=9, tensorboard=False, optim=OptimConfig(lr=1e-3, warmup=1)
 )
+RECIPE = TokenizerRecipe("tiny", tokenizer=TINY, train=TRAIN)
 PLAN = VariantPlan(
     (0, 1),
-    TokenizerRecipe("tiny", tokenizer=TINY, train=TRAIN),
-    Course(shape=replace(NANO, dim=16, depth=1, mlp_dim=16), train=TRAIN),
+    RECIPE.objective,
+    TRAIN,
+    course=Course(shape=replace(NANO, dim=16, depth=1, mlp_dim=16), train=TRAIN),
     pictures=16,
     held_out=8,
     scenes=4,
@@ -76,7 +78,7 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         yield path, value
 
 
-@pytest.mark.parametrize("base", [nano_tokenizer(), PLAN.recipe], ids=["nano", "other"])
+@pytest.mark.parametrize("base", [nano_tokenizer(), RECIPE], ids=["nano", "other"])
 def test_each_variant_differs_in_what_its_name_says(base: TokenizerRecipe) -> None:
     own = dict(leaves(to_dict(base)))
     changed = {
@@ -205,7 +207,7 @@ def test_both_probes_tell_what_they_found(
     own = {name.removeprefix("tiny."): f for name, f in no_prompts.items()}
     assert "objects" not in length_verdict(own)
 
-    every = variants_of(PLAN.recipe)
+    every = variants_of(RECIPE)
     few = {name: every[name] for name in ("as it is", "written in raster order", UNTOLD, VELOCITY)}
     monkeypatch.setattr("ddt_llama.probes.ablate.variants_of", lambda base: few)
     told = ablate(PLAN, [model], tmp_path / "ablate")
@@ -214,7 +216,7 @@ def test_both_probes_tell_what_they_found(
     shown = told.rows["tiny: PSNR in dB, more than its base"]
     assert list(shown) == [*list(few)[1:3], f"{VELOCITY} (base: {UNTOLD})"]
     assert shown[UNTOLD] == told.figures[f"tiny.{UNTOLD}.psnr.more"]
-    assert told.verdict.startswith(f"After {PLAN.recipe.train.steps} steps of a tokenizer, 2 seeds")
+    assert told.verdict.startswith(f"After {PLAN.train.steps} steps of a tokenizer, 2 seeds")
     psnr = {name: told.figures[f"tiny.{name}.psnr"].value for name in few}
     more = told.figures[f"tiny.{VELOCITY}.psnr.more"].value
     assert more == pytest.approx(psnr[VELOCITY] - psnr[UNTOLD])
@@ -222,12 +224,12 @@ def test_both_probes_tell_what_they_found(
 
 def test_a_quick_plan_is_short_and_others_are_refused() -> None:
     short = VariantPlan().quick()
-    assert short.recipe.train.steps < 10 > short.course.train.steps
+    assert short.train.steps < 10 > short.course.train.steps
     assert len(short.seeds) == 2
     for part in ("train", "data"):
-        given = replace(getattr(PLAN.recipe, part), seed=1)
-        with pytest.raises(UserError, match=f"recipe.{part}.seed: given 1"):
-            replace(PLAN, recipe=replace(PLAN.recipe, **{part: given}))
+        given = replace(getattr(PLAN, part), seed=1)
+        with pytest.raises(UserError, match=f"^{part}.seed: given 1"):
+            replace(PLAN, **{part: given})
     for wrong in ({"seeds": ()}, {"scenes": 0}, {"steps": 0}, {"codes": 0}):
         with pytest.raises(UserError):
             replace(PLAN, **wrong)
