@@ -9,6 +9,7 @@ import io
 import json
 import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -27,6 +28,8 @@ COLOURS = ("#3b7dd8", "#d9822b", "#4a9d5b", "#b0559d", "#8a6d3b", "#6b7280")
 DASHES = ("-", "--", ":")  # colours alone are lost in print
 DPI = 300  # as journals ask
 LEGEND_LINE = 80  # characters that have room below a plot
+TITLE_LINE, AXIS_LINE = 46, 26  # above it, and beside it
+FEW = 6  # places of an axis whose numbers have room, up to six digits each
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
 
 
@@ -121,9 +124,12 @@ def save_plot(
         figure = _draw(curves, title, "black")
         (axes,) = figure.axes
         scale = "log" if log else "linear"
-        axes.set(xlabel=x, ylabel=y, xscale=scale, yscale=scale)
-        if not log:
-            axes.locator_params(axis="x", nbins=6)  # six numbers of six digits have room
+        axes.set(xlabel=x, ylabel=textwrap.fill(y, AXIS_LINE), xscale=scale, yscale=scale)
+        places = sorted({step for steps, _ in curves.values() for step in steps})
+        if not log and len(places) <= FEW:
+            axes.set_xticks(places)
+        elif not log:
+            axes.locator_params(axis="x", nbins=FEW)
         for index, (name, (steps, _)) in enumerate(curves.items()):
             if bands and name in bands:
                 colour = COLOURS[index % len(COLOURS)]
@@ -194,7 +200,7 @@ def _legend_below(figure: "Figure", names: Sequence[str]) -> None:
 
 
 def _finish(axes: Any, title: str, ink: str) -> None:
-    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_title(textwrap.fill(title, TITLE_LINE), loc="left", fontsize=10)
     axes.grid(alpha=0.18, color=ink, lw=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

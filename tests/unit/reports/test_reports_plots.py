@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image, ImageColor
 
 from ddt_llama.config import UserError
@@ -168,3 +169,22 @@ def test_a_panel_holds_no_more_curves_than_colours() -> None:
     count = len(COLOURS) + 1
     curves = {f"entropy.{i}": ([0.0], [1.0]) for i in range(count)}
     assert [len(some) for some in panels(curves).values()] == [len(COLOURS), 1]
+
+
+def test_long_names_stay_on_the_page_and_few_places_have_their_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(plots, "_save_png", lambda path, figure: drawn.append(figure))
+    name = "PSNR in dB of one step from the coarse half of the tokens"
+    curve = ([8.0, 16.0, 128.0], [0.1, 0.2, 0.3])
+    save_plot(tmp_path / "p.png", {"": curve}, f"nano: {name}, 3 seeds", "tokens an image", name)
+    (figure,) = drawn
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    titles = [part for part in axes.get_children() if isinstance(part, Text) and part.get_text()]
+    for text in (axes.yaxis.label, *titles):
+        extent = text.get_window_extent()
+        assert 0 <= extent.x0 <= extent.x1 <= figure.bbox.x1
+        assert 0 <= extent.y0 <= extent.y1 <= figure.bbox.y1
+    assert axes.get_xticks().tolist() == curve[0]
