@@ -2,7 +2,8 @@
 
 Every variant is trained and judged as the tokenizer "as it is", with the same seeds; differences
 are taken seed by seed. A prediction of the velocity cannot learn from the network's own answers:
-its base is the variant without them.
+its base is the variant without them. Tokens that do not start in cells of a grid have no rows to be
+written by: their base is what is written coarse to fine, as they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -54,6 +55,16 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
     def taught(**fields: Any) -> TokenizerRecipe:
         return replace(base, objective=replace(objective, **fields))
 
+    def started(start: Start) -> TokenizerRecipe:
+        order = network.language_order
+        if order == "raster" and start != "spatial":  # these have no rows
+            order = "coarse_to_fine"
+        return changed(
+            encoder=replace(network.encoder, queries=start),
+            decoder=replace(network.decoder, positions=start),
+            language_order=order,
+        )
+
     linear = network.pieces == (1.0,)
     hidden, static = objective.hide_fine > 0, network.decoder.token_stream == "static"
     velocity = replace(taught(own=0.0), tokenizer=replace(network, prediction="velocity"))
@@ -79,10 +90,7 @@ def variants_of(base: TokenizerRecipe) -> dict[str, TokenizerRecipe]:
             decoder=replace(network.decoder, token_stream="joint" if static else "static")
         ),
         **{
-            f"queries start {told}": changed(
-                encoder=replace(network.encoder, queries=start),
-                decoder=replace(network.decoder, positions=start),
-            )
+            f"queries start {told}": started(start)
             for start, told in STARTS.items()
             if start != network.encoder.queries
         },
@@ -97,7 +105,7 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
     for model in models:
         variants = variants_of(base_of(plan, model))
         found = judged(plan, variants, model, folder)
-        bases = {name: UNTOLD if name == VELOCITY else BASE for name in variants if name != BASE}
+        bases = {name: base_name(name, variants) for name in variants if name != BASE}
         apart = differences(found, bases, len(models))
         own = figures_of(found) | {
             f"{name}.{quantity}.more": figure
@@ -117,6 +125,14 @@ def ablate(plan: VariantPlan, models: Sequence[Model], folder: Path) -> Outcome:
         "scattered alike, and the intervals of all that the verdict looks at hold together."
     )
     return Outcome(figures, f"{after}: {'; '.join(told)}.", rows=rows, notes=notes)
+
+
+def base_name(name: str, variants: Mapping[str, TokenizerRecipe]) -> str:
+    """Return the variant that differs from another one in what its name says alone."""
+    if name == VELOCITY:
+        return UNTOLD
+    written = f"written {ORDERS[variants[name].tokenizer.language_order]}"
+    return written if written in variants and written != name else BASE
 
 
 def label(name: str, base: str) -> str:
