@@ -25,7 +25,7 @@ from ddt_llama.reports.plots import Curves, save_intervals, save_plot
 from ddt_llama.runs import record_environment, told_environment
 
 FIGURES = "figures.json"
-CURVES = "metrics.jsonl"  # every point of every plot
+CURVES = "metrics.jsonl"  # every point and row of every plot
 ENVIRONMENT = "environment.json"
 ONE_TRAINING = (
     "One training of each tokenizer, and one choice of held-out scenes: what others would change "
@@ -249,6 +249,11 @@ def close_folder(
         for curve, line in plot.curves.items()
         for band in [plot.bands.get(curve, ())]
         for place, (x, y) in enumerate(zip(*line, strict=True))
+    ]
+    points += [
+        {"plot": name, "row": row, "value": one.value, "low": one.low, "high": one.high}
+        for name, rows in outcome.rows.items()
+        for row, one in rows.items()
     ]
     replace_file(folder / CURVES, "".join(json.dumps(one) + "\n" for one in points).encode())
     save_json(folder / FIGURES, flat(outcome.figures))

@@ -12,7 +12,7 @@ from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.drafts import Mix
 from ddt_llama.recipes.language import INSTRUCT, PRETRAIN, LanguageRecipe
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
-from ddt_llama.tokenizer import SELFTOK_PIECES, TimestepTokenizerConfig
+from ddt_llama.tokenizer import TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.latents import VaeLatents
@@ -172,19 +172,21 @@ def small_instruct() -> LanguageRecipe:
 
 
 def base_tokenizer() -> TokenizerRecipe:
-    """About 300 M parameters at 256 px on pixels, for one node."""
+    """About 300 M parameters at 256 px on pixels, for one node; nano's choices in larger."""
     return TokenizerRecipe(
         "base_tokenizer",
         tokenizer=TimestepTokenizerConfig(
             image_size=256,
             patch=16,
             num_tokens=256,
-            pieces=SELFTOK_PIECES,
+            pieces=EARLY_PIECES,
+            language_order="raster",
+            shift=3.0,
             quantizer=QuantizerConfig(codebook_size=16_384, code_dim=16),
             encoder=EncoderConfig(dim=512, depth=12, num_heads=8),
-            decoder=DecoderConfig(dim=768, depth=16, num_heads=12),
+            decoder=DecoderConfig(dim=768, depth=16, num_heads=12, gate_start=1.0),
         ),
-        objective=TimestepObjectiveConfig(hide_fine=0.2),
+        objective=FROM_OWN_ANSWERS,
         train=TrainConfig(
             steps=300_000,
             batch=32,

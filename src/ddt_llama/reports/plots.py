@@ -29,6 +29,7 @@ DASHES = ("-", "--", ":")  # colours alone are lost in print
 DPI = 300  # as journals ask
 LEGEND_LINE = 80  # characters that have room below a plot
 TITLE_LINE, AXIS_LINE = 46, 26  # above it, and beside it
+SHEET_LINE, ROW_LINE = 66, 32  # above and beside a plot of rows
 FEW = 6  # places of an axis whose numbers have room, up to six digits each
 NOT_CURVES = frozenset({"step", "time", "seconds", "rank"})
 
@@ -144,15 +145,18 @@ def save_intervals(path: Path, rows: Mapping[str, tuple[float, float, float]], t
     from matplotlib.figure import Figure
 
     with _style("black", salt=title):
-        figure = Figure(figsize=(5.2, 0.9 + 0.24 * len(rows)), layout="constrained")
+        names = [textwrap.fill(row, ROW_LINE) for row in rows]
+        lines = sum(1 + name.count("\n") for name in names)
+        figure = Figure(figsize=(5.2, 0.9 + 0.24 * lines), layout="constrained")
+        figure.suptitle(textwrap.fill(title, SHEET_LINE), x=0.01, ha="left", fontsize=10)
         axes = figure.subplots()
         for place, (value, low, high) in enumerate(rows.values()):
             axes.plot([low, high], [place, place], color=COLOURS[0], lw=1.6)
             axes.plot(value, place, color=COLOURS[0], marker="o", ms=4)
         axes.axvline(0, color="black", lw=0.7)
-        axes.set_yticks(range(len(rows)), labels=list(rows))
+        axes.set_yticks(range(len(rows)), labels=names)
         axes.invert_yaxis()  # the first row above
-        _finish(axes, title, "black")
+        _finish(axes, "", "black")
         _save_png(path, figure)
 
 

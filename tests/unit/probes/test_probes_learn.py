@@ -400,7 +400,8 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
         "least": 2.0,
         "most": 4.0,
     }
-    assert len(points) == 4
+    own = {"plot": "some rows", "row": "row", "value": 1.0, "low": 0.5, "high": 2.0}
+    assert [json.loads(one) for one in points[4:]] == [own]
     for name in ("a-plot.png", "seeds.png", "some-rows.png"):
         assert (tmp_path / "a" / name).read_bytes().startswith(b"\x89PNG")
         assert f"({name})" in page
