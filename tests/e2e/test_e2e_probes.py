@@ -35,6 +35,7 @@ def test_a_probe_leaves_what_a_reader_needs_and_is_not_done_twice(
     assert pictures
     assert all((out / picture).read_bytes().startswith(b"\x89PNG") for picture in pictures)
     curves = (out / "metrics.jsonl").read_text().splitlines()
+    assert curves
     assert all(
         {"plot", "curve"} < set(point) or {"plot", "row", "value"} < set(point)
         for point in map(json.loads, curves)
