@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer
+from ddt_llama.tokenizer.spatial import Doubling
 
 STEPS = 8  # of decoding, as `draw` does
 BACKWARD = 2  # times the forward pass
@@ -141,7 +142,7 @@ def spatial_flops(model: SpatialTokenizer) -> tuple[int, int, int]:
     for part in (model.encoder, model.decoder):
         flops = 0
         for layer in part.modules():
-            if isinstance(layer, nn.Upsample):
+            if isinstance(layer, Doubling):
                 side *= 2
             if isinstance(layer, nn.Conv2d):
                 side //= layer.stride[0]

@@ -201,6 +201,20 @@ class ResidualBlock(nn.Module):
         return x + self.conv_out(F.silu(self.norm_out(hidden)))
 
 
+class Doubling(nn.Module):
+    """Twice the height and the width, by nearest neighbours.
+
+    torch 2.13 compiles the gradient of `interpolate` in bfloat16 on a CPU to zeros, before some
+    layers: the encoder would learn nothing, without a word.
+    """
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
+        """Return `x` with each number four times."""
+        if torch.compiler.is_compiling():
+            return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
+        return F.interpolate(x, scale_factor=2)  # plain, it is the faster one
+
+
 def _encoder(
     widths: Sequence[int], blocks: Sequence[int], groups: int, code_dim: int
 ) -> nn.Sequential:
@@ -222,7 +236,7 @@ def _decoder(
     for place in reversed(range(len(widths))):
         parts += [ResidualBlock(widths[place], groups) for _ in range(blocks[place])]
         if place:
-            parts.append(nn.Upsample(scale_factor=2, mode="nearest"))
+            parts.append(Doubling())
             parts.append(nn.Conv2d(widths[place], widths[place - 1], 3, padding=1))
     parts += [nn.GroupNorm(groups, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], 3, 3, padding=1)]
     return _named("code_in", parts, "patch_out")
