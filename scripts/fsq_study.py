@@ -1,30 +1,34 @@
 """Would a finite scalar quantizer serve the spatial tokenizer better than the moving codebook?
 
 FSQ (Mentzer et al. 2023, arXiv 2309.15505) bounds every channel and rounds it to one of a few
-levels: nothing to keep alive, and no commitment. For every seed the same network learns with each
-quantizer from nothing; told are PSNR and exact held-out scenes, the share of the codes in use, and
-what the lesson of the probes costs on the codes. The moving codebook is read twice: nearest codes,
-and with the `rate` of the recipe, which training does not see.
+levels: nothing to keep alive, and no commitment. For every seed the same network learns from the
+same data with each quantizer from nothing (other random numbers to begin with, and rounded only
+when the codes of the codebook that nothing uses have been replaced); told are PSNR and exact
+held-out scenes, the share of the codes in use, and what the lesson of the probes costs on the
+codes. Both are read at several rates (a common code instead of a near one, `Quantizer.cheapest`),
+which training does not see: fewer bits for a worse picture.
 
     python scripts/fsq_study.py --out DIR --seeds 0 1 2
 """
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
 from torch import Tensor
 
-from ddt_llama.checkpoint import load_into, load_tensors
-from ddt_llama.config import save_json
+from ddt_llama.checkpoint import load_into, load_tensors, save_release
+from ddt_llama.config import save_json, to_dict
 from ddt_llama.evaluation.intervals import flat, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import read_back
-from ddt_llama.probes.base import SEED, kept, told
+from ddt_llama.probes.base import SEED, kept, open_folder, told
 from ddt_llama.probes.learn import Course, Lesson, learn
 from ddt_llama.probes.sequences import of_codes
 from ddt_llama.probes.sources import encoded, scenes_to_learn
@@ -37,6 +41,8 @@ from ddt_llama.tokenizer.spatial import SpatialTokenizerConfig
 
 LEVELS = (8, 8, 8, 6, 5)  # the paper's for about 2^14 codes
 SLACK = 1e-3  # how far bounds lie outside of the outer levels
+QUANTITIES = ("psnr", "exact", "bits", "used")
+Kind = Literal["codebook", "levels"]
 
 
 class FiniteScalar(Quantizer):
@@ -51,29 +57,40 @@ class FiniteScalar(Quantizer):
         self.codebook.copy_((places - levels // 2) / (levels // 2))
 
     def bounded(self, features: Tensor) -> Tensor:
-        """Return features within their levels, not rounded."""
+        """Return features between the outer levels, which are about -1 and 1."""
         half = (self.levels - 1) * (1 + SLACK) / 2
         offset = (self.levels % 2 == 0) / 2
-        return torch.tanh(features.float() + torch.atanh(offset / half)) * half - offset
+        inside = torch.tanh(features.float() + torch.atanh(offset / half)) * half - offset
+        return inside / (self.levels // 2)
 
     def nearest(self, unit: Tensor) -> Tensor:
-        """Return the code of each feature (not of unit length)."""
-        places = self.bounded(unit).round().long() + self.levels // 2
+        """Return the code of bounded features."""
+        places = (unit * (self.levels // 2)).round().long() + self.levels // 2
         return (places * self.steps).sum(-1)
+
+    def cheapest(self, unit: Tensor) -> Tensor:
+        """Return the code with the least squared distance + `rate` x length."""
+        if not self.config.rate:
+            return self.nearest(unit)
+        cost = (self.codebook.square().sum(-1) + self.config.rate * self.lengths) / 2
+        return self._best(unit, cost)
 
     def forward(
         self, features: Tensor, rounding: float = 1.0, slips: Tensor | None = None
     ) -> Quantized:
         """Round, all the way or a share of it; there is nothing to commit to."""
-        bounded = self.bounded(features) / (self.levels // 2)
-        codes = self.nearest(features)
+        bounded = self.bounded(features)
+        codes = self.nearest(bounded.detach())
         moved = (self.look_up(codes) - bounded).detach()
         return Quantized(bounded + rounding * moved, codes, bounded.new_zeros(()))
 
     @torch.no_grad()
     def update(self, features: Tensor, codes: Tensor, seed: int) -> int:
-        """Count; no code moves or dies."""
+        """Count, for the lengths of codes; none moves or dies."""
         self.count_usage(codes)
+        counts = torch.bincount(codes.flatten(), minlength=len(self.counts)).float()
+        self.counts.lerp_(counts, 1 - self.config.decay)
+        self.weigh(self.counts)
         return 0
 
 
@@ -87,7 +104,12 @@ class WithLevels(SpatialTokenizer):
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Return the codes of images, in raster order."""
-        return self.quantizer.nearest(self.features(images))
+        return self.quantizer.cheapest(self.quantizer.bounded(self.features(images)))
+
+    def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
+        """Write a release that the program refuses to take for a spatial tokenizer."""
+        config = {"kind": "spatial with levels", **to_dict(self.config)}
+        save_release(folder, self.state_dict(), config, dtype)
 
 
 @dataclass(frozen=True)
@@ -99,30 +121,65 @@ class LevelsRecipe(SpatialRecipe):
         return WithLevels(self.tokenizer)
 
 
-def recipe_of(kind: str, seed: int, steps: int, compiled: bool) -> SpatialRecipe:
-    """Return the shortened training of the spatial nano with one kind of quantizer."""
-    recipe = spatial_nano()
-    quantizer = recipe.tokenizer.quantizer
-    if kind == "levels":
-        quantizer = QuantizerConfig(math.prod(LEVELS), len(LEVELS))
-    train = replace(
-        recipe.train,
-        steps=steps,
-        batch=16,
-        seed=seed,
-        ema=0.99,
-        compile=compiled,
-        sample_every=steps,
-        keep=1,
-        tensorboard=False,
-    )
-    return (LevelsRecipe if kind == "levels" else SpatialRecipe)(
-        f"spatial_{kind}",
-        tokenizer=replace(recipe.tokenizer, quantizer=quantizer),
-        objective=replace(recipe.objective, round_from=200, round_until=400),
-        train=train,
-        data=replace(recipe.data, seed=seed),
-    )
+@dataclass(frozen=True)
+class Study:
+    """What is trained and measured; `rates` of 0 are plain rounding.
+
+    A rate is worth other distances with either quantizer, so each has several.
+    """
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    steps: int = 1000
+    round_from: int = 500
+    round_until: int = 700
+    lesson_steps: int = 600
+    pictures: int = 20_000
+    held_out: int = 512
+    scenes: int = 256
+    codebook_rates: tuple[float, ...] = (0.0, 0.005)
+    levels_rates: tuple[float, ...] = (0.0, 0.005, 0.02)
+    compile: bool = True
+
+    def readings(self) -> list[tuple[Kind, float]]:
+        """Return every quantizer with each of its rates."""
+        return [
+            *product(("codebook",), self.codebook_rates),
+            *product(("levels",), self.levels_rates),
+        ]
+
+    def recipe(self, kind: Kind, seed: int) -> SpatialRecipe:
+        """Return the shortened training of the spatial nano with one kind of quantizer."""
+        recipe = spatial_nano()
+        quantizer = recipe.tokenizer.quantizer
+        if kind == "levels":
+            quantizer = QuantizerConfig(math.prod(LEVELS), len(LEVELS))
+        objective = replace(
+            recipe.objective, round_from=self.round_from, round_until=self.round_until
+        )
+        train = replace(
+            recipe.train,
+            steps=self.steps,
+            batch=16,
+            seed=seed,
+            ema=0.99,
+            compile=self.compile,
+            sample_every=self.steps,
+            keep=1,
+            tensorboard=False,
+        )
+        return (LevelsRecipe if kind == "levels" else SpatialRecipe)(
+            f"spatial_{kind}",
+            tokenizer=replace(recipe.tokenizer, quantizer=quantizer),
+            objective=objective,
+            train=train,
+            data=replace(recipe.data, seed=seed),
+        )
+
+    def course(self) -> Course:
+        """Return the lesson of the probes."""
+        course = Course()
+        train = replace(course.train, steps=self.lesson_steps, compile=self.compile)
+        return replace(course, train=train)
 
 
 @torch.no_grad()
@@ -135,58 +192,43 @@ def fidelity(tokenizer: Any, seed: int, scenes: int) -> dict[str, float]:
     return {"psnr": float(psnr(decoded, images).mean()), "exact": sum(right) / scenes}
 
 
-def main(
-    out: Path,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 1000,
-    lesson_steps: int = 600,
-    pictures: int = 20_000,
-    held_out: int = 512,
-    scenes: int = 256,
-    compile: bool = True,
-) -> None:
+def measured(study: Study, kind: Kind, rate: float, seed: int, out: Path) -> dict[str, float]:
+    """Train a quantizer or open it, read it at a rate, and have its codes learned."""
+    recipe = study.recipe(kind, seed)
+    outcome = run(recipe, out / "tokenizers" / f"{kind}-{seed}")
+    if not outcome.finished:
+        raise KeyboardInterrupt
+    tokenizer: Any = recipe.build().eval()
+    source = outcome.release / "tokenizer" / "model.safetensors"
+    load_into(tokenizer, load_tensors(source), source)
+    tokenizer.quantizer.config = replace(tokenizer.quantizer.config, rate=rate)
+    name = f"{kind}-{rate:g}-{seed}"
+    codes = encoded(tokenizer, scenes_to_learn(study.pictures), name, out)
+    rows = of_codes(name, codes, tokenizer.codebook_size, study.held_out)
+    lesson = Lesson(study.course(), name, rows.fingerprint(), seed=seed)
+    bits = learn(lesson, rows, out / "lessons" / name).bits * tokenizer.num_tokens
+    used = len(codes.unique()) / tokenizer.codebook_size
+    return {"bits": bits, "used": used} | fidelity(tokenizer, seed, study.scenes)
+
+
+def main(out: Path, study: tyro.conf.OmitArgPrefixes[Study]) -> None:
     """Train and measure every quantizer with every seed; write figures.json."""
-    course = Course()
-    course = replace(course, train=replace(course.train, steps=lesson_steps, compile=compile))
+    open_folder(out, study)
     found: dict[str, list[dict[str, float]]] = {}
-    for seed in seeds:
-        for kind in ("codebook", "levels"):
-            recipe = recipe_of(kind, seed, steps, compile)
-            outcome = run(recipe, out / "tokenizers" / f"{kind}-{seed}")
-            if not outcome.finished:
-                raise KeyboardInterrupt
-            tokenizer = recipe.build().eval()
-            source = outcome.release / "tokenizer" / "model.safetensors"
-            load_into(tokenizer, load_tensors(source), source)
-            for rate in (0.0, recipe.tokenizer.quantizer.rate) if kind == "codebook" else (0.0,):
-                name = f"{kind}, rate {rate:g}" if kind == "codebook" else kind
-                config = tokenizer.quantizer.config
-                tokenizer.quantizer.config = replace(config, rate=rate)
-
-                def value(tokenizer: Any = tokenizer, name: str = name, seed: int = seed) -> Any:
-                    place = f"{name}-{seed}".replace(", ", "-").replace(" ", "-")
-                    codes = encoded(tokenizer, scenes_to_learn(pictures), place, out)
-                    size = tokenizer.codebook_size
-                    rows = of_codes(name, codes, size, held_out)
-                    lesson = Lesson(course, name, rows.fingerprint(), seed=seed)
-                    bits = learn(lesson, rows, out / "lessons" / place).bits
-                    used = len(codes.unique()) / size
-                    own = {"bits": bits * tokenizer.num_tokens, "used": used}
-                    return own | fidelity(tokenizer, seed, scenes)
-
-                part = out / "parts" / f"{name}-{seed}.json"
-                found.setdefault(name, []).append(kept(part, value))
+    for seed, (kind, rate) in product(study.seeds, study.readings()):
+        part = out / "parts" / f"{kind}-{rate:g}-{seed}.json"
+        one = kept(part, partial(measured, study, kind, rate, seed, out))
+        found.setdefault(f"{kind}, rate {rate:g}", []).append(one)
     figures = {
         f"{name}.{quantity}": mean([one[quantity] for one in runs])
         for name, runs in found.items()
-        for quantity in runs[0]
+        for quantity in QUANTITIES
     }
-    base = "codebook, rate 0"
-    for name in (one for one in found if one != base):
-        for quantity in found[base][0]:
-            paired = zip(found[name], found[base], strict=True)
-            apart = mean([one[quantity] - other[quantity] for one, other in paired])
-            figures[f"{name} less {base}.{quantity}"] = apart
+    codebooks, levels = ([n for n in found if n.startswith(k)] for k in ("codebook", "levels"))
+    for name, base, quantity in product(levels, codebooks, QUANTITIES):
+        paired = zip(found[name], found[base], strict=True)
+        apart = mean([one[quantity] - other[quantity] for one, other in paired])
+        figures[f"{name} less {base}.{quantity}"] = apart
     save_json(out / "figures.json", flat(figures))
     for name, figure in figures.items():
         print(f"{name}: {told(figure, 4)}")

@@ -131,6 +131,7 @@ def train(
     trainer = _Trainer(model, objective, config, run, sample)
     trainer.resume()
     if config.compile:
+        torch.compiler.reset()  # after eight networks of one class a process compiles no more
         choose = getattr(objective, "parts_to_compile", lambda model: [model])
         for part in choose(model):
             part.compile()

@@ -389,6 +389,20 @@ def test_compiling_takes_the_parts_that_the_objective_names(tmp_path):
     assert compiled == [model.linear]
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own compiler
+def test_the_tenth_training_of_a_process_is_compiled_like_the_first(tmp_path):
+    compiled = []
+
+    class Counted(Line):
+        def compile(self, *args, **kwargs):
+            super().compile(backend=lambda graph, inputs: compiled.append(self) or graph.forward)
+
+    for number in range(10):
+        model = Counted()
+        fit(tmp_path / str(number), replace(CONFIG, steps=1, compile=True), model=model)
+        assert model in compiled, f"training {number} ran plain"
+
+
 def test_step_seeds_are_fixed_and_all_different():
     assert step_seed(0, 0, 0) == 759540517790923586  # another value would change every run
     seeds = {step_seed(a, b, c) for a in range(5) for b in range(50) for c in range(4)}
