@@ -62,8 +62,9 @@ def hinge(
 class Features:
     """Distance of pictures in the features of a vision network, opened from a local folder.
 
-    Any backbone of transformers (ResNet, ConvNeXt, Swin, DINOv2) in safetensors; its weights stay
-    as they are. Raises UserError, naming the folder, where it cannot be opened.
+    A backbone of transformers (ResNet, DINOv2; ConvNeXt and Swin where they were saved as one, with
+    a norm for each stage) in safetensors; its weights stay as they are. Raises UserError, naming
+    the folder, where it cannot be opened.
     """
 
     def __init__(self, folder: str) -> None:
@@ -72,7 +73,7 @@ class Features:
         if type(config) not in MODEL_FOR_BACKBONE_MAPPING:
             raise UserError(
                 f"features: {folder} holds a {config.model_type} model; give a vision backbone of "
-                "transformers, such as a ResNet, a ConvNeXt or a DINOv2"
+                "transformers, such as a ResNet or a DINOv2"
             )
         # A concrete class: AutoBackbone asks a hub whether a folder is one of its own.
         network: Any = open_whole(MODEL_FOR_BACKBONE_MAPPING[type(config)], path)
