@@ -21,7 +21,7 @@ from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat, mean
 from ddt_llama.generation.model import Model
 from ddt_llama.language.text import TextTokenizer
-from ddt_llama.reports.plots import Curves, save_intervals, save_plot
+from ddt_llama.reports.plots import Curves, Scale, save_intervals, save_plot
 from ddt_llama.runs import record_environment, told_environment
 
 FIGURES = "figures.json"
@@ -40,14 +40,16 @@ Line = Sequence[tuple[float, float]]  # points (x, y)
 class Plot(NamedTuple):
     """Curves by name, what their x is and what their y, and the least and most at each point.
 
-    `log`: both axes are logarithmic, on which a power law is a line.
+    `log`: which axes are logarithmic; a power law is a line where both are. `laws`: what a law says
+    of the curves of the same names.
     """
 
     curves: Curves
     x: str
     y: str
     bands: Mapping[str, tuple[list[float], list[float]]] = MappingProxyType({})
-    log: bool = False
+    log: Scale = ""
+    laws: Mapping[str, tuple[list[float], list[float]]] = MappingProxyType({})
 
     @classmethod
     def of_seeds(cls, lines: Mapping[str, Sequence[Line]], x: str, y: str) -> "Plot":
@@ -227,7 +229,7 @@ def close_folder(
     shown = [*outcome.plots, *outcome.rows, *outcome.pictures]
     files = dict(zip(shown, pictured(shown), strict=True))
     for name, plot in outcome.plots.items():
-        save_plot(folder / files[name], plot.curves, name, plot.x, plot.y, plot.bands, plot.log)
+        save_plot(folder / files[name], title=name, **plot._asdict())
     for name, rows in outcome.rows.items():
         values = {row: (one.value, one.low, one.high) for row, one in rows.items()}
         save_intervals(folder / files[name], values, name)
@@ -249,6 +251,12 @@ def close_folder(
         for curve, line in plot.curves.items()
         for band in [plot.bands.get(curve, ())]
         for place, (x, y) in enumerate(zip(*line, strict=True))
+    ]
+    points += [
+        {"plot": name, "law of": curve, plot.x: x, plot.y: y}
+        for name, plot in outcome.plots.items()
+        for curve, line in plot.laws.items()
+        for x, y in zip(*line, strict=True)
     ]
     points += [
         {"plot": name, "row": row, "value": one.value, "low": one.low, "high": one.high}

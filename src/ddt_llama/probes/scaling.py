@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -245,7 +246,7 @@ def plots_of(
     laws: Sequence[Law],
     name: str,
 ) -> dict[str, Plot]:
-    """Return bits and score over the parameters, a curve an amount; the law beside the bits."""
+    """Return bits, beside them the mean law, and score over the parameters, a curve an amount."""
 
     def over_sizes(value: Callable[[Learned], float]) -> dict[str, list[Line]]:
         return {
@@ -257,13 +258,18 @@ def plots_of(
         }
 
     x = "parameters beside the vocabulary"
-    lines = over_sizes(lambda run: run.bits)
-    for amount in plan.amounts:
-        lines[f"{amount}, law"] = [
-            [(size, law.bits(size, amount)) for size in sizes] for law in laws
-        ]
-    plots = {f"{name}, loss": Plot.of_seeds(lines, x, "bits a code")._replace(log=True)}
+    loss = Plot.of_seeds(over_sizes(lambda run: run.bits), x, "bits a code")
+    ends = [float(min(sizes)), float(max(sizes))]
+    said = {
+        f"{amount} pictures": (
+            ends,
+            [fmean(law.bits(size, amount) for law in laws) for size in ends],
+        )
+        for amount in plan.amounts
+    }
+    plots = {f"{name}, loss (thin: the law)": loss._replace(log="xy", laws=said)}
     if plan.drawn:
         score = over_sizes(lambda run: run.scores["shapes"])
-        plots[f"{name}, drawn"] = Plot.of_seeds(score, x, "share of described objects drawn")
+        drawn = Plot.of_seeds(score, x, "share of described objects drawn")
+        plots[f"{name}, drawn"] = drawn._replace(log="x")
     return plots

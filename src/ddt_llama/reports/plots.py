@@ -13,7 +13,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from ddt_llama.config import UserError, replace_file
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Curves = dict[str, tuple[list[float], list[float]]]
+Scale = Literal["", "x", "xy"]  # which axes are logarithmic
 
 POINTS = 600  # a curve: more than a plot has pixels across
 INK = "#010203"  # stands for the page's text colour until the SVG is written
@@ -114,27 +116,37 @@ def save_plot(
     x: str = "",
     y: str = "",
     bands: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None,
-    log: bool = False,
+    log: Scale = "",
+    laws: Mapping[str, tuple[list[float], list[float]]] = MappingProxyType({}),
 ) -> None:
     """Draw curves and write them as a PNG on white, all or nothing; `x` and `y` name the axes.
 
-    Axes are linear, so that curves of several plots can be compared, or with `log` logarithmic.
-    `bands` are low and high values about the curves of their names.
+    Axes are linear, so that curves of several plots can be compared, where `log` does not name
+    them. `bands` are low and high values about the curves of their names; `laws` what a law says of
+    them, thin lines of the same colours.
     """
+    from matplotlib.ticker import LogLocator
+
     with _style("black", salt=title):
         figure = _draw(curves, title, "black")
         (axes,) = figure.axes
-        scale = "log" if log else "linear"
-        axes.set(xlabel=x, ylabel=textwrap.fill(y, AXIS_LINE), xscale=scale, yscale=scale)
+        axes.set(xlabel=x, ylabel=textwrap.fill(y, AXIS_LINE))
+        axes.set(**{f"{axis}scale": "log" if axis in log else "linear" for axis in "xy"})
         places = sorted({step for steps, _ in curves.values() for step in steps})
         if not log and len(places) <= FEW:
             axes.set_xticks(places)
         elif not log:
             axes.locator_params(axis="x", nbins=FEW)
+        if "y" in log:
+            axes.yaxis.set_minor_locator(LogLocator(subs=(2, 3, 5)))
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("{x:g}")
         for index, (name, (steps, _)) in enumerate(curves.items()):
+            colour = COLOURS[index % len(COLOURS)]
             if bands and name in bands:
-                colour = COLOURS[index % len(COLOURS)]
                 axes.fill_between(steps, *bands[name], color=colour, alpha=0.18, lw=0)
+            if name in laws:
+                axes.plot(*laws[name], color=colour, lw=0.6)
         if len(curves) > 1:
             _legend_below(figure, list(curves))
         _save_png(path, figure)

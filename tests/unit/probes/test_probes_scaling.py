@@ -70,11 +70,12 @@ def test_the_exponents_are_those_of_a_power_law_and_its_noise_is_their_interval(
     assert [law.data for law in laws] == pytest.approx([0.2, 0.21, 0.22])
     assert [law.misfit for law in laws] == pytest.approx([0] * 3)
     assert figures["8000.32.bits"].value < figures["1000.16.bits"].value
-    plot = plots_of(plan, sizes, done, laws, "x")["x, loss"]
-    assert plot.log
+    plot = plots_of(plan, sizes, done, laws, "x")["x, loss (thin: the law)"]
+    assert plot.log == "xy"
     for amount in plan.amounts:  # measured and law are one line
-        measured, law = plot.curves[f"{amount} pictures"], plot.curves[f"{amount}, law"]
-        assert law[1] == pytest.approx(measured[1])
+        measured, law = plot.curves[f"{amount} pictures"], plot.laws[f"{amount} pictures"]
+        assert law[0] == [measured[0][0], measured[0][-1]]
+        assert law[1] == pytest.approx([measured[1][0], measured[1][-1]])
     cells = [(1, 1), (10, 1), (1, 10), (10, 10)]
     assert Law.through(cells, [5.0] * 4) == pytest.approx((5, 0, 0, 0))
     # Twice too much at two opposite corners: the plane is level between, root 2 away from each.

@@ -111,8 +111,16 @@ def test_axes_bear_names_and_no_two_curves_look_alike(
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("sequences seen", "bits a token")
     save_plot(tmp_path / "q.png", {"wide": ([0.0, 1.0], [0.01, 1.0])}, "t")
     assert drawn[1].axes[0].get_yscale() == "linear"
-    save_plot(tmp_path / "r.png", {"law": ([1.0, 9.0], [1.0, 3.0])}, "t", log=True)
+    measured = {"a": ([1.0, 9.0], [1.0, 3.0]), "b": ([1.0, 9.0], [2.0, 5.0])}
+    said = {"b": ([1.0, 9.0], [2.5, 4.0])}
+    save_plot(tmp_path / "r.png", measured, "t", log="xy", laws=said)
     assert (drawn[2].axes[0].get_xscale(), drawn[2].axes[0].get_yscale()) == ("log", "log")
+    _, curve, law = drawn[2].axes[0].lines
+    assert list(law.get_ydata()) == [2.5, 4.0]
+    assert law.get_color() == curve.get_color()
+    assert law.get_linewidth() < curve.get_linewidth()
+    save_plot(tmp_path / "s.png", measured, "t", log="x")
+    assert (drawn[3].axes[0].get_xscale(), drawn[3].axes[0].get_yscale()) == ("log", "linear")
     first, second = axes.lines[:2]
     assert first.get_linestyle() != second.get_linestyle()  # also where there is no colour
     looks = {(line.get_color(), line.get_linestyle()) for line in axes.lines}
