@@ -65,7 +65,7 @@ def evaluate(
 
 
 def compare(
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...", help_behavior_hint="")],
     *,
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
@@ -144,7 +144,7 @@ def opened(models: Sequence[str]) -> list[Any]:
 
 def probe(
     name: Annotated[Positional[str], arg(metavar="NAME")],
-    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...")],
+    models: Annotated[Positional[tuple[str, ...]], arg(metavar="MODEL...", help_behavior_hint="")],
     *,
     out: Annotated[Path | None, arg(metavar="DIR", help_behavior_hint="")] = None,
     quick: FlagCreatePairsOff[bool] = False,

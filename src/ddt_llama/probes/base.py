@@ -16,7 +16,15 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ddt_llama.config import UserError, check_folder, load_json, replace_file, save_json, to_dict
+from ddt_llama.config import (
+    UserError,
+    check_folder,
+    flatten,
+    load_json,
+    replace_file,
+    save_json,
+    to_dict,
+)
 from ddt_llama.data.images import save_png
 from ddt_llama.evaluation.intervals import Figure, flat, mean
 from ddt_llama.generation.model import Model
@@ -32,6 +40,9 @@ ONE_TRAINING = (
     "is not in the intervals."
 )
 SEED = 3_000_017  # of scenes that neither training nor evaluation looks at
+LAST_SEED = 10**9
+NO_NAMES = ("captions",)  # of models: figures of texts have it
+SHOWN = 3  # settings that an error names
 
 
 Line = Sequence[tuple[float, float]]  # points (x, y)
@@ -127,9 +138,11 @@ def closed(sentence: str, apart: Mapping[str, Figure], digits: int = 2, what: st
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise UserError for no seed, and for one given twice."""
-    if not seeds or len(set(seeds)) < len(seeds):
-        raise UserError(f"seeds: given {tuple(seeds)}; give one or more different ones")
+    """Raise UserError for no seed, for one given twice, and for what is none."""
+    if not seeds or len(set(seeds)) < len(seeds) or not 0 <= min(seeds) <= max(seeds) <= LAST_SEED:
+        raise UserError(
+            f"seeds: given {tuple(seeds)}; give one or more different ones from 0 to {LAST_SEED}"
+        )
 
 
 def check_held_out(held_out: int, pictures: int) -> None:
@@ -150,6 +163,8 @@ def check_names(models: Sequence[Model]) -> tuple[str, ...]:
         raise UserError(f"two models are named {twice[0]!r}; give models of different names")
     if odd := [one for one in names if Path(one).name != one]:
         raise UserError(f"model name {odd[0]!r}: files are named after it; rename it, without '/'")
+    if odd := [one for one in names if one in NO_NAMES or not one.strip() or not one.isprintable()]:
+        raise UserError(f"model name {odd[0]!r}: it would name other figures, too; rename it")
     return names
 
 
@@ -188,10 +203,18 @@ def open_folder(folder: Path, config: object) -> None:
     """
     described = folder / "config.json"
     if described.is_file():
-        if load_json(described) != to_dict(config):
+        saved, now = load_json(described), flatten(config)
+        before = flatten(saved) if isinstance(saved, dict) else {}
+        if before != now:
+            names = [one for one in {**now, **before} if before.get(one) != now.get(one)]
+            others = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+            changed = ", ".join(
+                f"{one} was {json.dumps(before.get(one))}, now {json.dumps(now.get(one))}"
+                for one in names[:SHOWN]
+            )
             raise UserError(
                 f"{folder}: another probe, or one of other models, weights or settings, was begun "
-                "here; choose another folder with --out"
+                f"here ({changed}{others}); choose another folder with --out"
             )
         record_environment(folder / ENVIRONMENT)
         return
@@ -285,5 +308,7 @@ def table(figures: Mapping[str, Figure]) -> list[str]:
     """Return the lines of a Markdown table of figures with their intervals."""
     rows = ["| figure | value | 95 % interval |", "|---|---|---|"]
     for name, one in figures.items():
-        rows.append(f"| {name} | {one.value:.4g} | {one.low:.4g} to {one.high:.4g} |")
+        bounded = f"{one.low:.4g} to {one.high:.4g}"
+        interval = bounded if math.isfinite(one.low) else "one seed: none"
+        rows.append(f"| {name} | {one.value:.4g} | {interval} |")
     return rows

@@ -171,14 +171,15 @@ def learn(
 ) -> Learned:
     """Carry a lesson out in `folder`, go on with it, or return what it left.
 
-    Raises UserError for the folder of another lesson, KeyboardInterrupt where a signal ends it.
+    Raises UserError for the folder of another lesson and for one from which a part is gone,
+    KeyboardInterrupt where a signal ends it.
     """
     result = folder / RESULT
-    if result.is_file() and load_json(result)["curve"][-1][0] == seen_after(lesson):
-        Run.create_or_resume(folder, lesson).close()  # refuse another lesson
-        kept = load_json(result)
-        curve = [(seen, bits) for seen, bits in kept["curve"]]
-        return Learned(curve, kept["by_place"], kept["entropy"], kept["scores"])
+    if result.is_file():
+        kept = read_back(result)
+        if kept.curve[-1][0] == seen_after(lesson):
+            Run.create_or_resume(folder, lesson).close()  # refuse another lesson
+            return kept
     vocabulary = Vocabulary(1, sequences.alphabet, max(map(len, sequences.train)))
     device = distributed.setup()
     model = backbone.build(lesson.course.shape, vocabulary, device=device, seed=lesson.seed)
@@ -196,9 +197,7 @@ def learn(
         outcome = train(model, objective, stream, lesson.train, run, sample=sample)
         if not outcome.finished:  # a signal: half a lesson must not be compared with whole ones
             raise KeyboardInterrupt
-        steps, values = read_metrics(folder / "metrics.jsonl")["heldout.bits"]
-        seen = [int(step) * lesson.train.samples_a_step for step in steps]
-        curve = list(zip(seen, values, strict=True))
+        curve = curve_of(folder, lesson)
         with outcome.ema.swapped():
             surprise, entropy = surprises(model.eval(), sequences, lesson, vocabulary)
             scores = examine(model, vocabulary) if examine is not None else {}
@@ -210,6 +209,36 @@ def learn(
         )
         save_json(folder / RESULT, learned._asdict())
     return learned
+
+
+def read_back(result: Path) -> Learned:
+    """Return what a lesson left; UserError where it is damaged."""
+    kept = load_json(result)
+    try:
+        curve = [(seen, bits) for seen, bits in kept["curve"]]
+        learned = Learned(curve, kept["by_place"], kept["entropy"], kept["scores"])
+        _ = learned.bits
+    except (LookupError, TypeError, ValueError):
+        raise UserError(f"{result}: damaged; {again(result.parent)}") from None
+    return learned
+
+
+def curve_of(folder: Path, lesson: Lesson) -> list[tuple[int, float]]:
+    """Return held-out bits by sequences seen; UserError where they were not all written down."""
+    path = folder / "metrics.jsonl"
+    curves = read_metrics(path) if path.is_file() else {}
+    steps, values = curves.get("heldout.bits", ([], []))
+    train = lesson.train
+    wanted = [*range(train.sample_every, train.steps, train.sample_every), train.steps]
+    if not set(wanted) <= set(steps):
+        raise UserError(f"{path}: lines of a finished lesson are missing; {again(folder)}")
+    seen = [int(step) * train.samples_a_step for step in steps]
+    return list(zip(seen, values, strict=True))
+
+
+def again(folder: Path) -> str:
+    """Say how a lesson is done anew."""
+    return f"delete {folder}, and the same command learns it again"
 
 
 def seen_after(lesson: Lesson) -> int:

@@ -114,10 +114,12 @@ def carry_out(
     if quick:
         plan = plan.quick()
     plan = override(plan, changes or {})
-    open_folder(out, Begun(name, names, *fingerprints(models), plan))
+    letters = fingerprints(models)
+    check_different(names, list(zip(*letters, strict=True)))
+    open_folder(out, Begun(name, names, *letters, plan))
     try:
         outcome = action(plan, models, out)
-    except UserError:
+    except (UserError, KeyboardInterrupt):
         forget_folder(out)
         raise
     if quick:
@@ -135,6 +137,14 @@ def fingerprints(models: Sequence[Model]) -> tuple[tuple[str, ...], tuple[int, .
         for model in models
     )
     return tuple(letters), tuple(model.settings.steps for model in models)
+
+
+def check_different(names: Sequence[str], measured: Sequence[object]) -> None:
+    """Raise UserError where two models are one to a probe: all that it measures is the same."""
+    for place, (name, one) in enumerate(zip(names, measured, strict=True)):
+        if one in measured[:place]:
+            twin = names[measured.index(one)]
+            raise UserError(f"{twin} and {name} have the same tokenizers; give one of them")
 
 
 def check_name(name: str) -> None:

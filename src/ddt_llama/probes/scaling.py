@@ -78,14 +78,15 @@ class ScalingPlan:
         check_seeds(self.seeds)
         check_range(self, 1, math.inf, "held_out")
         check_range(self, 0, math.inf, "drawn")
-        if self.passes <= 0 or min(self.amounts) < 1:
+        if not 0 < self.passes < math.inf or min(self.amounts, default=0) < 1:
             raise UserError(
                 f"passes {self.passes:g}, amounts {self.amounts}: allowed are passes above 0 and "
                 "amounts of 1 or more"
             )
         sizes = {backbone.count_parameters(shape, Vocabulary(1, 1, 1)) for shape in self.shapes}
-        if min(len(sizes), len(set(self.amounts))) < 2 or len(sizes) < len(self.shapes):
-            raise UserError("scaling needs two or more sizes and amounts, no size twice")
+        for given, different in ((self.shapes, sizes), (self.amounts, set(self.amounts))):
+            if not 2 <= len(given) == len(different):
+                raise UserError("scaling needs two or more sizes and amounts, none of them twice")
         asked, own = self.course, ScalingPlan.course_of_all()
         for name, given, allowed in (
             ("course.shape", asked.shape, own.shape),

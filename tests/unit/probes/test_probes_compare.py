@@ -69,6 +69,13 @@ def test_flops_are_those_of_the_formulas() -> None:
     assert "parameters.language" not in found
 
 
+def test_of_one_picture_nobody_says_how_much_of_the_codebook_is_in_use(tmp_path: Path) -> None:
+    one = replace(PLAN, reconstruction=replace(PLAN.reconstruction, codebook_scenes=1))
+    figures = compare([Model(spatial(), name="x")], tmp_path / "c", one)
+    assert "codebook.used" not in figures["x"]
+    assert "psnr" in figures["x"]
+
+
 def test_models_stand_side_by_side_and_are_measured_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -333,6 +333,26 @@ def test_a_lesson_killed_before_its_result_was_written_has_the_same_one(
     assert learn(of(short), chain(300), tmp_path / "killed", attention) == whole
 
 
+def test_a_lesson_from_which_a_part_is_gone_is_no_result(tmp_path: Path) -> None:
+    short = replace(COURSE, train=replace(COURSE.train, steps=4, sample_every=2))
+    folder = tmp_path / "x"
+    whole = learn(of(short), chain(300), folder)
+    result, metrics = folder / "result.json", folder / "metrics.jsonl"
+    kept = result.read_text()
+    for damaged in ("{}", "[]", kept.replace("entropy", "entropie"), '{"curve": []}'):
+        result.write_text(damaged)
+        with pytest.raises(UserError, match=r"result\.json: damaged; delete .*x, and the same"):
+            learn(of(short), chain(300), folder)
+    result.unlink()
+    lines = metrics.read_text().splitlines(keepends=True)
+    for left in (lines[:-1], lines[1:], []):  # the last point alone would be another figure
+        metrics.write_text("".join(left))
+        with pytest.raises(UserError, match=r"jsonl: lines .* are missing; delete .*x, and"):
+            learn(of(short), chain(300), folder)
+    metrics.write_text("".join(lines))
+    assert learn(of(short), chain(300), folder) == whole
+
+
 def attention(model: Any, vocabulary: Any) -> dict[str, float]:
     """Say by which kernel a pupil is examined."""
     return {"eager": float(model.config._attn_implementation == "eager")}
@@ -369,8 +389,11 @@ def test_a_folder_belongs_to_one_probe(tmp_path: Path) -> None:
     config = Plan((0, 1), COURSE)
     open_folder(tmp_path / "a", config)
     open_folder(tmp_path / "a", config)
-    with pytest.raises(UserError, match="another probe"):
+    with pytest.raises(UserError, match=r"another probe.*seeds was \[0, 1\], now \[0, 2\]"):
         open_folder(tmp_path / "a", Plan((0, 2), COURSE))
+    (tmp_path / "a" / "config.json").write_text("[]")
+    with pytest.raises(UserError, match="another probe"):
+        open_folder(tmp_path / "a", config)
     (tmp_path / "b").mkdir()
     (tmp_path / "b" / "mine.txt").touch()
     with pytest.raises(UserError, match="is no probe"):
@@ -416,5 +439,6 @@ def test_figures_are_told_with_their_intervals() -> None:
 
 
 def test_seeds_must_differ() -> None:
-    with pytest.raises(UserError, match="different"):
-        Plan((1, 1))
+    for wrong in ((1, 1), (), (0, -1), (10**20,)):
+        with pytest.raises(UserError, match="different ones from 0 to"):
+            Plan(wrong)

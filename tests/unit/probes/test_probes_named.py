@@ -1,6 +1,7 @@
 """Probes by name: the sources that models give, quick runs, and going on."""
 
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -105,6 +106,26 @@ def test_a_probe_that_measured_nothing_leaves_no_folder(
     assert not (tmp_path / "p").exists()
     with pytest.raises(UserError, match="files are named after it"):
         carry_out("shuffle", [spatial("a/b")], tmp_path / "p")
+    for name in ("captions", " ", "a\nb"):
+        with pytest.raises(UserError, match="would name other figures"):
+            carry_out("shuffle", [spatial(name)], tmp_path / "p")
+    with pytest.raises(UserError, match="a and b have the same tokenizers"):
+        carry_out("shuffle", [spatial("a"), spatial("b")], tmp_path / "p")
+
+    def stop(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(PROBES, "shuffle", PROBES["shuffle"]._replace(action=stop))
+    with pytest.raises(KeyboardInterrupt):
+        carry_out("shuffle", [spatial("a")], tmp_path / "p")
+    assert not (tmp_path / "p").exists()  # other settings may begin there
+
+
+def test_every_probe_has_a_module_of_its_name_that_says_what_is_asked() -> None:
+    for name in PROBES:
+        asks = import_module(f"ddt_llama.probes.{name}")
+        assert asks.__doc__
+        assert asks.LEGEND
 
 
 def test_a_quick_probe_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Exponents of curves that are known, what a lesson's model writes, and the whole grid."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -263,10 +264,14 @@ def test_steps_follow_the_data_and_slopes_need_two_points() -> None:
     heads = replace(SMALL[0], num_heads=2, num_kv_heads=2)  # as many parameters
     for changes in (
         {"amounts": (5, 5)},
+        {"amounts": (5, 6, 5)},
         {"shapes": SMALL[:1]},
         {"shapes": (*SMALL, heads)},
     ):
         with pytest.raises(UserError, match="two or more"):
+            replace(PLAN, **changes)
+    for changes in ({"amounts": ()}, *({"passes": x} for x in (0.0, math.nan, math.inf))):
+        with pytest.raises(UserError, match="passes above 0 and amounts of 1 or more"):
             replace(PLAN, **changes)
     twice = replace(PLAN, course=replace(PLAN.course, train=replace(COURSE.train, accumulate=2)))
     assert twice.course_for(SMALL[0], 320).train.steps == 5  # of 64 pictures
