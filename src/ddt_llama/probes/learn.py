@@ -176,7 +176,7 @@ def learn(
     """
     result = folder / RESULT
     if result.is_file():
-        kept = read_back(result)
+        kept = kept_result(result)
         if kept.curve[-1][0] == seen_after(lesson):
             Run.create_or_resume(folder, lesson).close()  # refuse another lesson
             return kept
@@ -211,7 +211,7 @@ def learn(
     return learned
 
 
-def read_back(result: Path) -> Learned:
+def kept_result(result: Path) -> Learned:
     """Return what a lesson left; UserError where it is damaged."""
     kept = load_json(result)
     try:
