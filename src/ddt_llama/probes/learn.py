@@ -216,11 +216,11 @@ def kept_result(result: Path) -> Learned:
     kept = load_json(result)
     try:
         curve = [(seen, bits) for seen, bits in kept["curve"]]
-        learned = Learned(curve, kept["by_place"], kept["entropy"], kept["scores"])
-        _ = learned.bits
-    except (LookupError, TypeError, ValueError):
-        raise UserError(f"{result}: damaged; {again(result.parent)}") from None
-    return learned
+        if curve:
+            return Learned(curve, kept["by_place"], kept["entropy"], kept["scores"])
+    except (KeyError, TypeError, ValueError):
+        pass
+    raise UserError(f"{result}: damaged; {again(result.parent)}")
 
 
 def curve_of(folder: Path, lesson: Lesson) -> list[tuple[int, float]]:
