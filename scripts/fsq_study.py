@@ -28,13 +28,14 @@ from ddt_llama.evaluation.intervals import flat, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import read_back
-from ddt_llama.probes.base import SEED, kept, open_folder, told
+from ddt_llama.probes.base import SEED, between, kept, open_folder, told
 from ddt_llama.probes.learn import Course, Lesson, learn
 from ddt_llama.probes.sequences import of_codes
 from ddt_llama.probes.sources import encoded, scenes_to_learn
 from ddt_llama.recipes.rivals import spatial_nano
 from ddt_llama.recipes.run import run
 from ddt_llama.recipes.tokenizer import SpatialRecipe
+from ddt_llama.reports.plots import save_plot
 from ddt_llama.tokenizer import SpatialTokenizer
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 from ddt_llama.tokenizer.spatial import SpatialTokenizerConfig
@@ -212,7 +213,7 @@ def measured(study: Study, kind: Kind, rate: float, seed: int, out: Path) -> dic
 
 
 def main(out: Path, study: tyro.conf.OmitArgPrefixes[Study]) -> None:
-    """Train and measure every quantizer with every seed; write figures.json."""
+    """Train and measure every quantizer with every seed; write figures.json and a plot."""
     open_folder(out, study)
     found: dict[str, list[dict[str, float]]] = {}
     for seed, (kind, rate) in product(study.seeds, study.readings()):
@@ -224,12 +225,20 @@ def main(out: Path, study: tyro.conf.OmitArgPrefixes[Study]) -> None:
         for name, runs in found.items()
         for quantity in QUANTITIES
     }
-    codebooks, levels = ([n for n in found if n.startswith(k)] for k in ("codebook", "levels"))
-    for name, base, quantity in product(levels, codebooks, QUANTITIES):
-        paired = zip(found[name], found[base], strict=True)
-        apart = mean([one[quantity] - other[quantity] for one, other in paired])
-        figures[f"{name} less {base}.{quantity}"] = apart
+    for quantity in QUANTITIES:
+        apart = between({name: [one[quantity] for one in runs] for name, runs in found.items()})
+        figures |= {f"{name}.{quantity}": figure for name, figure in apart.items()}
     save_json(out / "figures.json", flat(figures))
+    curves = {
+        kind: tuple(
+            [figures[f"{name}.{axis}"].value for name in found if name.startswith(kind)]
+            for axis in ("bits", "psnr")
+        )
+        for kind in ("codebook", "levels")
+    }
+    title = f"What codes give for what they cost, at several rates, {len(study.seeds)} seeds"
+    x, y = "bits of an image to the language model of the lesson", "PSNR in dB"
+    save_plot(out / "psnr-and-bits.png", curves, title, x, y)
     for name, figure in figures.items():
         print(f"{name}: {told(figure, 4)}")
 
