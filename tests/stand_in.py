@@ -41,6 +41,10 @@ class StandIn:
         """Return the codes as they are."""
         return codes
 
+    def fingerprint(self) -> str:
+        """Return letters."""
+        return "stand-in"
+
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Save nothing."""
         raise NotImplementedError

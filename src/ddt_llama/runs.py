@@ -69,7 +69,7 @@ class Run:
             _check_same_recipe(described, config)
         elif folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise UserError(f"{folder}: not empty and not a run; choose another folder")
-        run = cls(folder, config, _lock(folder))
+        run = cls(folder, config, lock_folder(folder, "is training"))
         try:
             save_json(described, to_dict(config))
             record_environment(folder / "environment.json")
@@ -169,8 +169,12 @@ class Run:
         replace_file(path, b"".join(line + b"\n" for line in kept))
 
 
-def _lock(folder: Path) -> IO[str]:
-    """Create the folder, prove that it can be written, and keep other processes out."""
+def lock_folder(folder: Path, does: str) -> IO[str]:
+    """Create the folder, prove that it can be written, and keep other processes out.
+
+    They are told what the process that holds it `does` there. The lock is held until the file that
+    is returned is closed, or the process ends, by SIGKILL too.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
@@ -181,7 +185,7 @@ def _lock(folder: Path) -> IO[str]:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
-        raise UserError(f"{folder}: another process is training here; stop it or wait") from None
+        raise UserError(f"{folder}: another process {does} here; stop it or wait") from None
     return lock
 
 
@@ -189,11 +193,21 @@ def _check_same_recipe(described: Path, config: Any) -> None:
     """Raise UserError with the changed fields where config.json describes another recipe."""
     saved = load_json(described)
     try:
-        before = flatten(from_dict(type(config), saved))
+        changed = changed_fields(saved, config)
     except UserError as error:
         remedy = "choose another folder"
         raise UserError(f"{described.parent}: made by another recipe ({error}); {remedy}") from None
-    now = flatten(config)
+    if changed:
+        remedy = "choose another folder or give the old values"
+        raise UserError(f"{described.parent}: another recipe: {'; '.join(changed)}; {remedy}")
+
+
+def changed_fields(saved: Mapping[str, Any], config: Any) -> list[str]:
+    """Say which fields of `config` differ from the saved ones and may not.
+
+    Raises UserError where those describe another dataclass.
+    """
+    before, now = flatten(from_dict(type(config), saved)), flatten(config)
     may_change, may_grow = _marked(config, "may_change"), _marked(config, "may_grow")
     changed = []
     for name in sorted(before.keys() | now.keys()):
@@ -202,9 +216,7 @@ def _check_same_recipe(described: Path, config: Any) -> None:
         owner_may_change = any(name == free or name.startswith(f"{free}.") for free in may_change)
         if old != new and not owner_may_change and not grown:
             changed.append(f"{name} was {json.dumps(old)}, now {json.dumps(new)}")
-    if changed:
-        remedy = "choose another folder or give the old values"
-        raise UserError(f"{described.parent}: another recipe: {'; '.join(changed)}; {remedy}")
+    return changed
 
 
 def _marked(config: Any, mark: str, prefix: str = "") -> set[str]:

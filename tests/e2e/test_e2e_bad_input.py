@@ -103,8 +103,8 @@ TYPED = {
         "given 64; a document of kind",
     ),
     "an option of other verbs": (
-        "encode {model} {picture} {out}.parquet --num 3",
-        "unknown option --num; allowed are --split, --batch and fields of the data",
+        "encode {model} {picture} {out} --num 3",
+        "unknown option --num; allowed are --split, --batch, --shard-rows and fields of the data",
     ),
     "fields of no data": (
         "evaluate {model} --suite reconstruction --data.fit pad",
@@ -154,7 +154,9 @@ TYPED = {
         "is a file",
     ),
     "page under a file": ("demo --model {model} --out {picture}/demo", "is a file"),
-    "codes of another kind": ("encode {model} {folder} codes.txt", ".parquet or .safetensors"),
+    "codes into pictures": ("encode {model} {pictures} {pictures}", "holds other things"),
+    "shards of no row": ("encode {model} {pictures} {out} --shard-rows 0", "shard_rows: given 0"),
+    "batches of no row": ("encode {model} {pictures} {out} --batch 0", "batch: given 0"),
     "drawing without language": ("draw {tokenizer} x --out {out}", "without a language model"),
     "editing before instructions": ("edit {pretrain} {picture} x --out {out}", "cannot edit"),
     "asking before instructions": ("ask {pretrain} {picture} x", "cannot ask"),
@@ -185,7 +187,7 @@ TYPED = {
     "edit with a seed < 0": ("edit {model} {picture} x --seed -1 --out {out}", "seed is -1"),
     "edit under a file": ("edit {model} {picture} x --out {picture}/a.png", "is a file"),
     "rebuild under a file": ("reconstruct {model} {picture} --out {picture}/a", "is a file"),
-    "codes under a file": ("encode {model} {folder} {picture}/codes.parquet", "is a file"),
+    "codes under a file": ("encode {model} {folder} {picture}/codes", "is a file"),
     "a split that is not there": (
         "evaluate {model} --suite reconstruction --data {pictures} --split test",
         "not divided into splits",
@@ -271,7 +273,7 @@ def test_a_folder_without_pictures(
     (folder / "letter.doc").write_text("no picture")
     commands = {
         "train": ["train", "nano_tokenizer", "--data", str(folder), "--out", bench.path("run")],
-        "encode": ["encode", bench.model, str(folder), bench.path("codes.parquet")],
+        "encode": ["encode", bench.model, str(folder), bench.path("codes")],
         "demo": ["demo", "--model", bench.model, "--images", str(folder), "--out", bench.out],
     }
     assert str(folder) in refused(bench, capsys, *commands[command])
@@ -327,7 +329,7 @@ def test_a_place_that_refuses(
         ["draw", bench.model, "x", "--out", bench.out],
         ["edit", bench.model, bench.picture, "x", "--out", bench.out],
         ["reconstruct", bench.model, bench.picture, "--out", bench.path("rebuilt")],
-        ["encode", bench.model, bench.path("pictures"), bench.path("codes.parquet")],
+        ["encode", bench.model, bench.path("pictures"), bench.path("codes")],
         ["evaluate", bench.model, "--suite", "shapes", "--json", bench.path("a.json")],
         ["train", "nano_tokenizer", "--out", bench.path("run"), *TOKENIZER],
         ["demo", "--model", bench.model, "--out", bench.path("demo")],

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
 from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline, pictures, train_all
 
 import ddt_llama
@@ -97,21 +96,52 @@ def test_reconstruct_takes_every_kind_of_picture(pipeline: Pipeline, tmp_path: P
         assert sheet.size == (3 * 66 - 2, 4 * 66 - 2)  # originals, then 1, 4 and 8 tokens
 
 
-def test_encode_keeps_keys_and_captions(pipeline: Pipeline, tmp_path: Path) -> None:
-    data = pictures(tmp_path / "data")
-    for name in ("codes.safetensors", "codes.parquet"):
-        assert main(["encode", str(pipeline.tokenizer), str(data), str(tmp_path / name)]) == 0
-    with safe_open(tmp_path / "codes.safetensors", framework="pt") as file:
-        codes, facts = file.get_tensor("codes"), file.metadata()
-    captions = json.loads(facts["captions"])
-    assert captions == ["a plain picture number " + str(number) for number in range(6)]
-    model = ddt_llama.load(pipeline.tokenizer / "release")
-    again = model.encode([data / key for key in json.loads(facts["keys"])])
-    assert torch.equal(codes.long(), again.long())
-    from datasets import Dataset
+def test_a_language_model_learns_the_same_from_codes_as_from_pictures(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, codes = pictures(tmp_path / "data"), tmp_path / "codes"
+    (data / "broken.png").write_bytes(b"nothing")
+    command = ["encode", str(pipeline.tokenizer), str(data), str(codes), "--shard-rows", "4"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert f"{codes}: codes of 6 rows, 1 skipped ({codes / 'manifest.jsonl'} says why)" in said
+    (data / "broken.png").unlink()
+    learned = []
+    for number, given in enumerate((data, codes)):
+        run = tmp_path / str(number)
+        train = ["train", "nano_pretrain", "--tokenizer", str(pipeline.tokenizer), *LANGUAGE]
+        fields = ["--data", str(given), "--data.held-out", "0.34", "--train.log_every=1"]
+        assert main([*train, *fields, "--steps", "3", "--out", str(run)]) == 0
+        learned.append(losses(run))
+        assert (run / "samples" / "step-00000003.png").is_file()
+    assert learned[0] == learned[1]
+    assert len(learned[0]) == 3
+    (tmp_path / "data").rename(tmp_path / "gone")  # pictures are needed no more
+    train = ["train", "nano_instruct", "--start", str(tmp_path / "1"), "--data", str(codes)]
+    assert main([*train, *LANGUAGE, "--steps", "2", "--out", str(tmp_path / "taught")]) == 0
+    assert main(["publish", str(tmp_path / "taught"), str(tmp_path / "mine")]) == 0
 
-    table = Dataset.from_parquet(str(tmp_path / "codes.parquet"), cache_dir=str(tmp_path / "c"))
-    assert torch.tensor(table["codes"]).tolist() == codes.tolist()
+
+def test_codes_of_another_tokenizer_are_refused(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, codes = pictures(tmp_path / "data"), tmp_path / "codes"
+    assert main(["encode", str(pipeline.tokenizer), str(data), str(codes)]) == 0
+    other = tmp_path / "other"
+    command = ["train", "nano_tokenizer", *TOKENIZER, "--steps", "1", "--train.seed", "1"]
+    assert main([*command, "--out", str(other)]) == 0
+    capsys.readouterr()
+    train = ["train", "nano_pretrain", "--tokenizer", str(other), "--data", str(codes), *LANGUAGE]
+    assert main([*train, "--steps", "1", "--out", str(tmp_path / "run")]) == 2
+    line = capsys.readouterr().err
+    for tokenizer in (pipeline.tokenizer, other):
+        assert ddt_llama.load(tokenizer / "release").tokenizer.fingerprint() in line
+    assert "holds codes of nano_tokenizer" in line
+    assert str(other) in line
+    assert not (tmp_path / "run").exists()
+    learn = ["train", "nano_tokenizer", "--data", str(codes), "--out", str(tmp_path / "run")]
+    assert main([*learn, *TOKENIZER]) == 2
+    assert "pictures are needed here" in capsys.readouterr().err
 
 
 def test_evaluate_and_report(pipeline: Pipeline, tmp_path: Path) -> None:
@@ -147,9 +177,9 @@ def test_evaluate_on_pictures(
     assert main([*command, "--data", str(data), *part, "--json", str(file)]) == 0
     assert json.loads(file.read_text())["reconstruction.scenes"] == 2
     assert "pictures of a training may be among them" in capsys.readouterr().out
-    codes = tmp_path / "codes.parquet"
+    codes = tmp_path / "codes"
     assert main(["encode", str(pipeline.tokenizer), str(data), str(codes), *part]) == 0
-    assert "codes of 2 pictures" in capsys.readouterr().out
+    assert "codes of 2 rows" in capsys.readouterr().out
 
 
 def test_the_demonstration_is_one_page(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
     "evaluate": ("--suite", "--json", "--data", "--split"),
-    "encode": ("--split", "--batch"),
+    "encode": ("--split", "--batch", "--shard-rows", "--engine"),
     "compare": ("--out", "--data", "--quick"),
     "probe": ("--out", "--quick"),
 }

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from ddt_llama.cli.kinds import Fields, Model
+from ddt_llama.cli.kinds import Fields, Model, WholeNumber
 
 
 def evaluate(
@@ -194,35 +194,47 @@ def encode(
     out: Annotated[Positional[Path], arg(metavar="OUT")],
     *,
     split: str = "all",
-    batch: int = 64,
+    batch: WholeNumber = None,
+    shard_rows: int = 10_000,
     fields: Fields = None,
 ) -> None:
-    """Write the codes of a data set of pictures to one file, with keys and captions.
+    """Write the codes of a data set of pictures, with their texts: language models train on them.
 
-    Fields of the data can be changed as in training: --data.image-column photo.
+    OUT gets Parquet shards and a manifest, which lists what could not be used, and why. The same
+    command started again goes on where it stopped. Fields of the data can be changed as in
+    training: --data.image-column photo.
 
-    Example: ddt encode nano my_pictures codes.parquet
+    Example: ddt encode nano my_pictures codes
+    Then: ddt train nano_pretrain --tokenizer nano --data codes
 
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         data: A folder of pictures, WebDataset shards, Parquet files, a data set on disk.
-        out: The file to write, .parquet or .safetensors.
+        out: The folder to write into.
         split: Which split of the data; "all" takes everything.
-        batch: Pictures encoded at once.
+        batch: Rows encoded at once, 16 on a CPU and 256 on a GPU unless given.
+        shard_rows: Rows of the data that make one shard.
     """
-    from ddt_llama.cli.places import check_file
     from ddt_llama.config import UserError
-    from ddt_llama.generation import load
+    from ddt_llama.data.codes import MANIFEST
     from ddt_llama.recipes.encode import encode_pictures
 
-    check_file(out, ".parquet", ".safetensors")
     config, unknown = data_fields(fields, data)
     if unknown:
         raise UserError(
-            f"unknown option --{next(iter(unknown))}; allowed are --split, --batch and fields of "
-            "the data such as --data.image-column; see ddt encode --help"
+            f"unknown option --{next(iter(unknown))}; allowed are --split, --batch, "
+            "--shard-rows and fields of the data such as --data.image-column; see ddt encode --help"
         )
-    count, skipped = encode_pictures(
-        load(model), replace(config, paths=(data,)), out, split=split, batch=batch
+    done = encode_pictures(
+        model,
+        replace(config, paths=(data,)),
+        out,
+        split=split,
+        batch=batch,
+        shard_rows=shard_rows,
     )
-    print(f"{out}: codes of {count} pictures" + (f", {skipped} skipped" if skipped else ""))
+    skipped = f", {done.skipped} skipped ({out / MANIFEST} says why)" if done.skipped else ""
+    print(f"{out}: codes of {done.rows} rows{skipped}")
+    if done.fresh:
+        speed, share = done.fresh / done.seconds, done.waited / done.seconds
+        print(f"{speed:,.0f} rows/s, {share:.1%} of the time waiting for pictures")

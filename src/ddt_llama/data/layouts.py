@@ -10,12 +10,14 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ddt_llama.config import UserError
+from ddt_llama.data.codes import CodeFacts, common_facts, refuse_gaps
 from ddt_llama.data.images import SUFFIXES, BrokenImage, image_files
 from ddt_llama.data.order import permuted
 from ddt_llama.data.records import (
@@ -23,6 +25,7 @@ from ddt_llama.data.records import (
     Record,
     Records,
     merged,
+    read_codes,
     read_disk,
     read_metadata,
     read_parquet,
@@ -80,7 +83,12 @@ def open_records(
             records = read_shards(_split_files(places, taken, str(path)), cache_dir)
         else:
             files = _split_files(places, taken, str(path))
-            records = read_parquet(files, str(path), image_column, cache_dir)
+            facts = common_facts(files)
+            if facts is None:
+                records = read_parquet(files, str(path), image_column, cache_dir)
+            else:
+                refuse_gaps(Path(path).expanduser())
+                records = read_codes(files, facts, cache_dir)
     except OSError as error:
         raise UserError(f"data: {path} cannot be read ({error.strerror or error})") from error
     if divided or not held_out or split == "all":
@@ -100,6 +108,12 @@ def has_split(path: str | Path, split: str, held_out: float = 0.0) -> bool:
     if layout == "folder":
         return split in _split_folders(places[0])
     return any(split in _splits_named(item.name) for item in places)
+
+
+def codes_at(path: str) -> CodeFacts | None:
+    """Return whose codes lie at `path`, None for pictures; UserError where nothing is."""
+    layout, places = _find(path)
+    return common_facts(places) if layout == "parquet" else None
 
 
 def _find(path: str) -> tuple[Layout, list[Path]]:
@@ -205,7 +219,10 @@ def _joined(parts: Sequence[Records]) -> Records:
         number = int(np.searchsorted(starts, index, side="right")) - 1
         return parts[number].read(index - int(starts[number]))
 
-    return Records(int(starts[-1]), read, parts[0].layout)
+    def keys() -> list[str]:
+        return [key for part in parts for key in part.list_keys()]
+
+    return Records(int(starts[-1]), read, parts[0].layout, keys)
 
 
 def _part(records: Records, split: str, held_out: float) -> Records:
@@ -215,7 +232,22 @@ def _part(records: Records, split: str, held_out: float) -> Records:
     count = min(max(1, round(held_out * records.count)), records.count - 1)
     order = permuted(np.arange(records.count), records.count, HELD_OUT_KEY)
     rows = np.sort(order[:count] if split == "val" else order[count:])
-    return Records(len(rows), lambda index: records.read(int(rows[index])), records.layout)
+
+    def keys() -> list[str]:
+        every = records.list_keys()
+        return [every[int(row)] for row in rows]
+
+    def read_many(indices: Sequence[int]) -> list[Record]:
+        assert records.read_many is not None
+        return records.read_many(rows[list(indices)].tolist())
+
+    return replace(
+        records,
+        count=len(rows),
+        read=lambda index: records.read(int(rows[index])),
+        list_keys=keys,
+        read_many=read_many if records.read_many is not None else None,
+    )
 
 
 def _read_folder(folder: Path, cache_dir: str | Path | None) -> Records:
@@ -233,7 +265,7 @@ def _read_folder(folder: Path, cache_dir: str | Path | None) -> Records:
         key, pictures = groups[index]
         return Record(key, pictures, _siblings(folder / key, key))
 
-    return Records(len(groups), read, "folder")
+    return Records(len(groups), read, "folder", lambda: [key for key, _ in groups])
 
 
 def _groups(folder: Path) -> Iterator[tuple[str, dict[str, Path]]]:

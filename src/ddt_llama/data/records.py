@@ -14,7 +14,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import Integer
+
 from ddt_llama.config import UserError, load_json
+from ddt_llama.data.codes import COLUMNS, CodeFacts
 from ddt_llama.data.images import SUFFIXES, BrokenImage
 
 SPLITS = {
@@ -23,6 +27,7 @@ SPLITS = {
     "test": ("test", "testing"),
     "all": (),
 }
+KEYS = ("key", "__key__", "id")  # columns of tables that name a row
 # Names of the two pictures of an edit in public data sets (InstructPix2Pix, MagicBrush, ours).
 EDIT_COLUMNS = (
     ("src", "tgt"),
@@ -34,22 +39,32 @@ EDIT_COLUMNS = (
 )
 
 
+Stored = bytes | Path | Integer[np.ndarray, " k"]  # a picture: its file, or its codes
+
+
 @dataclass(frozen=True)
 class Record:
-    """One row: its key, its encoded pictures ("image", or "source" and "target"), its fields."""
+    """One row: its key, its pictures ("image", or "source" and "target"), its fields."""
 
     key: str
-    pictures: Mapping[str, bytes | Path]
+    pictures: Mapping[str, Stored]
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Records:
-    """A row-addressable data set; `read` may raise BrokenImage for a row without a picture."""
+    """A row-addressable data set; `read` may raise BrokenImage for a row without a picture.
+
+    `list_keys` gives the key of every row without reading pictures. `codes`: whose codes the rows
+    hold in place of pictures; `read_many` is then the faster way to several.
+    """
 
     count: int
     read: Callable[[int], Record]
     layout: str
+    list_keys: Callable[[], Sequence[str]]
+    codes: CodeFacts | None = None
+    read_many: Callable[[Sequence[int]], list[Record]] | None = None
 
 
 def read_shards(files: Sequence[Path], cache_dir: str | Path | None) -> Records:
@@ -90,7 +105,7 @@ def read_shards(files: Sequence[Path], cache_dir: str | Path | None) -> Records:
         }
         return Record(row["__key__"], found, merged(row.get("txt"), row.get("json")))
 
-    return Records(len(table), read, "webdataset")
+    return Records(len(table), read, "webdataset", lambda: table.data["__key__"].to_pylist())
 
 
 def _shard_columns(shard: Path) -> list[str]:
@@ -120,7 +135,39 @@ def read_parquet(
     files: Sequence[Path], path: str, image_column: str | None, cache_dir: str | Path | None
 ) -> Records:
     """Read Parquet files with a column of encoded pictures."""
-    with _reading(Path(path), "Parquet"):
+    return _from_table(_parquet_table(files, cache_dir), path, image_column, "parquet")
+
+
+def read_codes(files: Sequence[Path], facts: CodeFacts, cache_dir: str | Path | None) -> Records:
+    """Read Parquet shards of codes; they are mapped into memory."""
+    table = _parquet_table(files, cache_dir).with_format("arrow")
+    roles = {column: role for role, column in COLUMNS.items() if column in table.column_names}
+    texts = [one for one in table.column_names if one not in (*roles, "key", "hash")]
+
+    def read_many(indices: Sequence[int]) -> list[Record]:
+        part: Any = table[list(indices)].combine_chunks()
+        columns = {name: part[name].to_pylist() for name in ("key", *texts)}
+        codes = {
+            role: part[column].chunk(0).flatten().to_numpy().reshape(-1, facts.num_tokens)
+            for column, role in roles.items()
+        }
+        return [
+            Record(
+                columns["key"][row],
+                {role: values[row] for role, values in codes.items()},
+                {name: columns[name][row] for name in texts},
+            )
+            for row in range(len(part))
+        ]
+
+    def keys() -> list[str]:
+        return table.data["key"].to_pylist()
+
+    return Records(len(table), lambda i: read_many([i])[0], "codes", keys, facts, read_many)
+
+
+def _parquet_table(files: Sequence[Path], cache_dir: str | Path | None) -> Any:
+    with _reading(files[0], "Parquet"):
         from datasets.packaged_modules.parquet.parquet import Parquet
 
         builder = Parquet(
@@ -128,8 +175,7 @@ def read_parquet(
             data_files={"train": [glob.escape(str(item.resolve())) for item in files]},
         )
         builder.download_and_prepare()
-        table = builder.as_dataset(split="train")
-    return _from_table(table, path, image_column, "parquet")
+        return builder.as_dataset(split="train")
 
 
 def stored_splits(folder: Path) -> tuple[str, ...]:
@@ -168,13 +214,28 @@ def _from_table(
 
     def read(index: int) -> Record:
         row = table[index]
-        named = (row.get(name) for name in ("key", "__key__", "id"))
-        key = next((str(name) for name in named if name is not None), None)
-        key = key or _stored_name(row[next(iter(roles))]) or f"row {index}"
+        key = key_of(index, row, _stored_name(row[next(iter(roles))]))
         pictures = {role: _stored(row[name], key, root) for name, role in roles.items()}
         return Record(key, pictures, {k: v for k, v in row.items() if k not in roles})
 
-    return Records(len(table), read, layout)
+    def keys() -> list[str]:
+        pictures = next(iter(roles))
+        named = [name for name in KEYS if name in table.column_names]
+        columns = table.select_columns([*named, pictures]).with_format("arrow")[:]
+        own = {name: columns[name].to_pylist() for name in named}
+        files = _stored_names(columns[pictures])
+        return [
+            key_of(index, {name: own[name][index] for name in named}, file)
+            for index, file in enumerate(files)
+        ]
+
+    return Records(len(table), read, layout, keys)
+
+
+def key_of(index: int, row: Mapping[str, Any], file: str | None) -> str:
+    """Return the key of a row: its own, the name of its file, or its number."""
+    own = next((str(row[name]) for name in KEYS if row.get(name) is not None), None)
+    return own or file or f"row {index}"
 
 
 def _picture_columns(table: Any, path: str, image_column: str | None) -> dict[str, str]:
@@ -216,6 +277,16 @@ def _stored(value: Any, key: str, root: Path | None) -> bytes | Path:
 
 def _stored_name(value: Any) -> str | None:
     return value.get("path") if isinstance(value, dict) else None
+
+
+def _stored_names(column: Any) -> list[str | None]:
+    """Return what `_stored_name` does of a whole column, without its pictures."""
+    from pyarrow import types
+
+    kind = column.type
+    if not types.is_struct(kind) or kind.get_field_index("path") < 0:
+        return [None] * len(column)
+    return [name for part in column.chunks for name in part.field("path").to_pylist()]
 
 
 def read_metadata(folder: Path, metadata: Path, cache_dir: str | Path | None) -> Records:

@@ -8,14 +8,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ddt_llama.data.images import BrokenImage
-from ddt_llama.data.records import Record
+from ddt_llama.data.records import Record, Stored
 
 CAPTION_FIELDS = ("txt", "caption", "text", "prompt", "description")
 INSTRUCTION_FIELDS = ("txt", "instruction", "edit_prompt", "edit", "prompt", "text")
@@ -23,18 +22,19 @@ QUESTION_LINE = re.compile(r"Q:\s*(.+?)\s*A:\s*(.+)")
 
 Kind = Literal["image", "edit", "question"]
 S = TypeVar("S")
-Pictures = Sequence[bytes | Path]
+Pictures = Sequence[Stored]
+Image = Float[Tensor, "3 h w"] | Int[Tensor, " k"]  # pixels in [-1, 1], or the codes of a tokenizer
 Tensors = Sequence[Tensor]
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture in [-1, 1] with its caption, where there is one.
+    """A picture with its caption, where there is one.
 
     `key` is the name that the data give, `row` the place in them, which alone is unique.
     """
 
-    image: Float[Tensor, "3 h w"]
+    image: Image
     caption: str | None
     key: str
     row: int = 0
@@ -44,9 +44,9 @@ class Sample:
 class EditSample:
     """A picture, an instruction and the picture that it asks for."""
 
-    source: Float[Tensor, "3 h w"]
+    source: Image
     instruction: str
-    target: Float[Tensor, "3 h w"]
+    target: Image
     key: str
     source_caption: str | None = None
     target_caption: str | None = None
@@ -57,7 +57,7 @@ class EditSample:
 class QuestionSample:
     """A picture with all its (question, answer) pairs."""
 
-    image: Float[Tensor, "3 h w"]
+    image: Image
     pairs: tuple[tuple[str, str], ...]
     key: str
     row: int = 0
@@ -68,12 +68,15 @@ class Form(Generic[S]):
     """How a record becomes a sample.
 
     `parse` gives its pictures and what its texts are, `make` puts key, row, decoded pictures and
-    texts together, `texts` lists the texts.
+    texts together, `texts` lists the texts, `columns` are the texts as a record keeps them (and
+    `parse` finds them again); `roles` say what the pictures are.
     """
 
     parse: Callable[[Record], tuple[Pictures, Any]]
     make: Callable[[str, int, Tensors, Any], S]
     texts: Callable[[Any], list[str]]
+    columns: Callable[[Any], dict[str, Any]]
+    roles: tuple[str, ...] = ("image",)
 
 
 def form_of(kind: Kind, caption_column: str | None) -> Form[Any]:
@@ -83,6 +86,7 @@ def form_of(kind: Kind, caption_column: str | None) -> Form[Any]:
             partial(_parse_image, caption_column),
             lambda key, row, images, caption: Sample(images[0], caption, key, row),
             lambda caption: [] if caption is None else [caption],
+            lambda caption: {"caption": caption},
         ),
         "edit": Form(
             _parse_edit,
@@ -90,11 +94,16 @@ def form_of(kind: Kind, caption_column: str | None) -> Form[Any]:
                 images[0], texts[0], images[1], key, *texts[1:], row=row
             ),
             lambda texts: [texts[0]],
+            lambda texts: dict(
+                zip(("instruction", "src_caption", "tgt_caption"), texts, strict=True)
+            ),
+            ("source", "target"),
         ),
         "question": Form(
             _parse_question,
             lambda key, row, images, pairs: QuestionSample(images[0], pairs, key, row),
             lambda pairs: [text for pair in pairs for text in pair],
+            lambda pairs: {"qa": [list(pair) for pair in pairs]},
         ),
     }[kind]
 

@@ -9,14 +9,16 @@ import logging
 import math
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar, overload
 
 import numpy as np
-from jaxtyping import UInt8
+import torch
+from jaxtyping import Integer, UInt8
+from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from ddt_llama.config import UserError, check_range
@@ -38,6 +40,7 @@ LOG = logging.getLogger(__name__)
 CACHE_BYTES = 2 * 1024**3
 
 Pixels = UInt8[np.ndarray, "3 h w"]
+Codes = Integer[np.ndarray, " k"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,16 @@ class Skipped:
 
     key: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row before it is a sample: its key, its place, its pictures or their codes, its texts."""
+
+    key: str
+    place: int
+    pictures: tuple[Pixels | Codes, ...]
+    texts: Any
 
 
 @dataclass(frozen=True)
@@ -76,14 +89,7 @@ class Reading:
 
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class _Row:
-    key: str
-    place: int
-    pixels: tuple[Pixels, ...]
-    texts: Any
+T = TypeVar("T")
 
 
 class ImageSource(Generic[S]):
@@ -99,11 +105,12 @@ class ImageSource(Generic[S]):
         """Keep the records; nothing is decoded yet."""
         self.name = name
         self.layout = records.layout
+        self.codes = records.codes  # whose these are, where the rows hold codes
         self.image_size = image_size
         self._records = records
-        self._form = form
+        self.form = form
         self._options = options
-        self._cache: dict[int, _Row] = {}
+        self._cache: dict[int, Row] = {}
         self._reader = get_worker_info()  # none in the main process
         self._cache_left = options.cache_bytes // (self._reader.num_workers if self._reader else 1)
         self._broken: dict[int, Skipped] = {}
@@ -127,17 +134,26 @@ class ImageSource(Generic[S]):
         rows = self._rows([self._checked(index) for index in indices])
         if not rows:
             return []
-        images = iter(from_bytes8(np.stack([one for row in rows for one in row.pixels])))
-        make = self._form.make
+        images = iter(_tensors([one for row in rows for one in row.pictures]))
+        make = self.form.make
         return [
-            make(row.key, row.place, [next(images) for _ in row.pixels], row.texts) for row in rows
+            make(row.key, row.place, [next(images) for _ in row.pictures], row.texts)
+            for row in rows
         ]
+
+    def rows(self, indices: Sequence[int]) -> list[Row | Skipped]:
+        """Return what each row holds, or why it cannot be used; no other one stands in for it."""
+        return self._in_parallel(self._row_or_reason, [self._checked(index) for index in indices])
+
+    def list_keys(self) -> Sequence[str]:
+        """Return the key of every row; no picture is read."""
+        return self._records.list_keys()
 
     def texts(self, count: int) -> Iterator[str]:
         """Yield every text of the first `count` rows; no picture is decoded."""
         for index in range(min(count, len(self))):
             with contextlib.suppress(BrokenImage):
-                yield from self._form.texts(self._form.parse(self._records.read(index))[1])
+                yield from self.form.texts(self.form.parse(self._records.read(index))[1])
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
@@ -156,19 +172,37 @@ class ImageSource(Generic[S]):
             raise IndexError(f"{self.name} has {len(self)} rows, given index {index}")
         return index % len(self)
 
-    def _rows(self, indices: list[int]) -> list[_Row]:
+    def _rows(self, indices: list[int]) -> list[Row]:
+        read_many = self._records.read_many
+        if read_many is None:
+            return self._in_parallel(self._usable, indices)
+        found = []
+        for index, record in zip(indices, read_many(indices), strict=True):
+            try:
+                found.append(self._parsed(index, record))
+            except BrokenImage:
+                found.append(self._usable(index))
+        return found
+
+    def _in_parallel(self, read: Callable[[int], T], indices: list[int]) -> list[T]:
         cold = sum(index not in self._cache for index in indices)
         if cold < 2 or self._workers == 1:
-            return [self._usable(index) for index in indices]
+            return [read(index) for index in indices]
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="decode")
-        return list(self._pool.map(self._usable, indices))
+        return list(self._pool.map(read, indices))
 
     @property
     def _workers(self) -> int:
         return self._options.workers or (1 if self._reader else min(8, usable_cores()))
 
-    def _usable(self, index: int) -> _Row:
+    def _row_or_reason(self, index: int) -> Row | Skipped:
+        try:
+            return self._decoded(index)
+        except BrokenImage as error:
+            return Skipped(error.key, error.reason)
+
+    def _usable(self, index: int) -> Row:
         """Return the row, or the next usable one after it, around the end."""
         for offset in range(len(self)):
             place = (index + offset) % len(self)
@@ -183,26 +217,29 @@ class ImageSource(Generic[S]):
                 self._skip(place, Skipped(error.key, error.reason))
         raise UserError(f"data: none of the {len(self)} rows of {self.name} can be used")
 
-    def _decoded(self, index: int) -> _Row:
-        record = self._records.read(index)
-        pictures, texts = self._form.parse(record)
-        pixels = tuple(
-            decode(
-                picture,
-                self.image_size,
-                name=record.key,
-                fit=self._options.fit,
-                min_side=self._options.min_side,
-            )
-            for picture in pictures
-        )
-        row = _Row(record.key, index, pixels, texts)
-        size = sum(one.nbytes for one in pixels)
+    def _decoded(self, index: int) -> Row:
+        row = self._parsed(index, self._records.read(index))
+        if self.codes is not None:
+            return row
+        size = sum(one.nbytes for one in row.pictures)
         with self._lock:
             if size <= self._cache_left and index not in self._cache:
                 self._cache[index] = row
                 self._cache_left -= size
         return row
+
+    def _parsed(self, index: int, record: Record) -> Row:
+        pictures, texts = self.form.parse(record)
+        options = self._options
+        read = tuple(
+            one
+            if isinstance(one, np.ndarray)
+            else decode(
+                one, self.image_size, name=record.key, fit=options.fit, min_side=options.min_side
+            )
+            for one in pictures
+        )
+        return Row(record.key, index, read, texts)
 
     def _skip(self, index: int, what: Skipped) -> None:
         with self._lock:
@@ -230,6 +267,7 @@ def open_source(
     caption_column: str | None = ...,
     image_column: str | None = ...,
     options: Reading = ...,
+    codes: bool = ...,
 ) -> ImageSource[Sample]: ...
 @overload
 def open_source(
@@ -241,6 +279,7 @@ def open_source(
     caption_column: str | None = ...,
     image_column: str | None = ...,
     options: Reading = ...,
+    codes: bool = ...,
 ) -> ImageSource[EditSample]: ...
 @overload
 def open_source(
@@ -252,6 +291,7 @@ def open_source(
     caption_column: str | None = ...,
     image_column: str | None = ...,
     options: Reading = ...,
+    codes: bool = ...,
 ) -> ImageSource[QuestionSample]: ...
 def open_source(
     path: str | Path,
@@ -262,15 +302,22 @@ def open_source(
     caption_column: str | None = None,
     image_column: str | None = None,
     options: Reading = Reading(),
+    codes: bool = False,
 ) -> ImageSource[Any]:
     """Open a folder of pictures, WebDataset shards, Parquet files or a data set on disk.
 
     `path` may hold a pattern ("natural64/natural64-open-*.tar.gz"); among shards named after splits
     those of `split` are taken. `kind` says what is wanted: pictures with captions from any data,
-    edits (source, instruction, target), or questions with answers. Raises UserError where the
-    path holds nothing of the kind.
+    edits (source, instruction, target), or questions with answers. With `codes` what `ddt encode`
+    wrote is taken, too, and samples hold codes. Raises UserError where the path holds nothing of
+    the kind.
     """
     records = _opened(path, split, image_column, options)
+    if records.codes is not None and not codes:
+        raise UserError(
+            f"data: {path} holds codes of {records.codes}, and pictures are needed here; only a "
+            "language model trains on codes: give the pictures"
+        )
     if not records.count:
         raise UserError(f"data: {path} is empty; give at least one picture")
     first = _first_records(records)
@@ -309,6 +356,14 @@ def _opened(path: str | Path, split: str, image_column: str | None, options: Rea
         cache_dir=options.cache_dir,
         held_out=options.held_out,
     )
+
+
+def _tensors(pictures: Sequence[Pixels | Codes]) -> Tensor:
+    """Return pictures in [-1, 1], or codes, joined along a new first axis."""
+    joined = np.stack(pictures)
+    if joined.ndim == 4:
+        return from_bytes8(joined)
+    return torch.from_numpy(joined.astype(np.int64))
 
 
 def _first_records(records: Records) -> list[Record]:

@@ -25,6 +25,7 @@ from ddt_llama.runs import MAY_CHANGE
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.shapes.world import ShapesSource
+from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.training.prefetch import TwoPart
 
 SHAPES = "shapes"
@@ -224,6 +225,12 @@ def images_of(
     drawn = iter(render([one for one in contents if isinstance(one, Scene)], size, device))
     images = [next(drawn) if isinstance(one, Scene) else one.to(device) for one in contents]
     return torch.stack(images) if images else torch.empty(0, 3, size, size, device=device)
+
+
+def pictures_of(samples: Sequence[Sample], tokenizer: Tokenizer) -> Float[Tensor, "b 3 h w"]:
+    """Return the pictures of samples, on the CPU; of codes what the tokenizer makes of them."""
+    images = torch.stack([sample.image for sample in samples])
+    return images if images.ndim == 4 else tokenizer.decode(images).cpu()
 
 
 def shapes_source(config: DataConfig) -> ShapesSource:

@@ -16,7 +16,7 @@ from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.data.samples import EditSample, QuestionSample
 from ddt_llama.data.samples import Kind as DataKind
-from ddt_llama.data.sources import ImageSource, detect_kind, open_source
+from ddt_llama.data.sources import ImageSource, Reading, detect_kind, open_source
 from ddt_llama.data.stream import Indexed, Stream
 from ddt_llama.language import Document, documents
 from ddt_llama.language.documents import Kind
@@ -68,10 +68,19 @@ class Mix:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture to be encoded; `key` names it for ever, so that its codes can be kept."""
+    """A picture to be encoded; `key` names it for ever, so that its codes can be kept.
+
+    `content` may be its codes, (k,) as the tokenizer gives them.
+    """
 
     content: Scene | Tensor
     key: Hashable = None
+
+    @property
+    def codes(self) -> Tensor | None:
+        """Its codes, where they are known."""
+        content = self.content
+        return content if isinstance(content, Tensor) and content.ndim == 1 else None
 
 
 @dataclass(frozen=True)
@@ -347,22 +356,23 @@ def _opened(
 
 
 def open_form(
-    config: DataConfig, path: str, image_size: int, form: DataKind, split: str = "train"
+    config: DataConfig,
+    path: str,
+    image_size: int,
+    form: DataKind,
+    split: str = "train",
+    options: Reading | None = None,
 ) -> ImageSource[Any]:
-    """Open the rows of `path` as pictures, edits or questions."""
-    if form == "image":
-        return config.open_images(path, image_size, split)
-    if form == "edit":
-        return open_source(
-            path, image_size=image_size, split=split, kind="edit", options=config.reading
-        )
+    """Open the rows of `path` as pictures, edits or questions, or the codes of these."""
     return open_source(
         path,
         image_size=image_size,
         split=split,
-        kind="question",
-        image_column=config.image_column,
-        options=config.reading,
+        kind=form,
+        caption_column=config.caption_column if form == "image" else None,
+        image_column=config.image_column if form != "edit" else None,
+        options=options or config.reading,
+        codes=True,
     )
 
 

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 from ddt_llama import distributed
 from ddt_llama.checkpoint import load_into, load_tensors
 from ddt_llama.config import UserError
+from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
 from ddt_llama.language import TextTokenizer, Vocabulary, render
 from ddt_llama.language.documents import ask, edit, plan
-from ddt_llama.recipes.data import image_stream
+from ddt_llama.recipes.data import SHAPES, image_stream
 from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.formulas import document_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
@@ -159,6 +160,7 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         what = "tokenizer" if recipe.tokenizer else "start"
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
+    refuse_other_codes(recipe, tokenizer)
     # A new model is not kept there: it is built from the recipe again.
     kept = begun and (known / "config.json").is_file()
     start = known if kept else _language_start(recipe)
@@ -192,6 +194,18 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         flops=lambda: document_flops(model, mean_length(stream, recipe.train.batch)),
         release=lambda: samples.model(model.eval(), recipe.name),
     )
+
+
+def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:
+    """Raise UserError where data hold the codes of another tokenizer."""
+    for path in recipe.data.paths:
+        found = None if path == SHAPES else codes_at(path)
+        if found is not None and found.fingerprint != (own := tokenizer.fingerprint()):
+            raise UserError(
+                f"data: {path} holds codes of {found}, and this training has the tokenizer "
+                f"{recipe.tokenizer or recipe.start} ({own}); give the one of the codes with "
+                "--tokenizer, or encode the pictures with this one (ddt encode)"
+            )
 
 
 def mean_length(stream: Callable[[int], tuple[Tensor, ...]], batch: int) -> float:

@@ -115,6 +115,18 @@ class Coder:
         found = np.stack(rows) if rows else np.zeros((0, self.tokenizer.num_tokens), np.int32)
         return torch.from_numpy(found).long()
 
+    def whole(self, part: "Unencoded") -> Int[Tensor, "n k"]:
+        """Return the codes of all pictures of a batch, those that the data hold among them."""
+        fresh = self([Picture(*both) for both in zip(part.contents, part.keys, strict=True)])
+        if not part.known:
+            return fresh
+        codes = torch.empty(len(fresh) + len(part.known), fresh.shape[1], dtype=torch.long)
+        is_known = torch.zeros(len(codes), dtype=torch.bool)
+        is_known[part.known] = True
+        codes[is_known] = self.tokenizer.to_language(part.codes)
+        codes[~is_known] = fresh
+        return codes
+
     def edited(
         self, source: Int[Tensor, "*n k"], target: Int[Tensor, "*n k"]
     ) -> Int[Tensor, "*n k"]:
@@ -148,8 +160,8 @@ class Unencoded(NamedTuple):
     """A batch before its pictures are encoded: any code stands where codes belong.
 
     `first` is the number of the first document in the order of training. `contents` and `keys` are
-    those of all pictures in their order; `edits` are the places of the answers of edits among them,
-    each behind its source.
+    those of all pictures in their order, but for those at the places `known`, whose `codes` the
+    data hold. `edits` are the places of the answers of edits among all, each behind its source.
     """
 
     first: int
@@ -157,6 +169,8 @@ class Unencoded(NamedTuple):
     kinds: Int[Tensor, " b"]
     contents: Sequence[Scene | Tensor] | Tensor
     keys: list[Hashable]
+    known: list[int]
+    codes: Int[Tensor, "m k"]
     edits: list[int]
 
 
@@ -176,7 +190,7 @@ def document_stream(
     )
 
     def encoded(part: Unencoded) -> Batch:
-        codes = coder([Picture(*both) for both in zip(part.contents, part.keys, strict=True)])
+        codes = coder.whole(part)
         targets = torch.tensor(part.edits, dtype=torch.long)
         codes[targets] = coder.edited(codes[targets - 1], codes[targets])
         ids, labels, mask = documents.with_codes(part.batch, codes, targets, vocabulary)
@@ -215,14 +229,22 @@ def unencoded_documents(
         longest = max(len(one.ids) for one in sequences)
         length = -(-longest // recipe.pad_multiple) * recipe.pad_multiple
         pictures = [(row.kind, picture) for row in rows for picture in row.pictures]
-        contents = [picture.content for _, picture in pictures]
+        codes = {
+            place: picture.codes
+            for place, (_, picture) in enumerate(pictures)
+            if picture.codes is not None
+        }
+        to_encode = [picture for _, picture in pictures if picture.codes is None]
+        contents = [picture.content for picture in to_encode]
         edits = [place for place, (kind, _) in enumerate(pictures) if kind == "edit"][1::2]
         return Unencoded(
             first,
             collate(sequences, vocabulary.pad, length),
             documents.kind_indices(sequences),
             images_of(contents, image_size, torch.device("cpu")) if rendered else contents,
-            [picture.key for _, picture in pictures],
+            [picture.key for picture in to_encode],
+            list(codes),
+            torch.stack([*codes.values()]) if codes else torch.tensor(blank[:1])[:0],
             edits,
         )
 

@@ -21,7 +21,8 @@ from ddt_llama.evaluation.reconstruction import device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
 from ddt_llama.generation.model import check_place
 from ddt_llama.generation.release import load
-from ddt_llama.recipes.data import SHAPES, DataConfig
+from ddt_llama.recipes.data import SHAPES, DataConfig, pictures_of
+from ddt_llama.recipes.drafts import open_form
 from ddt_llama.recipes.jobs import RELEASE
 from ddt_llama.tokenizer import Tokenizer
 
@@ -50,7 +51,7 @@ def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Pa
     model = load(run / RELEASE)
     model.name = name
     data = from_dict(DataConfig, load_json(run / "config.json").get("data", {}))
-    pictures = tuning_pictures(data, model.tokenizer.image_size)
+    pictures = tuning_pictures(data, model.tokenizer)
     steps = best_steps(model.tokenizer, pictures)
     model.settings = replace(model.settings, steps=steps)
     if model.vocabulary is not None and SHAPES in data.paths:
@@ -88,14 +89,18 @@ def changed_codes(one: Tokenizer, other: Tokenizer, images: Float[Tensor, "b 3 h
     return float((codes != others).float().mean())
 
 
-def tuning_pictures(data: DataConfig, size: int) -> Float[Tensor, "b 3 h w"]:
-    """Return pictures of the first data set that training left alone, where it left any."""
+def tuning_pictures(data: DataConfig, tokenizer: Tokenizer) -> Float[Tensor, "b 3 h w"]:
+    """Return pictures of the first data set that training left alone, where it left any.
+
+    Of data that are codes they are what the tokenizer makes of them.
+    """
+    size = tokenizer.image_size
     if SHAPES in data.paths:
         return ScenePictures(PICTURES, size, split="train", seed=TUNING_SEED).images(0, PICTURES)
-    source = data.open_images(data.paths[0], size, data.unseen_split(data.paths[0]))
+    source = open_form(data, data.paths[0], size, "image", data.unseen_split(data.paths[0]))
     count = min(PICTURES, len(source))
     spread = [index * len(source) // count for index in range(count)]
-    return torch.stack([sample.image for sample in source.batch(spread)])
+    return pictures_of(source.batch(spread), tokenizer)
 
 
 def best_steps(

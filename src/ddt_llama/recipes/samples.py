@@ -10,7 +10,8 @@ from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.generation.model import Model
 from ddt_llama.language import TextTokenizer, Vocabulary
-from ddt_llama.recipes.data import SHAPES, DataConfig
+from ddt_llama.recipes.data import SHAPES, DataConfig, pictures_of
+from ddt_llama.recipes.drafts import open_form
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.reports.pictures import sheet
 from ddt_llama.runs import Run
@@ -33,7 +34,7 @@ class DrawingSamples:
     ) -> None:
         self.recipe, self.tokenizer = recipe, tokenizer
         self.vocabulary, self.text = vocabulary, text
-        prompts, self.originals = prompts_to_show(recipe.data, tokenizer.image_size)
+        prompts, self.originals = prompts_to_show(recipe.data, tokenizer)
         # Cut as in training: a caption may be longer than the model has positions.
         self.prompts = [text.decode(text.encode(one)[: recipe.max_text]) for one in prompts]
 
@@ -62,19 +63,20 @@ class DrawingSamples:
         return {names[name]: figure.value for name, figure in found.items() if name in names}
 
 
-def prompts_to_show(data: DataConfig, image_size: int) -> tuple[list[str], list[Any]]:
+def prompts_to_show(data: DataConfig, tokenizer: Tokenizer) -> tuple[list[str], list[Any]]:
     """Return prompts to draw, and the pictures that they describe where those exist.
 
-    Captions of pictures that training leaves alone; for shapes, prompts kept for tuning.
+    Captions of pictures that training leaves alone; for shapes, prompts kept for tuning. Of data
+    that are codes the pictures are what the tokenizer makes of them.
     """
     files = [path for path in data.paths if path != SHAPES]
     for path in files:
         split = data.unseen_split(path)
-        source = data.open_images(path, image_size, split)
+        source = open_form(data, path, tokenizer.image_size, "image", split)
         rows = range(0, len(source), max(1, len(source) // (4 * SHOWN)))
         samples = [one for one in source.batch(rows) if one.caption][:SHOWN]
         if samples:
-            pictures = to_pil(torch.stack([one.image for one in samples]))
+            pictures = to_pil(pictures_of(samples, tokenizer))
             return [one.caption or "" for one in samples], pictures
     if files:
         return [], []

@@ -3,6 +3,8 @@
 The language side sees only this protocol; method and rivals are exchangeable behind it.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -12,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.checkpoint import load_into, load_tensors
-from ddt_llama.config import UserError, from_dict, load_json
+from ddt_llama.config import UserError, from_dict, load_json, to_dict
 
 N = TypeVar("N", bound=nn.Module)
 
@@ -64,6 +66,10 @@ class Tokenizer(Protocol):
         """Undo `to_language`."""
         ...
 
+    def fingerprint(self) -> str:
+        """Return letters that stand for all that codes depend on: other ones, other codes."""
+        ...
+
     def save(self, folder: Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; floats are stored as `dtype` if given."""
         ...
@@ -82,6 +88,21 @@ def open_network(folder: str | Path, kind: str, config: type[Any], build: Callab
     source = Path(folder) / "model.safetensors"
     load_into(model, load_tensors(source), source)
     return model.eval()
+
+
+def codes_fingerprint(network: nn.Module, config: Any, others: Sequence[str]) -> str:
+    """Return 16 letters for the encoder, the codebook and the config of a tokenizer.
+
+    `others` are fields of the config that codes do not depend on.
+    """
+    settings = {name: value for name, value in to_dict(config).items() if name not in others}
+    digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=8)
+    for name, tensor in network.state_dict().items():
+        if name.startswith("encoder.") or name in ("quantizer.codebook", "quantizer.lengths"):
+            digest.update(name.encode())
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(plain.flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def visible_mask(visible: int | Bool[Tensor, " k"] | None, num_tokens: int) -> Bool[Tensor, " k"]:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ddt_llama.checkpoint import save_release
 from ddt_llama.config import UserError, check_range, to_dict
-from ddt_llama.tokenizer.base import open_network, visible_mask
+from ddt_llama.tokenizer.base import codes_fingerprint, open_network, visible_mask
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 
 KIND = "spatial"
@@ -158,6 +158,10 @@ class SpatialTokenizer(nn.Module):
         values = self.quantizer.values(codes)
         kept = visible_mask(visible, self.num_tokens).to(values.device)
         return self.rebuild(values * kept[:, None]).float().clamp(-1, 1)
+
+    def fingerprint(self) -> str:
+        """Return letters for encoder and codebook; those who share them share codes."""
+        return codes_fingerprint(self, self.config, ())
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; float16 halves the file."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ddt_llama.checkpoint import save_release
 from ddt_llama.config import UserError, check_range, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
-from ddt_llama.tokenizer.base import open_network, visible_mask
+from ddt_llama.tokenizer.base import codes_fingerprint, open_network, visible_mask
 from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
 from ddt_llama.tokenizer.encoder import Encoder, EncoderConfig
 from ddt_llama.tokenizer.latents import Pixels, VaeLatents
@@ -26,6 +26,7 @@ from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
 from ddt_llama.tokenizer.schedule import LanguageOrder, TokenSchedule, step_seeds
 
 KIND = "timestep"
+OF_DECODING = ("pieces", "language_order", "prediction", "path", "shift", "decoder")
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,13 @@ class TimestepTokenizer(nn.Module):
             fresh_noise=fresh,
         )
         return config.latents.decode(self.unpatchify(x0)).clamp(-1, 1)
+
+    def fingerprint(self) -> str:
+        """Return letters for encoder, codebook and VAE; those who share them share codes."""
+        config = self.config
+        if isinstance(config.latents, VaeLatents):
+            config = replace(config, latents=replace(config.latents.pinned(), folder=""))
+        return codes_fingerprint(self, config, OF_DECODING)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
         """Write config.json and model.safetensors; float16 halves the file."""

@@ -41,7 +41,7 @@ def test_of_equal_numbers_of_steps_the_fewest_are_chosen():
 
 def test_tuning_scenes_are_none_of_training():
     trained = render([ShapesSource(seed=0)[i].scene for i in range(128)], 16)
-    chosen = tuning_pictures(DataConfig(), 16)
+    chosen = tuning_pictures(DataConfig(), Noisy({}))
     assert {image.numpy().tobytes() for image in chosen}.isdisjoint(
         image.numpy().tobytes() for image in trained
     )
@@ -52,7 +52,7 @@ def test_own_pictures_are_tuned_on_those_that_training_left_alone(tmp_path: Path
         PIL.Image.new("RGB", (32, 32), (number, 0, 0)).save(tmp_path / f"{number}.png")
     data = DataConfig(paths=(str(tmp_path),), held_out=0.2)
     trained = data.open_images(str(tmp_path), 16)
-    chosen = {image[0, 0, 0].item() for image in tuning_pictures(data, 16)}
+    chosen = {image[0, 0, 0].item() for image in tuning_pictures(data, Noisy({}))}
     assert chosen
     assert chosen.isdisjoint(trained[i].image[0, 0, 0].item() for i in range(len(trained)))
 
