@@ -104,7 +104,7 @@ TYPED = {
     ),
     "an option of other verbs": (
         "encode {model} {picture} {out} --num 3",
-        "unknown option --num; allowed are --split, --batch, --shard-rows and fields of the data",
+        "unknown option --num; allowed are --split, --batch, --shard-rows, --engine and fields",
     ),
     "fields of no data": (
         "evaluate {model} --suite reconstruction --data.fit pad",

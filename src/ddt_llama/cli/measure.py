@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
@@ -196,6 +196,7 @@ def encode(
     split: str = "all",
     batch: WholeNumber = None,
     shard_rows: int = 10_000,
+    engine: Literal["local", "ray"] = "local",
     fields: Fields = None,
 ) -> None:
     """Write the codes of a data set of pictures, with their texts: language models train on them.
@@ -214,16 +215,19 @@ def encode(
         split: Which split of the data; "all" takes everything.
         batch: Rows encoded at once, 16 on a CPU and 256 on a GPU unless given.
         shard_rows: Rows of the data that make one shard.
+        engine: local, or ray: on all machines of the Ray cluster at RAY_ADDRESS, or all cores of
+            this one.
     """
     from ddt_llama.config import UserError
     from ddt_llama.data.codes import MANIFEST
-    from ddt_llama.recipes.encode import encode_pictures
+    from ddt_llama.recipes.cluster import on_ray
+    from ddt_llama.recipes.encode import encode_pictures, in_this_process
 
     config, unknown = data_fields(fields, data)
     if unknown:
         raise UserError(
-            f"unknown option --{next(iter(unknown))}; allowed are --split, --batch, "
-            "--shard-rows and fields of the data such as --data.image-column; see ddt encode --help"
+            f"unknown option --{next(iter(unknown))}; allowed are --split, --batch, --shard-rows, "
+            "--engine and fields of the data such as --data.image-column; see ddt encode --help"
         )
     done = encode_pictures(
         model,
@@ -232,9 +236,11 @@ def encode(
         split=split,
         batch=batch,
         shard_rows=shard_rows,
+        engine=on_ray if engine == "ray" else in_this_process,
     )
     skipped = f", {done.skipped} skipped ({out / MANIFEST} says why)" if done.skipped else ""
     print(f"{out}: codes of {done.rows} rows{skipped}")
     if done.fresh:
-        speed, share = done.fresh / done.seconds, done.waited / done.seconds
-        print(f"{speed:,.0f} rows/s, {share:.1%} of the time waiting for pictures")
+        waited = f", {done.waited / done.seconds:.1%} of the time waiting for pictures"
+        speed = f"{done.fresh / done.seconds:,.0f} rows/s"
+        print(speed + (waited if engine == "local" else ""))

@@ -185,7 +185,7 @@ class Encoded(NamedTuple):
     """What an encoding left: rows encoded and skipped, in all.
 
     This start of it encoded `fresh` of them in `seconds`, of which `waited` went by before the
-    pictures were there.
+    pictures were there (0 where other processes encode).
     """
 
     rows: int
