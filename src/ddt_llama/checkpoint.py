@@ -1,20 +1,13 @@
-"""Store tensors: training states that survive a kill at any moment, and release files.
+"""Store tensors for others to open: a release is `config.json` beside `model.safetensors`.
 
-A training state is a folder `step-00001200/` of safetensors files, one a section, with a COMPLETE
-marker that holds sizes and checksums and is written last; the folder gets its name by one rename.
-A release is `config.json` beside `model.safetensors`. Nothing here is pickled.
+What a training needs to go on is kept by `states`. Nothing here is pickled.
 """
-# Differs from the plan: torch.distributed.checkpoint pickles its metadata and gains nothing while
-# every process holds the whole state; it comes with sharded training.
 
 import contextlib
 import os
 import shutil
 import struct
-import warnings
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,86 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ddt_llama.config import UserError, let_others_read, load_json, save_json
+from ddt_llama.config import UserError, let_others_read, save_json
 
-COMPLETE = "COMPLETE"
 SHORT_ROW = 64  # numbers: below that a scale a row gains little, and codes need their precision
 ROW_SCALE = ".row_scale"  # beside a matrix stored in 8 bits: what one unit is worth in each row
-FACTS = "facts.json"
 Tensors = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class State:
-    """What training needs to go on: tensors by section (model, ema, optim) and plain facts."""
-
-    step: int
-    tensors: dict[str, dict[str, Tensor]]
-    facts: dict[str, Any]
-
-
-def save_state(folder: Path, state: State, keep: int, skipped: Sequence[Path] = ()) -> Path:
-    """Write `state` under `folder` and delete all but the newest `keep` states.
-
-    Those that resume `skipped` (`states_after`), being damaged, are deleted and do not count.
-    The state is complete or absent: a kill at any moment leaves the previous ones untouched.
-    Raises UserError where the disk refuses (full, read-only).
-    """
-    final = folder / _named(state.step)
-    partial = folder / f".{final.name}.partial"
-    try:
-        for left in folder.glob(".step-*.partial"):  # by a kill in the midst of a save
-            shutil.rmtree(left, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for section, tensors in state.tensors.items():
-            save_file(_storable(tensors), partial / f"{section}.safetensors")
-        save_json(partial / FACTS, {"step": state.step, **state.facts})
-        sums = {path.name: _size_and_sum(path) for path in sorted(partial.iterdir())}
-        save_json(partial / COMPLETE, sums)
-        if final.exists():  # a damaged state of the same step: resume has gone past it
-            shutil.rmtree(final)
-        os.replace(partial, final)
-        _flush(folder)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{final}: cannot be written ({error}); free the disk and go on") from None
-    states = _states(folder)
-    damaged = [one for one in states if one in skipped and one != final]
-    good = [one for one in states if one not in damaged]
-    for old in [*damaged, *good[keep:]]:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(old)
-    return final
-
-
-def load_state(folder: Path) -> State:
-    """Read one training state; UserError where it is incomplete or damaged."""
-    if not (folder / COMPLETE).is_file():
-        raise UserError(f"{folder}: incomplete (no {COMPLETE} marker); delete it")
-    for name, expected in load_json(folder / COMPLETE).items():
-        path = folder / name
-        if not path.is_file() or _size_and_sum(path) != expected:
-            raise UserError(f"{path}: damaged (size or checksum differs); delete {folder.name}")
-    facts = load_json(folder / FACTS)
-    tensors = {
-        path.stem: load_tensors(path, dtype=None) for path in sorted(folder.glob("*.safetensors"))
-    }
-    return State(facts.pop("step"), tensors, facts)
-
-
-def newest_state(folder: Path) -> State | None:
-    """Return the newest readable state under `folder`, or None; warns of each one it skips."""
-    for candidate in _states(folder):
-        try:
-            return load_state(candidate)
-        except UserError as error:
-            warnings.warn(f"checkpoint skipped: {error}", stacklevel=2)
-    return None
-
-
-def has_states(folder: Path) -> bool:
-    """Say whether training states lie under `folder`, damaged ones too."""
-    return bool(_states(folder))
 
 
 @contextlib.contextmanager
@@ -221,20 +139,6 @@ def load_into(module: nn.Module, tensors: Tensors, source: str | os.PathLike[str
     module.load_state_dict(dict(tensors))
 
 
-def states_after(folder: Path, step: int) -> list[Path]:
-    """Return the states of later steps: what resume skipped, where it found the state of `step`."""
-    return [one for one in _states(folder) if one.name > _named(step)]
-
-
-def _named(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def _states(folder: Path) -> list[Path]:
-    """Return the folders of states, newest first."""
-    return sorted(folder.glob("step-*"), reverse=True)
-
-
 def _storable(tensors: Tensors, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     """Return contiguous CPU tensors of which no two share memory (safetensors refuses those)."""
     if dtype is torch.int8:
@@ -266,20 +170,3 @@ def _in_eight_bits(tensors: Tensors) -> dict[str, Tensor]:
 
 def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     return tensor.to(dtype) if dtype is not None and tensor.is_floating_point() else tensor
-
-
-def _size_and_sum(path: Path) -> list[int]:
-    size = total = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 22):
-            size += len(chunk)
-            total = zlib.crc32(chunk, total)
-    return [size, total]
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

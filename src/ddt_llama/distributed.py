@@ -1,7 +1,7 @@
 """Say how many processes train together and let them agree; one process needs none of it.
 
-The only reader of RANK, LOCAL_RANK and WORLD_SIZE (set by torchrun). Every reduction is the
-identity in a single process, so callers never ask which case they are in.
+The only reader of RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE (set by torchrun). Every
+reduction is the identity in a single process, so callers never ask which case they are in.
 """
 
 import atexit
@@ -33,6 +33,11 @@ def local_rank() -> int:
 def world_size() -> int:
     """Return the number of processes that train together."""
     return _number("WORLD_SIZE", 1, least=1)
+
+
+def local_world_size() -> int:
+    """Return the number of these processes on this machine."""
+    return _number("LOCAL_WORLD_SIZE", 1, least=1)
 
 
 def is_main() -> bool:

@@ -21,7 +21,6 @@ from typing import IO, Any
 import torch
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import State, has_states, newest_state, save_state, states_after
 from ddt_llama.config import (
     UserError,
     flatten,
@@ -31,6 +30,7 @@ from ddt_llama.config import (
     save_json,
     to_dict,
 )
+from ddt_llama.states import Found, Kept, Saver, State, newest_state, states, states_after
 
 # A field may change between two starts of one run where its dataclass says so:
 # field(default=..., metadata=MAY_CHANGE), or MAY_GROW for a number that may only grow.
@@ -48,8 +48,9 @@ class Run:
         self._lock = lock  # held until the process ends, also by SIGKILL
         self._metrics: IO[str] | None = None
         self._board: Any = None
+        self._saver: Saver | None = None
         self._resumed_at: int | None = None
-        self._skipped: list[Path] = []
+        self._skipped: frozenset[Path] = frozenset()
 
     @classmethod
     def create_or_resume(cls, folder: str | os.PathLike[str], config: Any) -> "Run":
@@ -90,16 +91,26 @@ class Run:
         """The folder of training states."""
         return self.folder / "checkpoints"
 
-    def save(self, state: State, keep: int) -> None:
-        """Write a training state, all or nothing, and keep the newest `keep`."""
-        if distributed.is_main():
-            save_state(self.checkpoints, state, keep, self._skipped)
+    def save(self, state: State, keep: int, keep_every: int = 0) -> None:
+        """Write a training state in the background, all or nothing; all processes take part.
 
-    def resume(self) -> State | None:
+        The newest `keep` stay, and every one whose step `keep_every` divides. Raises UserError
+        where the disk refused the one before.
+        """
+        if self._saver is None:
+            self._saver = Saver(self.checkpoints)
+        self._saver.save(state, Kept(keep, keep_every, self._skipped))
+
+    def wait(self) -> None:
+        """Wait until the last state is written. Raises UserError where the disk refuses it."""
+        if self._saver is not None:
+            self._saver.wait()
+
+    def resume(self) -> Found | None:
         """Return the newest good state and drop every metric written after it."""
         distributed.barrier()  # the main process has prepared the folder
         state = newest_state(self.checkpoints)
-        if state is None and has_states(self.checkpoints):
+        if state is None and states(self.checkpoints):
             raise UserError(
                 f"{self.checkpoints}: none of the states can be read, and the training would begin "
                 "again; put one back, or choose another folder"
@@ -107,7 +118,8 @@ class Run:
         self._resumed_at = state.step if state else None
         if distributed.is_main():
             self._truncate(state.step if state else 0)
-            self._skipped = states_after(self.checkpoints, state.step if state else 0)
+            skipped = states_after(self.checkpoints, state.step if state else 0)
+            self._skipped = frozenset(skipped)
         return state
 
     def log(self, record: Mapping[str, float | int | str]) -> None:
@@ -150,10 +162,10 @@ class Run:
 
     def close(self) -> None:
         """Close the files and let another process use the folder."""
-        for file in (self._metrics, self._board, self._lock):
+        for file in (self._saver, self._metrics, self._board, self._lock):
             if file is not None:
                 file.close()
-        self._metrics = self._board = self._lock = None
+        self._saver = self._metrics = self._board = self._lock = None
 
     def _truncate(self, step: int) -> None:
         path = self.folder / "metrics.jsonl"

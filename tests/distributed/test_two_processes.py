@@ -14,10 +14,10 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import newest_state
 from ddt_llama.language.backbone import BackboneConfig, build
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.runs import Run
+from ddt_llama.states import newest_state
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import TrainConfig, train
 from ddt_llama.training.muon import orthogonal, orthogonal_together
@@ -186,8 +186,10 @@ def test_two_processes_equal_one(tmp_path):
         assert [row[name] for row in two] == pytest.approx([row[name] for row in one], rel=1e-4)
     shared = newest_state(tmp_path / "two" / "checkpoints")
     assert shared is not None
+    tensors = {name: torch.zeros(shape) for name, shape in shared.shapes.items()}
+    shared.read(tensors)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(shared.tensors["model"][name], tensor, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tensors[f"model.{name}"], tensor, rtol=1e-4, atol=1e-5)
 
 
 def test_one_process_needs_no_group():

@@ -290,19 +290,22 @@ def test_minutes_end_a_run_that_goes_on(tmp_path: Path) -> None:
     assert not (run / "FINISHED").exists()
 
 
-def test_ctrl_c_keeps_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_ctrl_c_and_preemption_keep_the_step(
+    number: int, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plain = TimestepObjective.before_step
 
     def interrupted(self: TimestepObjective, model: object, step: int) -> None:
         if step == 1:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         plain(self, model, step)
 
     run = tmp_path / "run"
     command = ["train", "nano_tokenizer", "--steps", "4", "--out", str(run), *TOKENIZER]
     with monkeypatch.context() as patch:
         patch.setattr(TimestepObjective, "before_step", interrupted)
-        assert main(command) == 130
+        assert main(command) == code
     assert (run / "checkpoints" / "step-00000002" / "COMPLETE").is_file()
     assert main(command) == 0
 
@@ -368,6 +371,33 @@ def test_torchrun_goes_on_from_a_tokenizer_with_a_larger_codebook(
     after = ddt_llama.load(run).tokenizer.code_vectors()
     assert (before.shape[0], after.shape[0]) == (32, 40)
     torch.testing.assert_close(after.norm(dim=-1), torch.ones(40))
+
+
+@pytest.mark.slow
+def test_a_model_in_shards_is_saved_whole(pipeline: Pipeline, tmp_path: Path) -> None:
+    """Begun by two processes in shards; goes on, and draws, in one."""
+    run = tmp_path / "run"
+    fields = [*LANGUAGE, "--tokenizer", str(pipeline.tokenizer), "--train.log_every=1"]
+    command = ["train", "nano_pretrain", "--out", str(run), *fields]
+    words = ["--standalone", "--nproc-per-node", "2", "-m", "--", "ddt_llama", *command]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words, "--steps=2", "--train.shard=full"],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    state = run / "checkpoints" / "step-00000002"
+    assert len(list(state.glob("*.safetensors"))) == 2  # one a process
+    drawn = ["draw", str(run), "a red circle", "--out", str(tmp_path / "drawn.png")]
+    assert main(drawn) == 0
+    saved = ddt_llama.load(run).language.state_dict()
+    assert main([*command, "--steps", "3"]) == 0
+    assert set(losses(run)) == {1, 2, 3}
+    gone_on = ddt_llama.load(run).language.state_dict()
+    assert all(saved[name].shape == tensor.shape for name, tensor in gone_on.items())
+    assert any(not torch.equal(saved[name], tensor) for name, tensor in gone_on.items())
 
 
 def test_a_decoder_is_trained_while_the_codes_keep_their_meaning(

@@ -7,17 +7,12 @@ import torch
 from torch import nn
 
 from ddt_llama.checkpoint import (
-    State,
     load_into,
-    load_state,
     load_tensors,
-    newest_state,
     put_back,
     replaced,
     save_release,
-    save_state,
     save_tensors,
-    states_after,
 )
 from ddt_llama.config import UserError
 
@@ -47,106 +42,6 @@ def test_a_folder_lost_between_two_renames_is_put_back(tmp_path):
     assert (folder / "a").read_text() == "old"
     put_back(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["release"]
-
-
-def state(step, value=1.0):
-    weights = torch.arange(6.0).view(2, 3) * value
-    return State(
-        step,
-        {
-            "model": {"w": weights, "same": weights, "turned": weights.t(), "row": weights[1]},
-            "optim": {"w/step": torch.tensor(float(step)), "half": weights.bfloat16()},
-            "empty": {},
-        },
-        {"loss": 0.1 + 0.2, "names": ["a"]},
-    )
-
-
-def test_a_state_comes_back_bit_for_bit(tmp_path):
-    save_state(tmp_path, state(7), keep=2)
-    back = newest_state(tmp_path)
-    assert back is not None
-    wanted = state(7)
-    assert (back.step, back.facts) == (7, wanted.facts)
-    for section, tensors in wanted.tensors.items():
-        assert back.tensors[section].keys() == tensors.keys()
-        for name, tensor in tensors.items():
-            assert back.tensors[section][name].dtype == tensor.dtype
-            assert torch.equal(back.tensors[section][name], tensor)
-
-
-def test_only_the_newest_are_kept_and_nothing_temporary(tmp_path):
-    for step in (5, 10, 15):
-        save_state(tmp_path, state(step), keep=2)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
-
-
-def test_what_a_kill_left_of_another_step_is_cleared_away(tmp_path):
-    (tmp_path / ".step-00000003.partial").mkdir(parents=True)
-    save_state(tmp_path, state(5), keep=2)
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
-
-
-def test_a_damaged_state_never_crowds_out_a_good_one(tmp_path):
-    for step in (5, 10):
-        save_state(tmp_path, state(step), keep=2)
-    (tmp_path / "step-00000010" / "model.safetensors").write_bytes(b"cut")
-    with pytest.warns(UserWarning, match="skipped"):
-        assert newest_state(tmp_path).step == 5
-    save_state(tmp_path, state(7), keep=1, skipped=states_after(tmp_path, 5))
-    assert [path.name for path in tmp_path.iterdir()] == ["step-00000007"]
-    assert newest_state(tmp_path).step == 7
-
-
-def test_training_past_a_damaged_state_keeps_the_good_ones(tmp_path):
-    for step in (5, 10, 12):
-        save_state(tmp_path, state(step), keep=3)
-    (tmp_path / "step-00000012" / "model.safetensors").write_bytes(b"cut")
-    save_state(tmp_path, state(15), keep=2, skipped=states_after(tmp_path, 10))
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000010", "step-00000015"]
-
-
-def test_a_state_without_its_marker_is_no_state(tmp_path):
-    save_state(tmp_path, state(5), keep=3)
-    (save_state(tmp_path, state(6), keep=3) / "COMPLETE").unlink()
-    with pytest.warns(UserWarning, match="step-00000006: incomplete"):
-        assert newest_state(tmp_path).step == 5
-    save_state(tmp_path, state(6, value=2.0), keep=3)  # going on replaces the damaged one
-    assert torch.equal(
-        newest_state(tmp_path).tensors["model"]["w"], state(6, 2.0).tensors["model"]["w"]
-    )
-
-
-@pytest.mark.parametrize("damage", ["cut", "flipped", "gone"])
-def test_damage_is_found_by_its_checksum(tmp_path, damage):
-    folder = save_state(tmp_path, state(5), keep=3)
-    path = folder / "optim.safetensors"
-    content = bytearray(path.read_bytes())
-    if damage == "gone":
-        path.unlink()
-    else:
-        content[-1] ^= 1
-        path.write_bytes(content[:-1] if damage == "cut" else content)
-    with pytest.raises(UserError, match=r"optim\.safetensors: damaged"):
-        load_state(folder)
-    with pytest.warns(UserWarning, match="checkpoint skipped"):
-        assert newest_state(tmp_path) is None
-
-
-def test_a_kill_while_writing_leaves_the_previous_state(tmp_path, monkeypatch):
-    """Whatever the writing got to, the folder has no name until all is written."""
-    save_state(tmp_path, state(5), keep=3)
-
-    def killed(*_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("ddt_llama.checkpoint.os.replace", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_state(tmp_path, state(6), keep=3)
-    monkeypatch.undo()
-    assert newest_state(tmp_path).step == 5
-    save_state(tmp_path, state(6), keep=3)
-    assert newest_state(tmp_path).step == 6
 
 
 def test_a_release_halves_in_bfloat16_and_comes_back_as_float32(tmp_path):
@@ -213,8 +108,6 @@ def test_an_unwritable_place_is_refused_and_left_clean(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot be written"):
         save_tensors(tmp_path / "file" / "model.safetensors", {"w": torch.ones(1)})
-    with pytest.raises(UserError, match="cannot be written"):
-        save_state(tmp_path / "file", state(1), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 

@@ -19,18 +19,20 @@ from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import train
+from ddt_llama.training.sharding import gather, is_sharded
 
 FINISHED = "FINISHED"  # an empty file that says to scripts: all steps are done
 PARTS = "parts"
 
 
 class Trained(NamedTuple):
-    """Where a training stands and what it left."""
+    """Where a training stands and what it left; `stopped` says what ended it early."""
 
     folder: Path
     release: Path
     step: int
     finished: bool
+    stopped: str | None = None
 
 
 def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> Trained:
@@ -67,15 +69,17 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
         )
         seen = outcome.step * recipe.train.samples_a_step
         with outcome.ema.swapped():
-            whole = job.release()
-            own = Training(job.part, recipe.name, seen, seen * flops)
-            whole.history = job.past + History((own,))
+            if is_sharded(recipe.train.shard):
+                gather(job.model)
             if distributed.is_main():
+                whole = job.release()
+                own = Training(job.part, recipe.name, seen, seen * flops)
+                whole.history = job.past + History((own,))
                 whole.save(out / RELEASE)
     if distributed.is_main() and outcome.finished:
         replace_file(out / FINISHED, b"")
     distributed.teardown()
-    return Trained(out, out / RELEASE, outcome.step, outcome.finished)
+    return Trained(out, out / RELEASE, outcome.step, outcome.finished, outcome.stopped)
 
 
 def newest_step(out: Path) -> int:

@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddt_llama import distributed
 from ddt_llama.config import UserError
 
 
@@ -26,14 +25,14 @@ class CodebookKeeper:
     ) -> dict[str, float]:
         """Move the codebook; every `probe_every` steps add its use and what `probe` measures.
 
-        The main process alone measures.
+        All processes measure the same: each may hold a shard of the model.
         """
         figures = self.move(model, step)
         if figures is None:
             return {}
         if step % probe_every == 0:
             figures |= {f"codebook.{k}": v for k, v in model.quantizer.metrics().items()}
-            figures |= probe() if distributed.is_main() else {}
+            figures |= probe()
         return figures
 
     def move(self, model: Any, step: int) -> dict[str, float] | None:

@@ -4,7 +4,7 @@ Kept in float32. Early on the decay is smaller, (1 + n) / (10 + n) after n updat
 average forgets the initialisation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
@@ -59,16 +59,8 @@ class Ema:
         _copy(self._average, self._parameters)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the averages by parameter name."""
+        """Return the averages by parameter name; they are read back in place."""
         return dict(zip(self._names, self._average, strict=True))
-
-    def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Take over averages and their count; UserError where they belong to another model."""
-        if state.keys() != set(self._names):
-            raise UserError("weight average does not fit this model; start a new run")
-        self.updates = updates
-        for name, average in zip(self._names, self._average, strict=True):
-            average.copy_(state[name])
 
 
 @torch.no_grad()

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import State
 from ddt_llama.config import UserError, check_range
 from ddt_llama.runs import MAY_CHANGE, MAY_GROW, Run
+from ddt_llama.states import State
+from ddt_llama.training import sharding
 from ddt_llama.training.ema import Ema
 from ddt_llama.training.optim import OptimConfig, Optimizer
 from ddt_llama.training.prefetch import Batches, Stream
@@ -55,6 +56,12 @@ class TrainConfig:
     process, where its device is a GPU (on a CPU they would only take its cores); no more than there
     are cores.
     `explode`: stop where the loss stays above this multiple of its running median.
+    `keep` newest states stay, and with `keep_every` every one whose step it divides.
+    `shard`: how several processes hold weights, gradients and moments: "none", all of them
+    everything; "full", each a shard; "hybrid", each machine everything, in shards. `offload` keeps
+    a GPU's shards in the memory of its CPU. `recompute`: what the backward pass needs is computed
+    again, of "blocks", or of all but their matrix products ("selective"). These three change memory
+    and time, nothing else.
     """
 
     steps: int = field(default=1000, metadata=MAY_GROW)
@@ -72,16 +79,20 @@ class TrainConfig:
     checkpoint_every: int = field(default=500, metadata=MAY_CHANGE)
     checkpoint_minutes: float = field(default=10.0, metadata=MAY_CHANGE)
     keep: int = field(default=2, metadata=MAY_CHANGE)
+    keep_every: int = field(default=0, metadata=MAY_CHANGE)
     minutes: float | None = field(default=None, metadata=MAY_CHANGE)
     prefetch: int = field(default=0, metadata=MAY_CHANGE)
     workers: int = field(default=0, metadata=MAY_CHANGE)
     tensorboard: bool = field(default=True, metadata=MAY_CHANGE)
+    shard: sharding.Shard = field(default="none", metadata=MAY_CHANGE)
+    offload: bool = field(default=False, metadata=MAY_CHANGE)
+    recompute: sharding.Recompute = field(default="none", metadata=MAY_CHANGE)
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
         check_range(self, 1, math.inf, "steps", "batch", "accumulate", "keep", "explode")
         check_range(self, 1, math.inf, "log_every", "sample_every", "checkpoint_every")
-        check_range(self, 0, math.inf, "clip", "prefetch", "workers", "seed")
+        check_range(self, 0, math.inf, "clip", "prefetch", "workers", "seed", "keep_every")
         check_range(self, 0, math.inf, "checkpoint_minutes", "minutes", "ema")
         if self.ema >= 1:
             raise UserError(f"ema: given {self.ema}, allowed is 0 up to but not 1")
@@ -95,11 +106,16 @@ class TrainConfig:
 
 
 class Outcome(NamedTuple):
-    """How a call of `train` ended. `ema.swapped()` puts the averaged weights into the model."""
+    """How a call of `train` ended. `ema.swapped()` puts the averaged weights into the model.
+
+    Where they are spread over processes, `sharding.gather` makes the model whole. `stopped` says
+    what ended it before all steps were done: a signal by its name, or time.
+    """
 
     step: int
     finished: bool
     ema: Ema
+    stopped: str | None = None
 
 
 def step_seed(seed: int, step: int, rank: int = 0) -> int:
@@ -121,20 +137,25 @@ def train(
 
     The model stays on its device; parameters without requires_grad are neither moved nor saved.
     `stream(n)` gives the batch of forward pass n. `sample(model, step, run)` is called on the main
-    process with the averaged weights in place; the figures it returns are logged.
-    Several processes read checkpoints from one shared folder; only the loss and `grad_norm` logged
-    are means over all of them.
+    process with the averaged weights in place; the figures it returns are logged. Of a model that
+    is spread over processes nothing is sampled: nobody has it.
+    Several processes share one folder of checkpoints, and may be others, or another number of them,
+    at the next start; only the loss and `grad_norm` logged are means over all of them.
     SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
     where the loss is not finite or explodes; the checkpoints before it stay.
     """
     distributed.broadcast_module(model)
-    trainer = _Trainer(model, objective, config, run, sample)
-    trainer.resume()
+    passes = sharding.Pass(model, objective)
+    sharding.recompute_blocks(model, config.recompute)
     if config.compile:
         torch.compiler.reset()  # after eight networks of one class a process compiles no more
-        choose = getattr(objective, "parts_to_compile", lambda model: [model])
-        for part in choose(model):
+        for part in _parts_to_compile(model, objective, config):
             part.compile()
+    if sharding.is_sharded(config.shard):
+        sharding.spread(passes, config.shard, offload=config.offload, bf16=config.bf16)
+        sample = None
+    trainer = _Trainer(passes, config, run, sample)
+    trainer.resume()
     if trainer.step >= config.steps:
         return Outcome(trainer.step, True, trainer.ema)
     display = Display(config.steps, trainer.step)
@@ -143,11 +164,11 @@ def train(
         workers = min(config.workers, distributed.usable_cores()) if on_gpu else 0
         reading = Batches(stream, trainer.device, config.prefetch, workers)
         with reading as batches, Signals() as signals:
-            finished = trainer.run_to_end(batches, signals, display)
+            stopped = trainer.run_to_end(batches, signals, display)
+        run.wait()
     finally:
         display.close()
-    distributed.barrier()  # nobody leaves before the main process has written the last state
-    return Outcome(trainer.step, finished, trainer.ema)
+    return Outcome(trainer.step, stopped is None, trainer.ema, stopped)
 
 
 class _Trainer:
@@ -155,14 +176,14 @@ class _Trainer:
 
     def __init__(
         self,
-        model: nn.Module,
-        objective: Objective,
+        passes: sharding.Pass,
         config: TrainConfig,
         run: Run,
         sample: Sampler | None,
     ) -> None:
-        self.model, self.objective, self.config, self.run = model, objective, config, run
-        self.sample = sample
+        self.passes, self.config, self.run, self.sample = passes, config, run, sample
+        self.model, self.objective = passes.model, passes.objective
+        model = self.model
         self.device = next(model.parameters()).device
         self.optimizer = Optimizer(model, config.optim, config.steps)
         self.ema = Ema(model, config.ema)
@@ -176,16 +197,19 @@ class _Trainer:
         state = self.run.resume()
         if state is None:
             return
-        _load_model(self.model, state.tensors["model"], self.run.folder)
-        self.optimizer.load_state_dict(state.tensors["optim"])
-        self.ema.load_state_dict(state.tensors["ema"], state.facts["ema_updates"])
+        kept = [one.removeprefix("optim.") for one in state.shapes if one.startswith("optim.")]
+        self.optimizer.prepare(kept)
+        tensors = self._tensors()
+        _refuse_other_model(tensors, state.shapes, self.run.folder)
+        state.read(tensors)
+        self.ema.updates = state.facts["ema_updates"]
         self.means = Means(**state.facts["means"])
         self.watch.recent.extend(state.facts["recent"])
         self.seconds_before = state.facts["seconds"]
         self.step = self.saved_step = state.step
 
-    def run_to_end(self, batches: Batches, signals: Signals, display: Display) -> bool:
-        """Do the remaining steps; return False where a signal or `minutes` ended them.
+    def run_to_end(self, batches: Batches, signals: Signals, display: Display) -> str | None:
+        """Do the remaining steps; return what ended them early: a signal or `minutes`.
 
         An uneasy step is never saved, so that a wish to stop waits for a calm one, a few at most.
         """
@@ -202,9 +226,10 @@ class _Trainer:
                 self._log(sampled, display)
             if last or (self.watch.calm and (reason or self._checkpoint_is_due())):
                 self._save()
-        if self.step < config.steps:
-            display.message(f"{reason}: saved at step {self.saved_step}; start again to go on")
-        return self.step == config.steps
+        if self.step == config.steps:
+            return None
+        display.message(f"{reason}: saved at step {self.saved_step}; start again to go on")
+        return reason
 
     def _update(self, batches: Batches, signals: Signals) -> str | None:
         """Do one update; return why to stop after it, or None."""
@@ -216,7 +241,8 @@ class _Trainer:
         self.optimizer.zero_grad()
         loss = sum(self._forward_backward(batches, part) for part in range(config.accumulate))
         figures = {"loss": loss / config.accumulate}
-        distributed.average_gradients(self.optimizer.parameters)
+        if not sharding.is_sharded(config.shard):
+            distributed.average_gradients(self.optimizer.parameters)
         figures["grad_norm"] = float(self.optimizer.clip(config.clip))
         reason = self._agree(figures, signals)
         self._refuse_divergence(figures)
@@ -225,7 +251,8 @@ class _Trainer:
             self.ema.update()
         self.step += 1
         after = getattr(self.objective, "after_step", None)
-        extra = after(model, self.step) if after is not None else None
+        with sharding.whole(self.passes):
+            extra = after(model, self.step) if after is not None else None
         figures |= {name: _number(value) for name, value in (extra or {}).items()}
         took = time.perf_counter() - began
         figures |= {"step_ms": 1000 * took, "data_share": (batches.waited - waited) / took}
@@ -239,7 +266,7 @@ class _Trainer:
         seed = step_seed(config.seed, number, distributed.rank())
         self._seed_everything(seed)
         with distributed.autocast(self.device, config.bf16):
-            loss, metrics = self.objective(self.model, batch, seed)
+            loss, metrics = self.passes(batch, seed)
         (loss / config.accumulate).backward()
         self.means.add({name: _number(value) for name, value in metrics.items()})
         return _number(loss)
@@ -308,20 +335,27 @@ class _Trainer:
         return passed or waited >= self.config.checkpoint_minutes
 
     def _save(self) -> None:
-        if distributed.is_main():
-            tensors = {
-                "model": _trained_tensors(self.model),
-                "optim": self.optimizer.state_dict(),
-                "ema": self.ema.state_dict(),
-            }
-            facts = {
-                "ema_updates": self.ema.updates,
-                "means": self.means.to_dict(),
-                "recent": list(self.watch.recent),
-                "seconds": self._seconds(),
-            }
-            self.run.save(State(self.step, tensors, facts), self.config.keep)
+        facts = {
+            "ema_updates": self.ema.updates,
+            "means": self.means.to_dict(),
+            "recent": list(self.watch.recent),
+            "seconds": self._seconds(),
+        }
+        state = State(self.step, self._tensors(), facts)
+        self.run.save(state, self.config.keep, self.config.keep_every)
         self.saved_step, self.saved_at = self.step, time.perf_counter()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """Return trainable parameters, all buffers, moments and averages by name."""
+        model = self.model
+        trained = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+        # All buffers: also those that `state_dict` leaves out.
+        parts = {
+            "model": trained | dict(model.named_buffers()),
+            "optim": self.optimizer.state_dict(),
+            "ema": self.ema.state_dict(),
+        }
+        return {f"{part}.{n}": one for part, named in parts.items() for n, one in named.items()}
 
     def _seconds(self) -> float:
         return self.seconds_before + time.perf_counter() - self.began
@@ -331,21 +365,19 @@ def _number(value: float | Tensor) -> float:
     return float(value.detach() if isinstance(value, Tensor) else value)
 
 
-def _trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return trainable parameters and all buffers, also those that `state_dict` leaves out."""
-    trained = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    return trained | dict(model.named_buffers())
+def _parts_to_compile(model: nn.Module, objective: Any, config: TrainConfig) -> list[nn.Module]:
+    """Return what is compiled; of a model in shards its blocks, each by itself."""
+    if sharding.is_sharded(config.shard):
+        return sharding.blocks_of(model)
+    return getattr(objective, "parts_to_compile", lambda model: [model])(model)
 
 
-@torch.no_grad()
-def _load_model(model: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
-    own = _trained_tensors(model)
-    wrong = [name for name in own.keys() ^ tensors.keys()]
-    wrong += [
-        name for name in own.keys() & tensors.keys() if own[name].shape != tensors[name].shape
-    ]
+def _refuse_other_model(
+    own: Mapping[str, Tensor], saved: Mapping[str, torch.Size], source: str | Path
+) -> None:
+    wrong = [name for name in own.keys() ^ saved.keys()]
+    wrong += [name for name in own.keys() & saved.keys() if own[name].shape != saved[name]]
     if wrong:
-        first = ", ".join(sorted(wrong)[:3])
+        weights = [name.removeprefix("model.") for name in wrong if name.startswith("model.")]
+        first = ", ".join(sorted(weights or wrong)[:3])
         raise UserError(f"{source}: checkpoint of another model ({first}); choose another folder")
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama import distributed
+from ddt_llama.training.sharding import like_shards, whole_tensor
 
 # The quintic whose repetition carries singular values in (0, 1] to about 1 (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -47,11 +48,14 @@ class Muon(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
-            directions = [self._direction(p, group["momentum"]).flatten(1) for p in moving]
+            directions = [
+                whole_tensor(self._direction(p, group["momentum"])).flatten(1) for p in moving
+            ]
             for p, update in zip(moving, orthogonal_together(directions), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 length = 0.2 * max(update.shape) ** 0.5
-                p.add_(update.reshape(p.shape), alpha=-group["lr"] * length)
+                update = like_shards(update.reshape(p.shape), p)
+                p.add_(update, alpha=-group["lr"] * length)
         return loss
 
     def _direction(self, parameter: Tensor, momentum: float) -> Tensor:

@@ -7,7 +7,7 @@ Muon's learning rate is scaled to AdamW's update size, so that one `lr` serves b
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
@@ -18,6 +18,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from ddt_llama.config import UserError, check_range
 from ddt_llama.training.muon import Muon
+from ddt_llama.training.sharding import whole_tensor
 
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
 TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*")
@@ -146,7 +147,8 @@ class Optimizer:
 
         `limit` 0 only measures. The gradients are touched only where the norm is too large.
         """
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        grads = [p.grad for p in self.parameters if p.grad is not None]
+        norm = whole_tensor(get_total_norm(grads))
         if limit > 0 and float(norm) > limit:
             clip_grads_with_norm_(self.parameters, limit, norm)
         return norm
@@ -170,19 +172,26 @@ class Optimizer:
             for quantity, value in values.items()
         }
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take over moments and counters; UserError where they belong to another model."""
+    def prepare(self, names: Sequence[str]) -> None:
+        """Make room for the state of these names (`name/quantity`), zeros for now.
+
+        What belongs to no parameter is left out.
+        """
         owners = {
             id(p): part for part in self._parts for g in part.param_groups for p in g["params"]
         }
-        for key, value in state.items():
+        for key in names:
             name, quantity = key.rsplit("/", 1)
             parameter = self._named.get(name)
-            if parameter is None or (value.ndim and value.shape != parameter.shape):
-                raise UserError(f"optimizer state {key!r} does not fit this model; start a new run")
+            if parameter is None:
+                continue
             # The counter of a fused optimizer lives beside its parameter.
-            moved = value.to(parameter.device).clone()
-            owners[id(parameter)].state[parameter][quantity] = moved
+            room = (
+                torch.zeros((), device=parameter.device)
+                if quantity == "step"
+                else torch.zeros_like(parameter)
+            )
+            owners[id(parameter)].state[parameter][quantity] = room
 
     def _settings(self, group: Group) -> dict[str, Any]:
         return {

@@ -68,7 +68,7 @@ def test_swapping_gives_the_weights_back_even_after_an_error():
 def test_half_precision_weights_are_averaged_in_float32():
     net = linear(1.0).to(torch.bfloat16)
     ema = Ema(net, 0.999)
-    ema.load_state_dict({"weight": torch.ones(2, 2), "bias": torch.ones(2)}, updates=10**6)
+    ema.updates = 10**6
     with torch.no_grad():
         net.weight.fill_(1.5)
     ema.update()
@@ -78,5 +78,3 @@ def test_half_precision_weights_are_averaged_in_float32():
 def test_wrong_states_and_decays_are_refused():
     with pytest.raises(UserError, match="ema: given 1"):
         Ema(linear(1.0), 1.0)
-    with pytest.raises(UserError, match="does not fit"):
-        Ema(linear(1.0), 0.9).load_state_dict({"weight": torch.ones(2, 2)}, 1)

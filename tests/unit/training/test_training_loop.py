@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
-from ddt_llama.checkpoint import newest_state
 from ddt_llama.config import UserError
 from ddt_llama.runs import Run
+from ddt_llama.states import newest_state
 from ddt_llama.training.loop import TrainConfig, step_seed, train
 from ddt_llama.training.optim import OptimConfig
 from ddt_llama.training.prefetch import Batches
@@ -200,11 +201,11 @@ def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(unbroken, tmp_pat
     fit(tmp_path / "run", replace(CONFIG, steps=12))
     newest = sorted((tmp_path / "run" / "checkpoints").iterdir())[-1]
     assert newest.name == "step-00000012"
-    weights = newest / "model.safetensors"
+    (weights,) = newest.glob("*.safetensors")
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(bytes(content))
-    with pytest.warns(UserWarning, match=r"model\.safetensors: damaged"):
+    with pytest.warns(UserWarning, match=r"\.safetensors: damaged"):
         fit(tmp_path / "run")
     shorter = [row for row in series(tmp_path / "run", "loss", "noise") if row[0] <= 10]
     assert shorter[:3] == series(unbroken[0], "loss", "noise")[:3]
@@ -349,7 +350,8 @@ def test_samples_see_the_average_and_training_does_not(unbroken, tmp_path):
     scores = dict(series(tmp_path / "run", "score"))
     assert (scores[8], scores[9]) == (0.8, None)
     assert newest(tmp_path / "run").step == 20
-    assert torch.equal(newest(tmp_path / "run").tensors["ema"]["linear.weight"], average)
+    (file,) = newest(tmp_path / "run").folder.glob("*.safetensors")
+    assert torch.equal(load_file(file)["ema.linear.weight"], average)
 
 
 def test_a_finished_run_started_again_does_nothing_and_may_grow(unbroken, tmp_path):
@@ -456,7 +458,8 @@ def test_a_run_whose_states_are_all_damaged_does_not_begin_again(tmp_path):
     fit(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     for state in (tmp_path / "run" / "checkpoints").iterdir():
-        (state / "model.safetensors").write_bytes(b"cut")
+        for weights in state.glob("*.safetensors"):
+            weights.write_bytes(b"cut")
     with (
         pytest.warns(UserWarning, match="skipped"),
         pytest.raises(UserError, match="none of the states can be read"),

@@ -175,12 +175,13 @@ def test_state_goes_on_exactly(kind):
     descend(parted, first, 3)
     state = {name: tensor.clone() for name, tensor in first.state_dict().items()}
     second = Optimizer(parted, config, 10)
-    second.load_state_dict(state)
+    second.prepare([*state, "gone.weight/exp_avg"])
+    assert second.state_dict().keys() == state.keys()
+    for name, tensor in second.state_dict().items():
+        tensor.copy_(state[name])
     descend(parted, second, 5, start=3)
     for one, other in zip(whole.parameters(), parted.parameters(), strict=True):
         assert torch.equal(one, other)
-    with pytest.raises(UserError, match="does not fit"):
-        second.load_state_dict({"head.weight/exp_avg": torch.zeros(1, 1)})
 
 
 @pytest.mark.parametrize("limit", [0.0, 0.5, 1e9])
