@@ -7,6 +7,7 @@ reduction is the identity in a single process, so callers never ask which case t
 import atexit
 import ctypes
 import os
+import sys
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError
+from ddt_llama.hardware import peak_of
 
 T = TypeVar("T")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -98,6 +100,26 @@ def has_bf16(device: torch.device) -> bool:
     if not found.get("cpu_name", "").startswith("Intel"):
         names.add("avx512_bf16")
     return any(found.get(name, False) for name in names)
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Return the products in bf16 that `device` can do in a second, None where that is unknown."""
+    return peak_of(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes that this process has held, of a GPU's memory or else of the machine's.
+
+    0 where the system does not say.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
 
 
 def autocast(device: torch.device, bf16: bool) -> torch.autocast:

@@ -65,7 +65,13 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
             job.keep(out / PARTS)
         flops = job.flops()
         outcome = train(
-            job.model, job.objective, job.stream, recipe.train, folder, sample=job.samples
+            job.model,
+            job.objective,
+            job.stream,
+            recipe.train,
+            folder,
+            sample=job.samples,
+            flops=flops,
         )
         seen = outcome.step * recipe.train.samples_a_step
         with outcome.ema.swapped():

@@ -35,7 +35,8 @@ class NextToken:
 
     A batch is `(ids, labels, attention_mask)` as `collate` gives it, or with the `kind_indices` of
     its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`
-    (that no id is likelier than the right one), and `loss.<kind>` where kinds are given.
+    (that no id is likelier than the right one), `loss.<kind>` where kinds are given, `tokens` (ids
+    of this process) and `padding` (the share of places that hold none).
     """
 
     vocabulary: Vocabulary
@@ -65,6 +66,8 @@ class NextToken:
                 "accuracy": right.float().mean(),
                 "loss.text": _mean(each, ~code),
                 "loss.code": _mean(each, code),
+                "tokens": batch[2].sum(),
+                "padding": 1 - batch[2].float().mean(),
             }
             if len(batch) > 3:
                 kinds = batch[3][places[0]]

@@ -132,13 +132,15 @@ def train(
     run: Run,
     *,
     sample: Sampler | None = None,
+    flops: float | None = None,
 ) -> Outcome:
     """Train `model` to `config.steps` updates, going on from the newest checkpoint of `run`.
 
     The model stays on its device; parameters without requires_grad are neither moved nor saved.
     `stream(n)` gives the batch of forward pass n. `sample(model, step, run)` is called on the main
     process with the averaged weights in place; the figures it returns are logged. Of a model that
-    is spread over processes nothing is sampled: nobody has it.
+    is spread over processes nothing is sampled: nobody has it. `flops` of learning from one sample
+    are what FLOPs a second are logged by, and their share of what the accelerators can do.
     Several processes share one folder of checkpoints, and may be others, or another number of them,
     at the next start; only the loss and `grad_norm` logged are means over all of them.
     SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
@@ -154,7 +156,7 @@ def train(
     if sharding.is_sharded(config.shard):
         sharding.spread(passes, config.shard, offload=config.offload, bf16=config.bf16)
         sample = None
-    trainer = _Trainer(passes, config, run, sample)
+    trainer = _Trainer(passes, config, run, sample, flops)
     trainer.resume()
     if trainer.step >= config.steps:
         return Outcome(trainer.step, True, trainer.ema)
@@ -180,8 +182,10 @@ class _Trainer:
         config: TrainConfig,
         run: Run,
         sample: Sampler | None,
+        flops: float | None,
     ) -> None:
         self.passes, self.config, self.run, self.sample = passes, config, run, sample
+        self.flops = flops
         self.model, self.objective = passes.model, passes.objective
         model = self.model
         self.device = next(model.parameters()).device
@@ -319,10 +323,18 @@ class _Trainer:
         per_step = config.samples_a_step
         record = {"step": self.step, **means, **sampled}
         record["images"] = self.step * per_step
-        record["images_per_second"] = 1000 * per_step / means["step_ms"]
+        speed = 1000 / means["step_ms"]
+        record["images_per_second"] = per_step * speed
+        ranks = distributed.world_size()
+        if "tokens" in means:
+            record["tokens_per_second"] = means["tokens"] * config.accumulate * ranks * speed
+        if self.flops is not None:
+            record["flops_per_second"] = self.flops * per_step * speed
+            peak = distributed.peak_flops(self.device)
+            if peak is not None:
+                record["mfu"] = record["flops_per_second"] / (peak * ranks)
         record["seconds"] = round(self._seconds(), 1)
-        if self.device.type == "cuda":
-            record["memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
+        record["memory_gib"] = distributed.peak_memory(self.device) / 2**30
         self.run.log(record)
         if config.tensorboard:
             self.run.board(record)

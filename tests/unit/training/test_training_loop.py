@@ -115,6 +115,19 @@ def test_it_learns_and_logs_each_step_once(unbroken):
     assert losses[-1][1] < 0.5 * losses[0][1]
 
 
+def test_what_a_step_costs_is_logged(tmp_path, monkeypatch):
+    """Of an accelerator that is known, the share of what it could do, too."""
+    monkeypatch.setattr("ddt_llama.distributed.peak_flops", lambda device: 1e6)
+    fit(tmp_path / "run", replace(CONFIG, steps=2), flops=50.0)
+    for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        assert record["images_per_second"] == pytest.approx(8 * 1000 / record["step_ms"])
+        assert record["flops_per_second"] == pytest.approx(50 * record["images_per_second"])
+        assert record["mfu"] == pytest.approx(record["flops_per_second"] / 1e6)
+        assert 0.05 < record["memory_gib"] < 100
+        assert 0 <= record["data_share"] < 1
+
+
 def test_stopping_by_minutes_then_resuming_changes_nothing(unbroken, tmp_path):
     """`minutes=0` stops after every step, so each step comes from its own resumed start."""
     folder, _, model = unbroken
