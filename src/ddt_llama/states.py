@@ -9,7 +9,6 @@ in place, whatever shards of them are wanted.
 import contextlib
 import os
 import shutil
-import time
 import warnings
 import zlib
 from collections.abc import Mapping, Sequence
@@ -88,7 +87,6 @@ class Saver:
         self._group: Any = dist.new_group(backend="gloo") if dist.is_initialized() else None
         self._thread = ThreadPoolExecutor(1, "save")
         self._running: Future[None] | None = None
-        self.blocked = 0.0  # seconds for which training waited
 
     def save(self, state: State, kept: Kept) -> None:
         """Copy the state and write it in the background; first wait for the last one.
@@ -96,12 +94,10 @@ class Saver:
         The state is complete or absent: a kill at any moment leaves the previous ones untouched.
         Raises UserError where the disk refused the last one.
         """
-        began = time.perf_counter()
         self.wait()
         copies = {name: _copy(tensor) for name, tensor in state.tensors.items()}
         state = State(state.step, copies, state.facts)
         self._running = self._thread.submit(self._write, state, kept)
-        self.blocked += time.perf_counter() - began
 
     def wait(self) -> None:
         """Wait until the last state is written. Raises UserError where the disk refused it."""

@@ -5,6 +5,7 @@ ZeRO-3 (Rajbhandari et al. 2020). Blocks are what lies in lists of modules, as i
 here and in transformers.
 """
 
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -30,6 +31,8 @@ from torch.utils.checkpoint import (
 
 from ddt_llama import distributed
 
+# It warns of blocks that return views, which no model here changes in place.
+warnings.filterwarnings("ignore", message="FSDP2-wrapped module")
 Shard = Literal["none", "full", "hybrid"]
 Recompute = Literal["none", "blocks", "selective"]
 # What "selective" keeps: products are dear to compute again, all the rest is cheap.
