@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 import tyro
+from tyro.conf import Positional
 
 from ddt_llama.config import save_json
 from ddt_llama.evaluation.intervals import flat, mean
@@ -35,7 +36,9 @@ def bare(model: str, rows: int) -> float:
     return batch * (rows // batch) / (time.perf_counter() - began)
 
 
-def main(model: str, data: str, rounds: int = 5, out: Path | None = None) -> None:
+def main(
+    model: Positional[str], data: Positional[str], rounds: int = 5, out: Path | None = None
+) -> None:
     """Time both by turns; write figures to `out` (JSON)."""
     whole, alone, waited = [], [], []
     for number in range(rounds + 1):
