@@ -106,8 +106,8 @@ class Saver:
             running.result()
 
     def close(self) -> None:
-        """Wait, and end the thread; a refusal is not told."""
-        with contextlib.suppress(UserError, SystemExit):
+        """Wait, and end the thread; what went wrong is not told: something else has, before."""
+        with contextlib.suppress(Exception, SystemExit):
             self.wait()
         self._thread.shutdown()
 

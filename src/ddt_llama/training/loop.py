@@ -194,6 +194,7 @@ class _Trainer:
         self.means, self.watch = Means(), Watch(config.explode)
         self.step = self.saved_step = 0
         self.seconds_before = 0.0  # spent by earlier starts of this run
+        self.saved_long_ago: float = False
         self.began = self.saved_at = time.perf_counter()
 
     def resume(self) -> None:
@@ -286,15 +287,21 @@ class _Trainer:
             torch.cuda.manual_seed(seed)
 
     def _agree(self, figures: dict[str, float], signals: Signals) -> str | None:
-        """Average the loss over processes; return why to stop, the same on all of them."""
+        """Average the loss over processes; return why to stop, the same on all of them.
+
+        So is whether time for a checkpoint has come: the main process's clock says.
+        """
         minutes = (time.perf_counter() - self.began) / 60
         reason = signals.received
         if reason is None and self.config.minutes is not None and minutes >= self.config.minutes:
             reason = f"{self.config.minutes:g} minutes are over"
+        waited = (time.perf_counter() - self.saved_at) / 60
+        self.saved_long_ago = waited >= self.config.checkpoint_minutes
         if distributed.world_size() > 1:
-            mine = [figures["loss"], float(reason is not None)]
+            mine = [figures["loss"], reason is not None]
+            mine.append(self.saved_long_ago and distributed.is_main())
             shared = torch.tensor(mine, dtype=torch.float64, device=self.device)
-            loss, stops = distributed.all_reduce_sum(shared).tolist()
+            loss, stops, self.saved_long_ago = distributed.all_reduce_sum(shared).tolist()
             figures["loss"] = loss / distributed.world_size()
             reason = reason or ("another process stops" if stops else None)
         return reason
@@ -341,10 +348,8 @@ class _Trainer:
         display.record(record)
 
     def _checkpoint_is_due(self) -> bool:
-        waited = (time.perf_counter() - self.saved_at) / 60
         every = self.config.checkpoint_every
-        passed = self.step // every > self.saved_step // every
-        return passed or waited >= self.config.checkpoint_minutes
+        return self.step // every > self.saved_step // every or bool(self.saved_long_ago)
 
     def _save(self) -> None:
         facts = {
