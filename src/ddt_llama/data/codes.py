@@ -149,6 +149,17 @@ def add_to_manifest(folder: Path, shard: Shard) -> None:
     _append(folder / MANIFEST, to_dict(shard))
 
 
+def mend_manifest(folder: Path) -> None:
+    """Drop a last line that a kill cut short, which the next one would continue.
+
+    For the process alone that encodes: others may read while it writes.
+    """
+    path = folder / MANIFEST
+    whole, _, rest = path.read_bytes().rpartition(b"\n")
+    if rest:
+        replace_file(path, whole + b"\n")
+
+
 def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, Shard]] | None:
     """Return the first line and the shards by number, None where nothing was begun.
 
@@ -166,8 +177,6 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], dict[int, Shard]] | Non
         raise UserError(
             f"{path}: damaged, or no manifest of codes; encode into another folder"
         ) from None
-    if len(lines[-1]):  # cut short: the next line must not continue it
-        _rewrite(path, found)
     return header, {shard.number: shard for shard in shards}
 
 
@@ -223,10 +232,6 @@ def _append(path: Path, line: Mapping[str, Any], mode: str = "a") -> None:
         file.write(json.dumps(line) + "\n")
         file.flush()
         os.fsync(file.fileno())
-
-
-def _rewrite(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    replace_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 def _arrow(kind: str, pyarrow: Any) -> Any:

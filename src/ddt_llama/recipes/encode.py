@@ -28,6 +28,7 @@ from ddt_llama.data.codes import (
     begin_manifest,
     has_manifest,
     is_whole,
+    mend_manifest,
     read_manifest,
     row_hash,
 )
@@ -223,6 +224,8 @@ def encode_pictures(
     work = Work(model, config, folder, batch, earlier_rows(source.list_keys()))
     begun(folder, config)  # refuses before anything is written
     with contextlib.closing(lock_folder(folder, "encodes")):
+        if has_manifest(folder):
+            mend_manifest(folder)
         done = begun(folder, config)
         if not has_manifest(folder):
             begin_manifest(folder, to_dict(config))

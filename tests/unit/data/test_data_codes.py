@@ -18,6 +18,7 @@ from ddt_llama.data.codes import (
     Shard,
     add_to_manifest,
     begin_manifest,
+    mend_manifest,
     read_manifest,
 )
 from ddt_llama.data.sources import ImageSource, Reading, detect_kind, open_source
@@ -140,6 +141,9 @@ def test_a_manifest_survives_a_kill_while_a_line_is_written(tmp_path: Path) -> N
     found = read_manifest(tmp_path)
     assert found is not None
     assert found[1] == dict(enumerate(shards))
+    torn = (tmp_path / MANIFEST).read_bytes()
+    assert torn.endswith(b'"fil')  # who reads leaves it: another process may be writing
+    mend_manifest(tmp_path)
     add_to_manifest(tmp_path, replace(shards[0], bytes=11))  # made again
     found = read_manifest(tmp_path)
     assert found is not None

@@ -144,7 +144,8 @@ def test_a_folder_holds_one_encoding(tmp_path: Path, model: Model, data: DataCon
     with pytest.raises(UserError, match="rows was 10, now 11"):
         encoded(tmp_path, data, "out")
     (Path(data.paths[0]) / "10.png").unlink()
-    model.tokenizer.quantizer.codebook.neg_()  # type: ignore[attr-defined]
+    tokenizer: Any = model.tokenizer
+    tokenizer.quantizer.codebook.neg_()
     model.save(tmp_path / "model")
     with pytest.raises(UserError, match=r"codes\.fingerprint was"):
         encoded(tmp_path, data, "out")
