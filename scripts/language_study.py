@@ -74,7 +74,7 @@ class Documents:
             render(documents.text_to_image(self.source[i].text, row), self.vocabulary, self.text)
             for i, row in zip(places, codes, strict=True)
         ]
-        ids, labels, mask = collate(rows, self.vocabulary.pad, max(len(r.ids) for r in rows))
+        ids, labels, mask, *_ = collate(rows, self.vocabulary.pad)
         return ids, labels.masked_fill(~self.vocabulary.is_code(labels), -100), mask
 
 

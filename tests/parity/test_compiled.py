@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.language import Batch, Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.language.batches import pack
 from ddt_llama.tokenizer import (
     SpatialTokenizer,
     SpatialTokenizerConfig,
@@ -52,7 +53,10 @@ def stage(name: str) -> tuple[nn.Module, Any, Any]:
         plan = TimestepObjectiveConfig(round_from=0, round_until=2)
         return TimestepTokenizer(TIMESTEP), TimestepObjective(plan, images), images
     ids = torch.randint(WORDS.size, (8, 16), generator=draws)
-    return backbone.build(SHAPE, WORDS), NextToken(WORDS), (ids, ids, torch.ones_like(ids))
+    batch = Batch(ids, ids, torch.ones_like(ids))
+    if name == "packed":
+        batch = pack(batch, WORDS.pad, 64)
+    return backbone.build(SHAPE, WORDS), NextToken(WORDS), batch
 
 
 def gradients(
@@ -87,7 +91,7 @@ def difference(name: str) -> dict[str, float]:
 @pytest.mark.skipif(
     not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="needs a C++ compiler"
 )
-@pytest.mark.parametrize("name", ["spatial", "timestep", "language"])
+@pytest.mark.parametrize("name", ["spatial", "timestep", "language", "packed"])
 def test_a_compiled_network_has_the_gradients_of_the_plain_one(name):
     # In a process of its own: the compiler cannot follow the checks of types that tests have.
     command = [sys.executable, __file__, name]

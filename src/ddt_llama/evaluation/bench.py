@@ -30,7 +30,7 @@ from ddt_llama.evaluation.result import watch
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
-from ddt_llama.language import documents
+from ddt_llama.language import batches, documents
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.shapes.render import render
@@ -105,9 +105,9 @@ def bench_documents(model: Model, rounds: int = ROUNDS) -> Figure:
     codes = torch.arange(len(prompts) * vocabulary.num_tokens) % vocabulary.codebook_size
     codes = codes.view(len(prompts), vocabulary.num_tokens)
 
-    def laid_out(rows: Sequence[Sequence[int]]) -> documents.Batch:
+    def laid_out(rows: Sequence[Sequence[int]]) -> batches.Batch:
         drawn = [documents.draw(*pair) for pair in zip(prompts, rows, strict=True)]
-        return documents.collate(
+        return batches.collate(
             [documents.render(one, vocabulary, text) for one in drawn], vocabulary.pad
         )
 
@@ -117,7 +117,7 @@ def bench_documents(model: Model, rounds: int = ROUNDS) -> Figure:
         laid_out(codes.tolist())
 
     def late() -> None:
-        documents.with_codes(blank, codes, none, vocabulary)
+        batches.with_codes(blank, codes, none, vocabulary)
 
     cpu = codes.device
     return _median([_seconds(whole, cpu) / _seconds(late, cpu) for _ in range(rounds)])

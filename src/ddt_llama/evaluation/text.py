@@ -64,7 +64,7 @@ def surprises(model: Model, texts: Sequence[str]) -> list[list[float]]:
     if vocabulary is None or text is None:
         raise UserError(f"model {model.name} has no text; give one with a language model")
     rows = [render(documents.text_only(one), vocabulary, text) for one in texts]
-    ids, labels, mask = (part.to(model.device) for part in collate(rows, vocabulary.pad))
+    ids, labels, mask = (part.to(model.device) for part in collate(rows, vocabulary.pad)[:3])
     logits = language(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
     wanted = labels[:, 1:]
     told = F.cross_entropy(logits.transpose(1, 2), wanted, ignore_index=IGNORED, reduction="none")

@@ -5,7 +5,8 @@ Images arrive here as integers only; this folder and `tokenizer` never import ea
 documents need not wait for.
 """
 
-from ddt_llama.language.documents import Batch, Document, Image, Sequence, Text, collate, render
+from ddt_llama.language.batches import Batch, collate
+from ddt_llama.language.documents import Document, Image, Sequence, Text, render
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 

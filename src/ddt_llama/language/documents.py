@@ -11,11 +11,6 @@ from difflib import SequenceMatcher
 from itertools import chain
 from typing import Literal, NamedTuple, get_args
 
-import numpy as np
-import torch
-from jaxtyping import Int
-from torch import Tensor
-
 from ddt_llama.config import UserError
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
@@ -87,19 +82,6 @@ class Sequence(NamedTuple):
     ids: list[int]
     supervised: list[bool]
     kind: Kind
-
-
-class Batch(NamedTuple):
-    """A right-padded batch for a causal LM of transformers.
-
-    `labels` stand at the place of their own id (the model shifts them) and are -100 where there is
-    no loss. Under a causal mask no real id sees the padding behind it, so `attention_mask` may be
-    left out in training, which lets attention run on its fast causal path.
-    """
-
-    ids: Int[Tensor, "b l"]
-    labels: Int[Tensor, "b l"]
-    attention_mask: Int[Tensor, "b l"]
 
 
 def text_to_image(caption: str, codes: abc.Sequence[int] | None) -> Document:
@@ -288,51 +270,6 @@ def render(
     return Sequence(ids, supervised, document.kind)
 
 
-def collate(sequences: abc.Sequence[Sequence], pad: int, length: int | None = None) -> Batch:
-    """Pad documents on the right to one length: the longest, or `length` (for fixed shapes).
-
-    Raises UserError for an empty batch and for a document longer than `length`.
-    """
-    longest = max((len(sequence.ids) for sequence in sequences), default=0)
-    if not longest or (length is not None and longest > length):
-        raise UserError(
-            f"batch of {len(sequences)} documents, the longest of {longest} tokens: allowed are "
-            f"1 to {length or 'any number of'} tokens; raise the length or cut the texts"
-        )
-    shape = (len(sequences), length or longest)
-    ids = np.full(shape, pad, dtype=np.int64)
-    labels = np.full(shape, IGNORED, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    for row, sequence in enumerate(sequences):
-        count = len(sequence.ids)
-        ids[row, :count] = sequence.ids
-        mask[row, :count] = 1
-        labels[row, :count] = np.where(sequence.supervised, ids[row, :count], IGNORED)
-    return Batch(torch.from_numpy(ids), torch.from_numpy(labels), torch.from_numpy(mask))
-
-
-def with_codes(
-    batch: Batch, codes: Int[Tensor, "n k"], edits: Int[Tensor, " e"], vocabulary: Vocabulary
-) -> Batch:
-    """Put the codes of all images of a batch, in their order, in place of those that stand there.
-
-    `edits` are the places in `codes` of the answers of edits, each right behind its source: `same`
-    stands where both agree. The result is that of `render` and `collate` with these codes, at a
-    fraction of the time; so layouts need not wait for an image tokenizer.
-    """
-    rows = vocabulary.to_ids(codes)
-    rows[edits] = rows[edits].masked_fill(codes[edits] == codes[edits - 1], vocabulary.same)
-    places = vocabulary.in_image(batch.ids)
-    assert int(places.sum()) == rows.numel()
-    ids = batch.ids.masked_scatter(places, rows)
-    return Batch(ids, ids.where(batch.labels != IGNORED, IGNORED), batch.attention_mask)
-
-
-def kind_indices(sequences: abc.Sequence[Sequence]) -> Int[Tensor, "b"]:
-    """Return the place of each document's kind in `KINDS`, for a loss a kind."""
-    return torch.tensor([KINDS.index(sequence.kind) for sequence in sequences])
-
-
 def _image(codes: abc.Sequence[int] | None) -> Image | None:
     return None if codes is None else Image(tuple(codes))
 
@@ -363,10 +300,11 @@ def _image_ids(
             f"image of {len(codes)} codes: allowed are exactly {vocabulary.num_tokens}; "
             "encode it with the tokenizer this language model was trained with"
         )
-    ids = vocabulary.to_ids(torch.tensor(codes))
+    ids = vocabulary.ids_of(codes)
     if source is not None:
-        ids = ids.masked_fill(torch.tensor(codes) == torch.tensor(source), vocabulary.same)
-    return [vocabulary.begin_image, *ids.tolist(), vocabulary.end_image]
+        pairs = zip(ids, codes, source, strict=True)
+        ids = [vocabulary.same if code == there else index for index, code, there in pairs]
+    return [vocabulary.begin_image, *ids, vocabulary.end_image]
 
 
 def _answer_ids(

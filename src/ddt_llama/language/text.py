@@ -6,6 +6,7 @@ BPE as in GPT-2 (Radford et al., 2019), by the `tokenizers` library.
 
 import os
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from ddt_llama.config import UserError, replace_file, save_json
 
 TOKENIZER_FILE = "tokenizer.json"
 NUM_BYTES = 256
+KNOWN_TEXTS = 4096  # whose ids are kept: words of layouts and captions come again and again
 _PROBE = "x"
 
 
@@ -39,6 +41,7 @@ class TextTokenizer:
         self._prefix = "" if first and first[0].startswith(("▁", "Ġ")) else " "
         probe = tokenizer.encode(self._prefix + _PROBE, add_special_tokens=False).ids
         self._space_comes_back = tokenizer.decode(probe).startswith(" ")
+        self._encoded = lru_cache(KNOWN_TEXTS)(self._encode)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle by way of the constructor: a pickled tokenizer forgets how it is to read marks."""
@@ -54,6 +57,9 @@ class TextTokenizer:
 
         Raises UserError for text that is not valid Unicode (half of a surrogate pair).
         """
+        return list(self._encoded(text))
+
+    def _encode(self, text: str) -> list[int]:
         if not text:
             return []
         try:

@@ -5,6 +5,7 @@ nowhere else. Images reach the language model as these integers only.
 """
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,12 +80,19 @@ class Vocabulary:
 
     def to_ids(self, codes: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Turn codes into ids. Raises UserError for a code outside 0 .. codebook_size-1."""
-        _check_range("code", codes, 0, self.codebook_size)
+        _check_tensor("code", codes, 0, self.codebook_size)
         return codes + self.code_offset
+
+    def ids_of(self, codes: Sequence[int]) -> list[int]:
+        """Return `to_ids` of plain integers, for the codes of one image in less time."""
+        if codes:
+            _check_range("code", min(codes), max(codes), 0, self.codebook_size)
+        offset = self.code_offset
+        return [offset + code for code in codes]
 
     def to_codes(self, ids: Int[Tensor, "..."]) -> Int[Tensor, "..."]:
         """Turn ids into codes. Raises UserError for an id that is no code."""
-        _check_range("code id", ids, self.code_offset, self.size)
+        _check_tensor("code id", ids, self.code_offset, self.size)
         return ids - self.code_offset
 
     def is_code(self, ids: Int[Tensor, "..."]) -> Bool[Tensor, "..."]:
@@ -106,10 +114,12 @@ class Vocabulary:
         return from_dict(Vocabulary, load_json(path), f"{path}: ")
 
 
-def _check_range(what: str, values: Tensor, low: int, high: int) -> None:
-    if values.numel() == 0:
-        return
-    lowest, highest = int(values.min()), int(values.max())
+def _check_tensor(what: str, values: Tensor, low: int, high: int) -> None:
+    if values.numel():
+        _check_range(what, int(values.min()), int(values.max()), low, high)
+
+
+def _check_range(what: str, lowest: int, highest: int, low: int, high: int) -> None:
     if lowest < low or highest >= high:
         wrong = lowest if lowest < low else highest
         raise UserError(

@@ -21,9 +21,9 @@ from ddt_llama import distributed
 from ddt_llama.config import UserError, load_json, save_json
 from ddt_llama.data.stream import Stream
 from ddt_llama.evaluation.result import watch
-from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.language import Batch, Vocabulary, backbone
 from ddt_llama.language.backbone import BackboneConfig
-from ddt_llama.language.documents import IGNORED, Batch
+from ddt_llama.language.documents import IGNORED
 from ddt_llama.language.heads import look_back
 from ddt_llama.probes.base import ONE_TRAINING, check_held_out, check_seeds
 from ddt_llama.probes.orders import LONGEST, Order, places
@@ -297,7 +297,7 @@ def surprises(
     for start in range(0, len(rows), AT_ONCE):
         part = rows[start : start + AT_ONCE]
         numbers = range(HELD_OUT_FROM + start, HELD_OUT_FROM + start + len(part))
-        ids, labels, _ = (x.to(device) for x in in_order(part, lesson, vocabulary, numbers))
+        ids, labels = (x.to(device) for x in in_order(part, lesson, vocabulary, numbers)[:2])
         with distributed.autocast(device, lesson.train.bf16):
             logits = model(input_ids=ids, use_cache=False).logits[:, :-1].float()
         whole = logits.logsumexp(-1)

@@ -8,7 +8,6 @@ on. Nothing but the order of those lines depends on how the work was shared out.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,6 +40,7 @@ from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.drafts import open_form
 from ddt_llama.recipes.language import CHUNK
 from ddt_llama.runs import changed_fields, lock_folder
+from ddt_llama.training.prefetch import Batches
 
 Advance = Callable[[int], None]
 SHARD_ROWS = 10_000
@@ -119,17 +119,19 @@ class ShardEncoder:
         return Shard(number, name, len(collected.keys), size, tuple(skipped))
 
     def _read(self, places: range) -> Iterator[tuple[list[Row], list[Skipped]]]:
-        """Yield what a batch of rows hold, the next batch being read meanwhile."""
-        parts = [places[start : start + self.batch] for start in range(0, len(places), self.batch)]
-        with ThreadPoolExecutor(1, "read") as ahead:
-            coming = ahead.submit(self._usable, parts[0])
-            for later in [*parts[1:], None]:
-                began = time.perf_counter()
-                found = coming.result()
-                self.waited += time.perf_counter() - began
-                if later is not None:
-                    coming = ahead.submit(self._usable, later)
-                yield found
+        """Yield what a batch of rows hold; of a GPU the next one is read meanwhile.
+
+        Not of a CPU: there the encoder has all cores, and each would wait for the one that reads.
+        """
+        device, size = self.model.device, self.batch
+
+        def part(number: int) -> tuple[list[Row], list[Skipped]]:
+            return self._usable(places[number * size : (number + 1) * size])
+
+        with Batches(part, device, ahead=int(device.type != "cpu")) as parts:
+            for number in range(-(-len(places) // size)):
+                yield parts.take(number)
+            self.waited += parts.waited
 
     def _usable(self, places: Sequence[int]) -> tuple[list[Row], list[Skipped]]:
         rows: list[Row] = []

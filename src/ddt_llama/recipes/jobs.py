@@ -17,7 +17,7 @@ from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
-from ddt_llama.language import TextTokenizer, Vocabulary, render
+from ddt_llama.language import Batch, TextTokenizer, Vocabulary, render
 from ddt_llama.language.documents import ask, edit, plan
 from ddt_llama.recipes.data import SHAPES, image_stream
 from ddt_llama.recipes.drafts import texts
@@ -186,7 +186,7 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     return Job(
         part="language",
         model=model,
-        objective=NextToken(vocabulary, recipe.text_weight),
+        objective=NextToken(vocabulary, recipe.text_weight, recipe.pack > 0),
         stream=stream,
         samples=samples,
         past=past,
@@ -208,11 +208,11 @@ def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:
             )
 
 
-def mean_length(stream: Callable[[int], tuple[Tensor, ...]], batch: int) -> float:
+def mean_length(stream: Callable[[int], Batch], batch: int) -> float:
     """Return the mean ids of a document over the first batches of a stream (64 documents or so)."""
     parts = max(1, LENGTHS_OF * distributed.world_size() // batch)
-    lengths = torch.cat([stream(step)[2].sum(1) for step in range(parts)])
-    return float(lengths.float().mean())
+    ids = sum(int(stream(step).attention_mask.sum()) for step in range(parts))
+    return ids * distributed.world_size() / (parts * batch)
 
 
 def _written(start: Path | None) -> History:

@@ -18,10 +18,12 @@ from torch import Tensor
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError, check_range
-from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, render
+from ddt_llama.language import Batch, TextTokenizer, Vocabulary, collate, documents, render
 from ddt_llama.language.backbone import BackboneConfig
+from ddt_llama.language.batches import pack, with_codes
 from ddt_llama.recipes.data import DataConfig, images_of
 from ddt_llama.recipes.drafts import Draft, Mix, Picture, mixture
+from ddt_llama.runs import MAY_CHANGE
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.training.loop import TrainConfig, step_seed
@@ -55,8 +57,10 @@ class LanguageRecipe:
     changed codes left as in the source, while what they ought to be stays the target: a model that
     draws makes such slips, and would take them for a sign that nothing changes there (after
     scheduled sampling, Bengio et al. 2015). `text_weight`: what an id of text counts in the loss
-    where a code counts 1. `max_text` ids of each text are kept; batches are padded to a multiple of
-    `pad_multiple` (more than 1 keeps compiled shapes few).
+    where a code counts 1. `max_text` ids of each text are kept. `pack` puts the documents of a
+    batch one behind the other into rows of about so many ids (0: a row each), which leaves less
+    padding and changes no loss; rows are padded to a multiple of `pad_multiple` (more than 1 keeps
+    compiled shapes few).
     """
 
     name: str
@@ -74,6 +78,7 @@ class LanguageRecipe:
     text_vocab: int = 1024
     text_samples: int = 20_000
     max_text: int = 96
+    pack: int = field(default=0, metadata=MAY_CHANGE)
     pad_multiple: int = 1
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -82,6 +87,7 @@ class LanguageRecipe:
         """Refuse shares and lengths that cannot be."""
         check_range(self, 0, 1, "drop_text", "slips")
         check_range(self, 1, math.inf, "max_text", "pad_multiple", "text_samples")
+        check_range(self, 0, math.inf, "pack")
         if self.text is not None and self.start is not None:
             raise UserError("text: start brings its own text tokenizer; give one of the two")
         if self.text_weight <= 0:
@@ -153,9 +159,6 @@ class Coder:
         return list(torch.cat(codes).to(torch.int32).cpu().numpy())
 
 
-Batch = tuple[Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, "b l"], Int[Tensor, " b"]]
-
-
 class Unencoded(NamedTuple):
     """A batch before its pictures are encoded: any code stands where codes belong.
 
@@ -165,8 +168,7 @@ class Unencoded(NamedTuple):
     """
 
     first: int
-    batch: documents.Batch
-    kinds: Int[Tensor, " b"]
+    batch: Batch
     contents: Sequence[Scene | Tensor] | Tensor
     keys: list[Hashable]
     known: list[int]
@@ -181,7 +183,7 @@ def document_stream(
     text: TextTokenizer,
     max_length: int,
 ) -> TwoPart:
-    """Return step -> (ids, labels, attention mask, kinds), a pure function of the step.
+    """Return step -> this process's documents, a pure function of the step.
 
     What needs no device may run in other processes.
     """
@@ -193,12 +195,16 @@ def document_stream(
         codes = coder.whole(part)
         targets = torch.tensor(part.edits, dtype=torch.long)
         codes[targets] = coder.edited(codes[targets - 1], codes[targets])
-        ids, labels, mask = documents.with_codes(part.batch, codes, targets, vocabulary)
-        edits = (part.kinds == documents.KINDS.index("edit")).nonzero().flatten().tolist()
+        batch = with_codes(part.batch, codes, targets, vocabulary)
+        assert batch.kinds is not None
+        edits = (batch.kinds[:, 0] == documents.KINDS.index("edit")).nonzero().flatten().tolist()
         for row in edits:
-            changed = vocabulary.is_code(labels[row]).nonzero().flatten()
-            ids[row, changed[: _slipped(recipe, part.first + row, len(changed))]] = vocabulary.same
-        return ids, labels, mask, part.kinds
+            changed = vocabulary.is_code(batch.labels[row]).nonzero().flatten()
+            slips = changed[: _slipped(recipe, part.first + row, len(changed))]
+            batch.ids[row, slips] = vocabulary.same
+        if recipe.pack:
+            return pack(batch, vocabulary.pad, recipe.pack, recipe.pad_multiple)
+        return batch
 
     return TwoPart(make, encoded)
 
@@ -240,7 +246,6 @@ def unencoded_documents(
         return Unencoded(
             first,
             collate(sequences, vocabulary.pad, length),
-            documents.kind_indices(sequences),
             images_of(contents, image_size, torch.device("cpu")) if rendered else contents,
             [picture.key for picture in to_encode],
             list(codes),

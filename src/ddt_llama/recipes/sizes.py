@@ -208,6 +208,7 @@ def base_pretrain() -> LanguageRecipe:
         backbone=backbone.base(),
         mix=PRETRAIN,
         text_vocab=32_000,
+        pack=2048,
         pad_multiple=64,
         train=TrainConfig(
             steps=200_000,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError
+from ddt_llama.language.batches import Batch
 from ddt_llama.language.documents import IGNORED, KINDS
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -31,25 +32,26 @@ class NextToken:
     """Mean cross-entropy over the supervised ids of a pass, of all processes together, in float32.
 
     `text_weight`: what an id of text or a mark counts where a code counts 1. An answer has few ids
-    beside the codes of a picture: where all count alike it is hardly learned.
+    beside the codes of a picture: where all count alike it is hardly learned. `packed`: several
+    documents share a row.
 
-    A batch is `(ids, labels, attention_mask)` as `collate` gives it, or with the `kind_indices` of
-    its documents as a fourth part. Figures: `loss.text` (text and marks), `loss.code`, `accuracy`
-    (that no id is likelier than the right one), `loss.<kind>` where kinds are given, `tokens` (ids
-    of this process) and `padding` (the share of places that hold none).
+    Figures: `loss.text` (text and marks), `loss.code`, `accuracy` (that no id is likelier than the
+    right one), `loss.<kind>`, `tokens` (ids of this process) and `padding` (the share of places
+    that hold none).
     """
 
     vocabulary: Vocabulary
     text_weight: float = 1.0
+    packed: bool = False
 
     def __call__(
-        self, model: Any, batch: tuple[Tensor, ...], step_seed: int, /
+        self, model: Any, batch: tuple[Any, ...], step_seed: int, /
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Return the loss and the figures. Raises UserError where nothing is supervised."""
-        if batch[0].device.type == "cpu":
-            batch = by_length(batch)
-        ids, labels = batch[0], batch[1]
-        targets = labels[:, 1:]
+        rows = Batch(*batch)
+        if rows.ids.device.type == "cpu":
+            rows = by_length(rows)
+        targets = rows.labels[:, 1:]
         supervised = targets != IGNORED
         places = supervised.nonzero(as_tuple=True)
         wanted = targets[places]
@@ -59,29 +61,35 @@ class NextToken:
         total = distributed.all_reduce_sum(weights.sum()) / distributed.world_size()
         if not total:
             raise UserError("batch without a supervised id; raise the length or check the data")
-        hidden = supervised_hidden(model, ids, supervised)
+        hidden = supervised_hidden(model, rows.ids, supervised, rows.positions)
         loss, each, right = head_loss(model, hidden, wanted, weights / total)
         with torch.no_grad():
             figures = {
                 "accuracy": right.float().mean(),
                 "loss.text": _mean(each, ~code),
                 "loss.code": _mean(each, code),
-                "tokens": batch[2].sum(),
-                "padding": 1 - batch[2].float().mean(),
+                "tokens": rows.attention_mask.sum(),
+                "padding": 1 - rows.attention_mask.float().mean(),
             }
-            if len(batch) > 3:
-                kinds = batch[3][places[0]]
+            if rows.kinds is not None:
+                kinds = rows.kinds[places]
                 figures |= {f"loss.{n}": _mean(each, kinds == k) for k, n in enumerate(KINDS)}
         return loss, figures
 
     def before_step(self, model: Any, step: int) -> None:
-        """On a CPU compute attention by plain matrix products.
+        """Choose how attention is computed.
 
-        The backward pass of the fused kernel in bfloat16 is four to six times slower there (torch
-        2.13); a step of the nano model takes 0.68 of its time without it.
+        On a CPU by plain matrix products: the backward pass of the fused kernel in bfloat16 is four
+        to six times slower there (torch 2.13); a step of the nano model takes 0.68 of its time
+        without it. Of packed rows on a GPU by flex attention, which passes over what a document
+        does not see.
         """
-        if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
-            model.set_attn_implementation("eager")
+        used = model.config._attn_implementation
+        if model.device.type == "cpu":
+            if used == "sdpa":
+                model.set_attn_implementation("eager")
+        elif self.packed and model._supports_flex_attn and used != "flex_attention":
+            model.set_attn_implementation("flex_attention")
 
     def parts_to_compile(self, model: Any) -> list[nn.Module]:
         """Compile the decoder and the softmax; the rest has a new shape at every step."""
@@ -89,23 +97,30 @@ class NextToken:
 
 
 def supervised_hidden(
-    model: Any, ids: Int[Tensor, "b l"], supervised: Tensor
+    model: Any,
+    ids: Int[Tensor, "b l"],
+    supervised: Tensor,
+    positions: Int[Tensor, "b l"] | None = None,
 ) -> Float[Tensor, "n d"]:
     """Return what the head reads at each position where `supervised` (b, l-1) is true.
 
     `model` is any causal LM of transformers. Its attention mask is left out: batches are padded on
-    the right, so no real id sees padding, and attention takes its fast causal path. On a CPU the
-    rows go through in parts, each only as long as its last supervised id.
+    the right, so no real id sees padding, and attention takes its fast causal path; of packed rows
+    the `positions` say where a document begins. On a CPU the rows go through in parts, each only as
+    long as its last supervised id.
     """
     parts = CPU_PARTS if ids.device.type == "cpu" else 1
+    taken = ids.chunk(parts)
+    told = [None] * len(taken) if positions is None else positions.chunk(parts)
     hidden = []
-    for rows, wanted in zip(ids.chunk(parts), supervised.chunk(parts), strict=True):
+    for rows, wanted, counted in zip(taken, supervised.chunk(parts), told, strict=True):
         places = wanted.nonzero(as_tuple=True)  # before the device has much to do: it waits for it
         length = wanted.shape[1]
         if parts > 1 and len(places[1]):
             length = int(places[1].max()) + 1
-        decoded = model.base_model(input_ids=rows[:, :length], use_cache=False).last_hidden_state
-        hidden.append(decoded[places])
+        where = {} if counted is None else {"position_ids": counted[:, :length]}
+        decoded = model.base_model(input_ids=rows[:, :length], use_cache=False, **where)
+        hidden.append(decoded.last_hidden_state[places])
     return torch.cat(hidden)
 
 
@@ -223,11 +238,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         return hidden_grad * grads[0], (weight_grad * grads[0]).to(ctx.weight_dtype), None, None
 
 
-def by_length(batch: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def by_length(batch: Batch) -> Batch:
     """Sort the rows of a batch by their last supervised id; no figure depends on their order."""
-    places = torch.arange(batch[1].shape[1], device=batch[1].device)
-    order = ((batch[1] != IGNORED) * places).amax(1).argsort(stable=True)
-    return tuple(part[order] for part in batch)
+    places = torch.arange(batch.labels.shape[1], device=batch.labels.device)
+    order = ((batch.labels != IGNORED) * places).amax(1).argsort(stable=True)
+    return Batch._make(None if part is None else part[order] for part in batch)
 
 
 def _mean(values: Tensor, chosen: Tensor) -> Tensor:

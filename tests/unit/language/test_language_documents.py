@@ -1,4 +1,4 @@
-"""Documents: literal layouts, prompt + answer = whole, loss on answers, padding without loss."""
+"""Documents: literal layouts, prompt + answer = whole, loss on answers."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ddt_llama.config import UserError
-from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents, render
+from ddt_llama.language import TextTokenizer, Vocabulary, documents, render
 
 TEXT = TextTokenizer.train(["a red circle", "a red circle", "how many? USER: ASSISTANT:"] * 2, 300)
 VOCABULARY = Vocabulary(TEXT.size, codebook_size=16, num_tokens=4)
@@ -208,32 +208,6 @@ def test_ten_thousand_words_end_in_one_clear_line():
         rendered(documents.draw("circle " * 10_000, None), max_length=512)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < 200
-
-
-def test_collate_pads_right_without_loss():
-    pairs = [pair(A, B, "a red circle", "a") for pair in PAIRS.values()]
-    sequences = [rendered(whole) for whole, _ in pairs]
-    batch = collate(sequences, VOCABULARY.pad)
-    for row, sequence in enumerate(sequences):
-        count = len(sequence.ids)
-        assert batch.ids[row, :count].tolist() == sequence.ids
-        assert batch.attention_mask[row].tolist() == [1] * count + [0] * (len(batch.ids[0]) - count)
-        assert (batch.ids[row, count:] == VOCABULARY.pad).all()
-        assert (batch.labels[row, count:] == documents.IGNORED).all()
-        targets = torch.tensor(sequence.supervised)
-        assert torch.equal(batch.labels[row, :count] != documents.IGNORED, targets)
-    supervised = batch.labels != documents.IGNORED
-    assert torch.equal(batch.labels[supervised], batch.ids[supervised])
-    assert documents.kind_indices(sequences).tolist() == list(range(len(documents.KINDS)))
-
-
-def test_collate_to_a_fixed_length():
-    sequences = [rendered(documents.text_only("red")), rendered(documents.image_only(A))]
-    assert collate(sequences, VOCABULARY.pad, length=20).ids.shape == (2, 20)
-    with pytest.raises(UserError, match="the longest of 8 tokens"):
-        collate(sequences, VOCABULARY.pad, length=7)
-    with pytest.raises(UserError, match="batch of 0 documents"):
-        collate([], VOCABULARY.pad)
 
 
 @pytest.mark.parametrize(

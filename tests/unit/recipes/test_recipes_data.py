@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import tarfile
 from collections import Counter
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -11,9 +13,10 @@ import torch
 from PIL import Image as Pillow
 from torch import Tensor
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError, override
 from ddt_llama.data.images import open_image
-from ddt_llama.language import TextTokenizer, Vocabulary, documents
+from ddt_llama.language import TextTokenizer, Vocabulary, collate, documents
 from ddt_llama.language.documents import DESCRIBE, IGNORED, KINDS, PLAN, Kind
 from ddt_llama.recipes import LanguageRecipe, Mix, language, recipe_named
 from ddt_llama.recipes.data import DataConfig, Scenes, image_stream, unseen_images
@@ -81,6 +84,12 @@ def parts_of(tokenizer: TimestepTokenizer, recipe: LanguageRecipe):
     vocabulary = Vocabulary(text.size, tokenizer.codebook_size, tokenizer.num_tokens)
     coder = Coder(tokenizer, CPU)
     return document_stream(recipe, coder, vocabulary, text, 512), vocabulary, text
+
+
+def identical(one: Iterable[Tensor | None], other: Iterable[Tensor | None]) -> bool:
+    """Say whether two batches agree in every part; documents a row have no positions."""
+    pairs = list(zip(one, other, strict=True))
+    return all(a is b if a is None or b is None else torch.equal(a, b) for a, b in pairs)
 
 
 def test_images_are_a_pure_function_of_the_step() -> None:
@@ -205,7 +214,7 @@ def test_the_answer_to_an_edit_says_same_where_the_codes_of_its_source_stay(
     recipe = recipe_of(Mix(edit=1), drop_text=0.0)
     stream, vocabulary, _ = parts_of(tokenizer, recipe)
     drafts = mixture(recipe.data, recipe.mix, 32, 12)(2)
-    ids, labels, _, _ = stream(2)
+    ids, labels, *_ = stream(2)
     coder = Coder(tokenizer, CPU)
     marks = 0
     for draft, row, targets in zip(drafts, ids, labels, strict=True):
@@ -226,8 +235,8 @@ def test_slips_change_what_is_read_and_not_what_is_to_be_drawn(
     slipping, _, _ = parts_of(tokenizer, recipe_of(Mix(edit=1, ask=1), slips=0.5))
     rows, slipped = 0, 0
     for step in range(8):
-        ids, labels, _, kinds = plain(step)
-        read, targets, _, _ = slipping(step)
+        ids, labels, _, kinds, _ = plain(step)
+        read, targets, *_ = slipping(step)
         assert torch.equal(labels, targets)
         for row in range(len(ids)):
             changed = vocabulary.is_code(labels[row]).nonzero().flatten()
@@ -236,7 +245,7 @@ def test_slips_change_what_is_read_and_not_what_is_to_be_drawn(
             assert count <= -(-len(changed) // 2)
             assert (read[row, first] == vocabulary.same).all()
             assert torch.equal((ids[row] != read[row]).nonzero().flatten(), first)
-            is_edit = KINDS[int(kinds[row])] == "edit" and len(changed) > 0
+            is_edit = KINDS[int(kinds[row, 0])] == "edit" and len(changed) > 0
             rows, slipped = rows + is_edit, slipped + (count > 0)
     assert 0.3 < slipped / rows < 0.7
 
@@ -252,7 +261,7 @@ def test_documents_are_a_pure_function_of_the_step(tokenizer: TimestepTokenizer)
     again, _, _ = parts_of(tokenizer, recipe)
     early = [first(step) for step in range(6)]
     late = again(5)  # nothing is known yet, unlike in the first
-    assert all(torch.equal(a, b) for a, b in zip(early[5], late, strict=True))
+    assert identical(early[5], late)
     assert not torch.equal(early[4][0][:, :9], early[5][0][:, :9])
 
 
@@ -365,9 +374,9 @@ def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
 
 def test_answers_only_are_learned_in_the_second_stage(tokenizer: TimestepTokenizer) -> None:
     stream, vocabulary, text = parts_of(tokenizer, recipe_of(Mix(draw=1, edit=1), drop_text=0.0))
-    ids, labels, mask, kinds = stream(0)
+    ids, labels, mask, kinds, _ = stream(0)
     assert ids.shape == labels.shape == mask.shape
-    assert set(kinds.tolist()) == {KINDS.index("draw"), KINDS.index("edit")}
+    assert set(kinds[:, 0].tolist()) == {KINDS.index("draw"), KINDS.index("edit")}
     learned = labels[labels != IGNORED]
     # [begin_image, four codes, end_image, eos] a document, and nothing else.
     assert len(learned) == len(ids) * 7
@@ -410,9 +419,38 @@ def test_documents_are_those_rendered_with_their_codes(tokenizer: TimestepTokeni
         sequences.append(
             documents.render(document, vocabulary, text, max_length=512, max_text=recipe.max_text)
         )
-    plain = documents.collate(sequences, vocabulary.pad)
+    plain = collate(sequences, vocabulary.pad)
     assert {one.kind for one in sequences} == {"draw", "edit", "ask", "describe", "plan"}
-    assert all(torch.equal(a, b) for a, b in zip(plain, stream(7)[:3], strict=True))
+    assert identical(plain, stream(7))
+
+
+@pytest.mark.parametrize("length", [0, 96, 300])
+def test_two_integers_say_what_is_learned_on_any_number_of_processes(
+    tokenizer: TimestepTokenizer, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    mix = Mix(text_to_image=1, text_only=1, edit=1, ask=1)
+    recipe = recipe_of(mix, pack=length, slips=0.5, **{"data.seed": 3, "data.scenes": 50})
+
+    def learned(processes: int, step: int) -> list[tuple[list[int], list[int]]]:
+        """Return every document of a step, in any order, with its targets."""
+        found = []
+        monkeypatch.setattr(distributed, "world_size", lambda: processes)
+        for rank in range(processes):
+            monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+            batch = parts_of(tokenizer, recipe)[0](step)
+            assert (batch.positions is None) == (length == 0)
+            real = batch.attention_mask.bool()
+            ids, labels = batch.ids[real], batch.labels[real]
+            starts = (ids == batch.ids[0, 0]).nonzero().flatten().tolist()  # bos
+            cuts = list(pairwise([*starts, len(ids)]))
+            found += [(ids[a:b].tolist(), labels[a:b].tolist()) for a, b in cuts]
+        return sorted(found)
+
+    alone = [learned(1, step) for step in (0, 5)]
+    assert alone[0] != alone[1]
+    assert [len(one) for one in alone] == [12, 12]
+    for processes in (2, 3, 6):
+        assert [learned(processes, step) for step in (0, 5)] == alone
 
 
 def test_other_processes_prepare_the_same_batches(
@@ -424,7 +462,7 @@ def test_other_processes_prepare_the_same_batches(
         with Batches(stream, CPU, ahead=1, workers=2) as batches:
             for number in range(3, 6):
                 apart, here = batches.take(number), stream(number)
-                assert all(torch.equal(a, b) for a, b in zip(apart, here, strict=True))
+                assert identical(apart, here)
             assert len(multiprocessing.active_children()) == 2
 
 

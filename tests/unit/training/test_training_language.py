@@ -97,7 +97,7 @@ def test_figures_split_text_from_codes_and_kinds():
     code = VOCABULARY.code_offset
     ids = torch.tensor([[1, 7, 3], [1, code, code + 1]])
     labels = torch.tensor([[-100, 7, -100], [-100, code, code + 1]])
-    kinds = torch.tensor([KINDS.index("ask"), KINDS.index("draw")])
+    kinds = torch.tensor([[KINDS.index("ask")] * 3, [KINDS.index("draw")] * 3])
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
     loss, figures = NextToken(VOCABULARY)(Uniform(), (ids, labels, mask, kinds), 0)
     assert (float(figures["tokens"]), float(figures["padding"])) == (5, pytest.approx(1 / 6))
