@@ -14,8 +14,9 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 import ddt_llama
 from ddt_llama import distributed
-from ddt_llama.checkpoint import load_tensors
+from ddt_llama.checkpoint import load_tensors, save_tensors
 from ddt_llama.cli import main
+from ddt_llama.config import UserError
 from ddt_llama.language import TextTokenizer, streaming
 from ddt_llama.recipes.jobs import open_job
 from ddt_llama.recipes.named import recipe_named
@@ -48,10 +49,10 @@ def checkpoint(folder: Path, family: str, tied: bool, **sizes: int) -> Path:
     return folder
 
 
-def both(*commands: list[str]) -> tuple[list[int], list[str]]:
+def both(*commands: list[str], first: str = "pass") -> tuple[list[int], list[str]]:
     """Carry out commands in two processes, one after the other; files are to be small."""
     call = "import sys, ddt_llama.cli as c, ddt_llama.language.streaming as s; "
-    call += "s.FILE_SIZE = '40KB'; "
+    call += f"s.FILE_SIZE = '40KB'; {first}; "
     call += f"sys.exit(max(c.main(one) for one in {list(commands)!r}))"
     return in_two_processes(call)
 
@@ -161,6 +162,33 @@ def test_damaged_weights_end_both_processes_with_a_line(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def full_disk(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Stand in for `save_tensors` where only the first file of a release has room."""
+    if ".release" in str(path) and "00001" not in path.name:
+        raise UserError(f"{path}: cannot be written (No space left on device)")
+    save_tensors(path, tensors)
+
+
+@pytest.mark.slow
+def test_a_disk_that_the_release_fills_ends_both_processes(tmp_path: Path) -> None:
+    given, run = checkpoint(tmp_path / "given", "llama", True), tmp_path / "run"
+    train = ["train", "nano_pretrain", "--tokenizer", "nano", "--start", str(given), *TRAIN]
+    train += [*SHARDS, "--out", str(run)]
+    fails = "import test_streaming as t; s.save_tensors = t.full_disk"
+    codes, (main_said, other_said) = both(train, first=fails)
+    assert codes == [2, 2], main_said + other_said
+    assert "error: " in main_said
+    assert "No space left" in main_said
+    assert "Traceback" not in main_said + other_said
+    assert "error" not in other_said
+    assert not list(run.glob("*release*"))
+    assert not (run / "FINISHED").exists()
+    codes, outputs = both(train)
+    assert codes == [0, 0], "\n".join(outputs)
+    assert [step for step, *_ in losses(run)] == [1, 2, 3]
+    assert (run / "FINISHED").exists()
+
+
 def peak_above(held: int) -> int:
     """Return the most bytes this process had since the last call, beyond `held`."""
     status = Path("/proc/self/status").read_text()
@@ -206,7 +234,7 @@ def test_no_process_holds_a_model_whole(tmp_path: Path) -> None:
         figures = json.loads(output.splitlines()[-1])
         assert figures["whole"] > 800e6
         assert 0.5 < figures["opening"] < 0.7, outputs
-        assert figures["release"] < 0.45, outputs
+        assert figures["release"] < 0.4, outputs
     assert len(list((tmp_path / "release" / "language").glob("model-*"))) > 5
     for name in ("given", "parts", "release"):  # pytest would keep a gigabyte
         shutil.rmtree(tmp_path / name)

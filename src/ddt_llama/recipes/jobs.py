@@ -3,6 +3,7 @@
 Opening refuses data and models that cannot be used, and writes nothing.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -47,9 +48,10 @@ class Job(NamedTuple):
     stream: Stream
     samples: Sampler
     past: History
-    keep: Callable[[Path], None] | None  # write into a folder what it begins with; None: is there
+    # Write into a folder what it begins with; None: is there. All processes take part.
+    keep: Callable[[Path], None] | None
     flops: Callable[[], float]  # of learning from one sample
-    release: Callable[[Path, History], None]  # write the release; here, too, all take part
+    release: Callable[[Path, History], None]  # write the release; all take part
     fill: Callable[[], None] | None = None  # read the weights of an empty model once it has shards
 
 
@@ -100,7 +102,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     def release(to: Path, history: History) -> None:
         if is_sharded(recipe.train.shard):
             gather(model)
-        distributed.on_main(lambda: save(Model(model.eval(), name=recipe.name), history, to))
+        distributed.on_main(lambda: _save(Model(model.eval(), name=recipe.name), history, to))
 
     return Job(
         part="tokenizer",
@@ -115,7 +117,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     )
 
 
-def save(model: Model, history: History, to: Path, written: Path | None = None) -> None:
+def _save(model: Model, history: History, to: Path, written: Path | None = None) -> None:
     """Write the release of a model with these trainings; `written` as in `Model.save`."""
     model.history = history
     model.save(to, written=written)
@@ -224,12 +226,17 @@ def _release_language(
     """Write the release; of a model in shards its language folder comes first, file by file."""
     from ddt_llama.language import streaming
 
-    written = None
-    if is_sharded(recipe.train.shard):
-        written = to.with_name(f".{to.name}.language")
-        streaming.save_shards(written, model, samples.vocabulary, samples.text)
     whole = samples.model(lambda: model.eval(), recipe.name)
-    distributed.on_main(lambda: save(whole, history, to, written))
+    if not is_sharded(recipe.train.shard):
+        distributed.on_main(lambda: _save(whole, history, to))
+        return
+    written = to.with_name(f".{to.name}.language")
+    try:
+        streaming.save_shards(written, model, samples.vocabulary, samples.text)
+        distributed.on_main(lambda: _save(whole, history, to, written))
+    finally:  # not moved: the disk is full
+        if distributed.is_main():
+            shutil.rmtree(written, ignore_errors=True)
 
 
 def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:
