@@ -69,9 +69,7 @@ class Found:
 
         Their names and shapes are to be those of `shapes`.
         """
-        target = {name: tensor.detach() for name, tensor in tensors.items()}
-        reader = HuggingFaceStorageReader(str(self.folder))
-        state_dict_loader.load(target, storage_reader=reader, no_dist=not dist.is_initialized())
+        read_tensors(self.folder, tensors)
 
 
 class Saver:
@@ -185,6 +183,16 @@ def save_state(folder: Path, state: State, kept: Kept = Kept()) -> Path:
     finally:
         saver.close()
     return folder / named(state.step)
+
+
+def read_tensors(folder: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Fill `tensors`, or the shards of them that this process holds, from a folder of safetensors.
+
+    All processes take part; each reads what it holds.
+    """
+    target = {name: tensor.detach() for name, tensor in tensors.items()}
+    reader = HuggingFaceStorageReader(str(folder))
+    state_dict_loader.load(target, storage_reader=reader, no_dist=not dist.is_initialized())
 
 
 def load_state(folder: Path) -> Found:

@@ -137,7 +137,8 @@ def in_two_processes(call):
     for rank in range(2):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         place |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-        environment = {**os.environ, **place, "PYTHONPATH": str(Path(__file__).parent)}
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **place, "PYTHONPATH": os.pathsep.join(paths)}
         command = [sys.executable, "-c", call]
         children.append(
             subprocess.Popen(

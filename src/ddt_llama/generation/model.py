@@ -4,6 +4,7 @@ The face of a trained model in Python, behind every command and every score. Put
 tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -252,11 +253,14 @@ class Model:
         ]
         return torch.cat(images).float().cpu()
 
-    def save(self, folder: str | Path, *, bits: Literal[16, 8] | None = None) -> None:
+    def save(
+        self, folder: str | Path, *, bits: Literal[16, 8] | None = None, written: Path | None = None
+    ) -> None:
         """Write a release folder that `load` opens.
 
         Weights are stored as they are, in float16, or in 8 bits (the tokenizer's matrices as
-        integers with a scale a row, the language model's matrices and tables as float8).
+        integers with a scale a row, the language model's matrices and tables as float8). `written`
+        is the language folder where there is one already, on the same disk: it is moved.
 
         All or nothing: a release that is there stays until the new one is complete. A README.md in
         it is kept. Raises UserError where the folder holds other things.
@@ -267,6 +271,8 @@ class Model:
         if (folder / "README.md").is_file():
             card = (folder / "README.md").read_text(encoding="utf-8")
         with replaced(folder) as partial:
+            if written is not None:
+                os.replace(written, partial / "language")
             self._write(partial, *_STORED[bits])
             replace_file(partial / "README.md", card.encode())
 
@@ -274,7 +280,8 @@ class Model:
         self, folder: Path, of_images: torch.dtype | None, of_language: torch.dtype | None
     ) -> None:
         self.tokenizer.save(folder / "tokenizer", dtype=of_images)
-        if self.vocabulary is not None and self.text is not None:
+        is_there = (folder / "language").is_dir()
+        if self.vocabulary is not None and self.text is not None and not is_there:
             from ddt_llama.language import backbone
 
             language: Any = self.language

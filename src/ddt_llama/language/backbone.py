@@ -33,6 +33,7 @@ from ddt_llama.language.pretrained import open_model, quiet, read_config
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import VOCABULARY_FILE, Vocabulary
 
+FILE_SIZE = "4GB"  # of weights, the most in one file, unless a tensor is larger
 GROWN_NOISE = 0.02  # of the spread of the text rows: breaks ties, and leaves all near the mean
 
 
@@ -204,14 +205,11 @@ def grow(
         model.resize_token_embeddings(vocabulary.size, mean_resizing=False)
     generator = torch.Generator().manual_seed(seed)
     for table in vocabulary_tables(model):
-        _fill_new_rows(table, rows, generator)
-    marks = _marks(vocabulary)
-    for settings in (model.config, model.config.get_text_config()):
-        for name, index in marks.items():
-            setattr(settings, name, index)
+        fill_new_rows(table, rows, generator)
+    set_marks(model.config, vocabulary)
     cast(nn.Embedding, model.get_input_embeddings()).padding_idx = vocabulary.pad
     # The checkpoint's own sampling defaults (temperature, its end of text) do not hold any more.
-    model.generation_config = GenerationConfig(**marks)
+    model.generation_config = GenerationConfig(**marks_of(vocabulary))
     return model
 
 
@@ -239,14 +237,14 @@ def save(
     """
     folder = Path(folder)
     embedding = cast(nn.Embedding, model.get_input_embeddings())
-    _check_parts(folder, embedding.num_embeddings, vocabulary, text)
+    check_parts(folder, embedding.num_embeddings, vocabulary, text)
     if dtype not in (None, torch.float8_e4m3fn, model.dtype):
         model = _move(copy.deepcopy(model), dtype)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as temporary:
             with quiet():
-                model.save_pretrained(temporary, max_shard_size="4GB")
+                model.save_pretrained(temporary, max_shard_size=FILE_SIZE)
             if dtype is torch.float8_e4m3fn:
                 for path in Path(temporary).glob("model*.safetensors"):
                     save_tensors(path, _in_eight_bits(load_tensors(path)))
@@ -291,7 +289,7 @@ def load(
     vocabulary = Vocabulary.load(folder)
     rows = text_rows(folder)
     text = TextTokenizer.load(folder)
-    _check_parts(folder, rows, vocabulary, text)
+    check_parts(folder, rows, vocabulary, text)
     return Language(_move(open_model(folder, dtype), device), vocabulary, text)
 
 
@@ -301,12 +299,20 @@ def _matrix_weights(config: BackboneConfig) -> int:
     return attention + 3 * config.dim * config.mlp_dim
 
 
-def _marks(vocabulary: Vocabulary) -> dict[str, int]:
+def marks_of(vocabulary: Vocabulary) -> dict[str, int]:
+    """Return the marks that transformers knows, by its names."""
     return {
         "bos_token_id": vocabulary.bos,
         "eos_token_id": vocabulary.eos,
         "pad_token_id": vocabulary.pad,
     }
+
+
+def set_marks(settings: PretrainedConfig, vocabulary: Vocabulary) -> None:
+    """Put the marks of a vocabulary in place of a checkpoint's own."""
+    for each in (settings, settings.get_text_config()):
+        for name, index in marks_of(vocabulary).items():
+            setattr(each, name, index)
 
 
 def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> PretrainedConfig:
@@ -323,7 +329,7 @@ def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> Pret
         "initializer_range": config.init_std,
         "tie_word_embeddings": config.tied,
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
-        **_marks(vocabulary),
+        **marks_of(vocabulary),
     }
     if config.family == "llama":
         return LlamaConfig(**shared)
@@ -345,14 +351,16 @@ def _scale_rows(model: PreTrainedModel, factor: float) -> None:
 
 
 @torch.no_grad()
-def _fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
+def fill_new_rows(table: Tensor, old: int, generator: torch.Generator) -> None:
+    """Fill the rows from `old` on: the mean of those before, and a little of their spread."""
     text = table[:old].float()
     mean, spread = text.mean(dim=0), text.std(dim=0, correction=0)
-    noise = torch.randn((len(table) - old, table.shape[1]), generator=generator)
-    table[old:] = (mean + GROWN_NOISE * spread * noise).to(table.dtype)
+    new = torch.randn((len(table) - old, table.shape[1]), generator=generator)
+    table[old:] = new.mul_(GROWN_NOISE * spread).add_(mean)  # in place: no second table in memory
 
 
-def _check_parts(folder: Path, rows: int, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+def check_parts(folder: Path, rows: int, vocabulary: Vocabulary, text: TextTokenizer) -> None:
+    """Raise UserError where model, vocabulary and text tokenizer do not belong together."""
     if rows != vocabulary.size:
         raise UserError(
             f"{folder}: the model has {rows} vocabulary rows, {VOCABULARY_FILE} counts "

@@ -43,7 +43,7 @@ def open_model(folder: Path, dtype: torch.dtype) -> PreTrainedModel:
 
     Raises UserError where weights are absent, pickled, truncated or of another model.
     """
-    _check_weights(folder)
+    weight_files(folder)
     return open_whole(AutoModelForCausalLM, folder, dtype=dtype)
 
 
@@ -73,8 +73,8 @@ def open_whole(opener: Any, folder: Path, **options: Any) -> PreTrainedModel:
     return model
 
 
-def _check_weights(folder: Path) -> None:
-    """Refuse absent, pickled and truncated weights before transformers sees them."""
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files of weights; UserError where they are absent, pickled or truncated."""
     if (folder / WEIGHTS_FILE).is_file():
         files = {WEIGHTS_FILE}
     elif (folder / INDEX_FILE).is_file():
@@ -87,8 +87,8 @@ def _check_weights(folder: Path) -> None:
         pickled = [*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]
         found = f"only {pickled[0].name}, a pickle, which can run code" if pickled else "none"
         raise UserError(f"{folder}: weights found: {found}; allowed is {WEIGHTS_FILE}")
-    for name in sorted(files):
-        path = folder / name
+    paths = [folder / name for name in sorted(files)]
+    for path in paths:
         if path.parent != folder or not path.is_file():
             raise UserError(f"{path}: no such file; the folder is incomplete, fetch it again")
         try:
@@ -98,6 +98,7 @@ def _check_weights(folder: Path) -> None:
             raise UserError(
                 f"{path}: truncated or not safetensors ({one_line(error)}); fetch it again"
             ) from None
+    return paths
 
 
 @contextlib.contextmanager

@@ -3,7 +3,9 @@
 Opening refuses data and models that cannot be used, and writes nothing.
 """
 
+import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +33,7 @@ from ddt_llama.tokenizer.quantizer import keep_codes
 from ddt_llama.training.language import NextToken, check_head
 from ddt_llama.training.loop import Objective, Sampler
 from ddt_llama.training.prefetch import Stream
+from ddt_llama.training.sharding import gather, is_sharded
 
 RELEASE = "release"
 LENGTHS_OF = 64  # documents, whose mean length stands for that of all
@@ -40,14 +43,16 @@ class Job(NamedTuple):
     """One training, ready to begin or to go on."""
 
     part: Part
-    model: nn.Module  # on its device
+    model: nn.Module  # on its device, or empty: on the meta device
     objective: Objective
     stream: Stream
     samples: Sampler
     past: History
-    keep: Callable[[Path], None] | None  # write into a folder what it begins with; None: is there
+    # Write into a folder what it begins with; None: is there. All processes take part.
+    keep: Callable[[Path], None] | None
     flops: Callable[[], float]  # of learning from one sample
-    release: Callable[[], Model]  # the whole model, to be saved
+    release: Callable[[Path, History], None]  # write the release; all take part
+    fill: Callable[[], None] | None = None  # read the weights of an empty model once it has shards
 
 
 def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Path) -> Job:
@@ -92,7 +97,12 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
         past = History()
 
     def keep(to: Path) -> None:
-        model.save(to / "tokenizer")
+        distributed.on_main(lambda: model.save(to / "tokenizer"))
+
+    def release(to: Path, history: History) -> None:
+        if is_sharded(recipe.train.shard):
+            gather(model)
+        distributed.on_main(lambda: _save(Model(model.eval(), name=recipe.name), history, to))
 
     return Job(
         part="tokenizer",
@@ -103,8 +113,14 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
         past=past,
         keep=keep if recipe.starts_from_weights and not begun else None,
         flops=lambda: recipe.learning_flops(model),
-        release=lambda: Model(model.eval(), name=recipe.name),
+        release=release,
     )
+
+
+def _save(model: Model, history: History, to: Path, written: Path | None = None) -> None:
+    """Write the release of a model with these trainings; `written` as in `Model.save`."""
+    model.history = history
+    model.save(to, written=written)
 
 
 def _tokenizer_model(
@@ -150,6 +166,8 @@ def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:
 
 
 def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
+    from ddt_llama.language import streaming
+
     device = distributed.setup()
     known = parts / "language"
     begun = (known / "vocabulary.json").is_file()
@@ -170,18 +188,23 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     else:
         text, vocabulary = _text_side(recipe, start, tokenizer)
         past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(start)
-    model = _language_model(recipe, start, vocabulary, tokenizer).to(device)
+    model, weights = _language_model(recipe, start, vocabulary, text, tokenizer)
+    model = model if weights else model.to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device)
     most = positions(model)
     check_room(most, recipe.max_text, vocabulary, text)
     if start is not None:
-        check_head(model)
+        check_head(streaming.without_layers(model) if weights else model)
     stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
 
     def keep(to: Path) -> None:
-        tokenizer.save(to / "tokenizer")
-        _keep_language(to / "language", recipe, model, text, vocabulary)
+        folder, seed = to / "language", recipe.train.seed
+        distributed.on_main(lambda: tokenizer.save(to / "tokenizer"))
+        if weights is None:
+            distributed.on_main(lambda: _keep_language(folder, recipe, model, text, vocabulary))
+        else:
+            streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
 
     return Job(
         part="language",
@@ -192,8 +215,28 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         past=past,
         keep=None if begun else keep,
         flops=lambda: document_flops(model, mean_length(stream, recipe.train.batch)),
-        release=lambda: samples.model(model.eval(), recipe.name),
+        release=partial(_release_language, recipe, samples, model),
+        fill=partial(streaming.fill, model, known) if weights else None,
     )
+
+
+def _release_language(
+    recipe: LanguageRecipe, samples: DrawingSamples, model: Any, to: Path, history: History
+) -> None:
+    """Write the release; of a model in shards its language folder comes first, file by file."""
+    from ddt_llama.language import streaming
+
+    whole = samples.model(lambda: model.eval(), recipe.name)
+    if not is_sharded(recipe.train.shard):
+        distributed.on_main(lambda: _save(whole, history, to))
+        return
+    written = to.with_name(f".{to.name}.language")
+    try:
+        streaming.save_shards(written, model, samples.vocabulary, samples.text)
+        distributed.on_main(lambda: _save(whole, history, to, written))
+    finally:  # not moved: the disk is full
+        if distributed.is_main():
+            shutil.rmtree(written, ignore_errors=True)
 
 
 def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:
@@ -314,9 +357,14 @@ def check_room(most: int, max_text: int, vocabulary: Vocabulary, text: TextToken
 
 
 def _language_model(
-    recipe: LanguageRecipe, start: Path | None, vocabulary: Vocabulary, tokenizer: Tokenizer
-) -> Any:
-    from ddt_llama.language import backbone
+    recipe: LanguageRecipe,
+    start: Path | None,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    tokenizer: Tokenizer,
+) -> tuple[Any, Any]:
+    """Return the model and, where that is empty because it will be in shards, its weights."""
+    from ddt_llama.language import backbone, streaming
     from ddt_llama.language.codes import place_codes
     from ddt_llama.language.heads import look_back
 
@@ -327,7 +375,9 @@ def _language_model(
             place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
         if recipe.look_back:
             look_back(model, seed)
-        return model
+        return model, None
+    if is_sharded(recipe.train.shard):
+        return streaming.open_empty(start, vocabulary, text)
     if not (start / "vocabulary.json").is_file():
-        return backbone.grow(start, vocabulary, seed=seed)
-    return backbone.load(start).model
+        return backbone.grow(start, vocabulary, seed=seed), None
+    return backbone.load(start).model, None

@@ -19,7 +19,6 @@ from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import train
-from ddt_llama.training.sharding import gather, is_sharded
 
 FINISHED = "FINISHED"  # an empty file that says to scripts: all steps are done
 PARTS = "parts"
@@ -58,10 +57,11 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
             "--start to go on from it"
         )
     job = open_job(recipe, out / PARTS)
+    distributed.barrier()  # all have seen what there is before one writes
     with Run.create_or_resume(out, recipe) as folder:
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
-        if job.keep is not None and distributed.is_main():
-            save_json(out / PARTS / "config.json", to_dict(job.past))
+        if job.keep is not None:
+            distributed.on_main(lambda: save_json(out / PARTS / "config.json", to_dict(job.past)))
             job.keep(out / PARTS)
         flops = job.flops()
         outcome = train(
@@ -72,16 +72,12 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
             folder,
             sample=job.samples,
             flops=flops,
+            fill=job.fill,
         )
         seen = outcome.step * recipe.train.samples_a_step
+        own = Training(job.part, recipe.name, seen, seen * flops)
         with outcome.ema.swapped():
-            if is_sharded(recipe.train.shard):
-                gather(job.model)
-            if distributed.is_main():
-                whole = job.release()
-                own = Training(job.part, recipe.name, seen, seen * flops)
-                whole.history = job.past + History((own,))
-                whole.save(out / RELEASE)
+            job.release(out / RELEASE, job.past + History((own,)))
     if distributed.is_main() and outcome.finished:
         replace_file(out / FINISHED, b"")
     distributed.teardown()

@@ -108,8 +108,7 @@ class TrainConfig:
 class Outcome(NamedTuple):
     """How a call of `train` ended. `ema.swapped()` puts the averaged weights into the model.
 
-    Where they are spread over processes, `sharding.gather` makes the model whole. `stopped` says
-    what ended it before all steps were done: a signal by its name, or time.
+    `stopped` says what ended it before all steps were done: a signal by its name, or time.
     """
 
     step: int
@@ -133,6 +132,7 @@ def train(
     *,
     sample: Sampler | None = None,
     flops: float | None = None,
+    fill: Callable[[], None] | None = None,
 ) -> Outcome:
     """Train `model` to `config.steps` updates, going on from the newest checkpoint of `run`.
 
@@ -141,21 +141,25 @@ def train(
     process with the averaged weights in place; the figures it returns are logged. Of a model that
     is spread over processes nothing is sampled: nobody has it. `flops` of learning from one sample
     are what FLOPs a second are logged by, and their share of what the accelerators can do.
+    `fill` gives a model on the meta device, which is to be spread, its weights when it has shards.
     Several processes share one folder of checkpoints, and may be others, or another number of them,
     at the next start; only the loss and `grad_norm` logged are means over all of them.
     SIGINT and SIGTERM end the call early with a checkpoint (`finished` False). Raises UserError
     where the loss is not finite or explodes; the checkpoints before it stay.
     """
-    distributed.broadcast_module(model)
+    if fill is None:
+        distributed.broadcast_module(model)
     passes = sharding.Pass(model, objective)
     sharding.recompute_blocks(model, config.recompute)
     if config.compile:
         torch.compiler.reset()  # after eight networks of one class a process compiles no more
-        for part in _parts_to_compile(model, objective, config):
+        for part in sharding.parts_to_compile(model, objective, config.shard):
             part.compile()
     if sharding.is_sharded(config.shard):
         sharding.spread(passes, config.shard, offload=config.offload, bf16=config.bf16)
         sample = None
+    if fill is not None:
+        fill()
     trainer = _Trainer(passes, config, run, sample, flops)
     trainer.resume()
     if trainer.step >= config.steps:
@@ -380,13 +384,6 @@ class _Trainer:
 
 def _number(value: float | Tensor) -> float:
     return float(value.detach() if isinstance(value, Tensor) else value)
-
-
-def _parts_to_compile(model: nn.Module, objective: Any, config: TrainConfig) -> list[nn.Module]:
-    """Return what is compiled; of a model in shards its blocks, each by itself."""
-    if sharding.is_sharded(config.shard):
-        return sharding.blocks_of(model)
-    return getattr(objective, "parts_to_compile", lambda model: [model])(model)
 
 
 def _refuse_other_model(

@@ -85,6 +85,13 @@ def methods_of(block: nn.Module) -> list[str]:
     return [n for n, one in own.items() if callable(one) and not n.startswith("_")]
 
 
+def parts_to_compile(model: nn.Module, objective: Any, shard: Shard) -> list[nn.Module]:
+    """Return what is compiled; of a model in shards its blocks, each by itself."""
+    if is_sharded(shard):
+        return blocks_of(model)
+    return getattr(objective, "parts_to_compile", lambda model: [model])(model)
+
+
 def recompute_blocks(model: nn.Module, kind: Recompute) -> None:
     """Let blocks forget what they computed and compute it again in the backward pass.
 
@@ -104,9 +111,11 @@ def spread(passes: Pass, shard: Shard, *, offload: bool, bf16: bool) -> None:
     """Cut the parameters of a pass into shards, in place; "hybrid" within each machine.
 
     `offload` keeps a GPU's shards in the memory of the CPU. With `bf16` weights travel and compute
-    in bfloat16, gradients are summed in float32.
+    in bfloat16, gradients are summed in float32. Parameters on the meta device get room for their
+    shards, with nothing in it yet.
     """
     device = distributed.device().type
+    offload = offload and device != "cpu"
     low = bf16 and distributed.has_bf16(distributed.device())
     options: dict[str, Any] = {
         "mesh": _mesh(device, shard),
@@ -115,7 +124,7 @@ def spread(passes: Pass, shard: Shard, *, offload: bool, bf16: bool) -> None:
             reduce_dtype=torch.float32 if low else None,
             cast_forward_inputs=False,
         ),
-        "offload_policy": CPUOffloadPolicy() if offload and device != "cpu" else OffloadPolicy(),
+        "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy(),
     }
     for block in blocks_of(passes.model):
         names = methods_of(block)
@@ -124,6 +133,16 @@ def spread(passes: Pass, shard: Shard, *, offload: bool, bf16: bool) -> None:
             if name != "forward":
                 register_fsdp_forward_method(block, name)
     fully_shard(passes, **options)
+    make_room(passes, torch.device("cpu") if offload else distributed.device())
+
+
+def make_room(module: nn.Module, device: torch.device) -> None:
+    """Move parameters off the meta device; what they hold is still to be read."""
+    for parameter in module.parameters():
+        if parameter.is_meta:
+            room = torch.empty_like(parameter, device=device)
+            # The same object stays: tied layers and FSDP2 know it.
+            torch.utils.swap_tensors(parameter, nn.Parameter(room, parameter.requires_grad))
 
 
 @contextmanager
