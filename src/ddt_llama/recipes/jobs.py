@@ -77,6 +77,8 @@ def release_of(path: str | Path, what: str) -> Path:
 
 def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     device = distributed.setup()
+    if isinstance(recipe, TokenizerRecipe):
+        recipe.tokenizer.open_latents()
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
     samples = ReconstructionSamples(recipe)
@@ -160,6 +162,8 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         what = "tokenizer" if recipe.tokenizer else "start"
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
+    if isinstance(tokenizer, TimestepTokenizer):
+        tokenizer.config.open_latents()
     refuse_other_codes(recipe, tokenizer)
     # A new model is not kept there: it is built from the recipe again.
     kept = begun and (known / "config.json").is_file()
@@ -246,10 +250,13 @@ def _language_start(recipe: LanguageRecipe) -> Path | None:
     for folder in (start / RELEASE / "language", start / "language", start):
         if (folder / "config.json").is_file():
             return folder
-    raise UserError(
-        f"start: {start} is no run, release or language model; train it first "
-        "(ddt train ..._pretrain) or give its folder with --start"
-    )
+    remedy = "train it first (ddt train ..._pretrain) or give its folder with --start"
+    if recipe.stage == "pretrain":
+        remedy = (
+            "give the local Hugging Face folder of a causal LM with --start (or put it there), or "
+            "begin with random weights: --start none"
+        )
+    raise UserError(f"start: {start} is no run, release or language model; {remedy}")
 
 
 def _text_side(
@@ -268,7 +275,13 @@ def _text_side(
     if not (start / "vocabulary.json").is_file():
         from ddt_llama.language import backbone
 
-        return text, Vocabulary(backbone.text_rows(start), size, count)
+        rows = backbone.text_rows(start)
+        if text.size > rows:
+            raise UserError(
+                f"start: {start} has a text tokenizer of {text.size} ids and an embedding of {rows} "
+                "rows; give a folder whose parts belong together"
+            )
+        return text, Vocabulary(rows, size, count)
     vocabulary = Vocabulary.load(start)
     if (vocabulary.codebook_size, vocabulary.num_tokens) != (size, count):
         raise UserError(
