@@ -115,12 +115,18 @@ def test_the_papers_tokenizer_speaks_480_tokens_of_latents(paper_run: Path, mode
     ],
 )
 def test_selftoks_tokenizers_start_from_sd3_and_move_it_slowly(
-    count: int, fifths: list[int], folder: str, models: Path, tmp_path: Path
+    count: int,
+    fifths: list[int],
+    folder: str,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     run, transformer = tmp_path / "run", models / folder / "transformer"
     assert len(list(transformer.glob("*.safetensors.index.json"))) == (folder != "sd3")
     command = tokenizer_command(models, f"selftok_tokenizer_{count}", run)
     assert main([*command, "--image-stream", str(transformer)]) == 0
+    assert f"then: ddt train paper_pretrain --tokenizer {run}-codes" in capsys.readouterr().out
     tokenizer = opened(run, models, fifths)
     assert tokenizer.config.prediction == "velocity"
     before, after = (

@@ -127,21 +127,6 @@ def paper() -> BackboneConfig:
     )
 
 
-def paper_gemma() -> BackboneConfig:
-    """The shape of Gemma-2-2B, the backbone of DDT-LLaMA's scaling study beside LLaMA-3-8B."""
-    return BackboneConfig(
-        family="gemma",
-        dim=2304,
-        depth=26,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=256,
-        mlp_dim=9216,
-        max_positions=8192,
-        norm_eps=1e-6,
-    )
-
-
 def count_parameters(config: BackboneConfig, vocabulary: Vocabulary) -> int:
     """Return the number of parameters of `build(config, vocabulary)`, by formula."""
     rows = vocabulary.size * config.dim

@@ -278,8 +278,8 @@ def _text_side(
         rows = backbone.text_rows(start)
         if text.size > rows:
             raise UserError(
-                f"start: {start} has a text tokenizer of {text.size} ids and an embedding of {rows} "
-                "rows; give a folder whose parts belong together"
+                f"start: {start} has a text tokenizer of {text.size} ids and an embedding of "
+                f"{rows} rows; give a folder whose parts belong together"
             )
         return text, Vocabulary(rows, size, count)
     vocabulary = Vocabulary.load(start)

@@ -136,7 +136,17 @@ def paper_gemma_pretrain() -> LanguageRecipe:
         paper_pretrain(),
         name="paper_gemma_pretrain",
         start="models/gemma-2-2b",
-        backbone=backbone.paper_gemma(),
+        backbone=backbone.BackboneConfig(
+            family="gemma",
+            dim=2304,
+            depth=26,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=256,
+            mlp_dim=9216,
+            max_positions=8192,
+            norm_eps=1e-6,
+        ),
         text_vocab=256_000,
     )
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-
 from transformers import AutoModelForCausalLM, Gemma2Config
 
 from ddt_llama.config import UserError
