@@ -77,8 +77,6 @@ def release_of(path: str | Path, what: str) -> Path:
 
 def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     device = distributed.setup()
-    if isinstance(recipe, TokenizerRecipe):
-        recipe.tokenizer.open_latents()
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
     samples = ReconstructionSamples(recipe)
@@ -162,8 +160,8 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         what = "tokenizer" if recipe.tokenizer else "start"
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
-    if isinstance(tokenizer, TimestepTokenizer):
-        tokenizer.config.open_latents()
+    # Opens what it stands on, a VAE: what is wrong there is said before a run begins.
+    tokenizer.encode(torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size))
     refuse_other_codes(recipe, tokenizer)
     # A new model is not kept there: it is built from the recipe again.
     kept = begun and (known / "config.json").is_file()

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config
 
 from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig, build
+from ddt_llama.language.batches import Batch
 from ddt_llama.language.documents import KINDS
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.training import language
@@ -71,6 +72,17 @@ def test_a_gemma_2_of_short_windows_and_low_caps_trains_as_in_transformers():
     for name, larger in changes:  # each takes part
         other = NextToken(VOCABULARY)(gemma_2(**{name: larger}), batch(), 0)[0]
         assert abs(float(other.detach()) - loss) > 1e-3, name
+
+
+def test_packed_rows_of_a_gemma_2_have_the_loss_of_documents_alone():
+    ids, labels, mask = (part[1:] for part in batch())  # two documents of 12
+    positions = torch.arange(12).repeat(2, 1)
+    alone = Batch(ids, labels, mask)
+    packed = Batch(
+        *(part.reshape(1, 24) for part in (ids, labels, mask)), None, positions.view(1, 24)
+    )
+    one, other = (NextToken(VOCABULARY)(gemma_2(), rows, 0)[0] for rows in (alone, packed))
+    torch.testing.assert_close(one, other)
 
 
 def equals_transformers(model):
