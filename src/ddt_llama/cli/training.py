@@ -31,7 +31,7 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     lines = [f"model of step {trained.step}: {trained.release}"]
     if not trained.finished:
         lines.append(f"{trained.step} of {recipe.train.steps} steps done; the same command goes on")
-    size = recipe.name.removeprefix("spatial_").partition("_")[0]
+    size = _size(recipe)
     made, paths = trained.folder, recipe.data.paths
     folder = shlex.quote(str(made))
     data = "" if paths == (SHAPES,) else f" --data {shlex.join(paths)}"
@@ -54,6 +54,14 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
             suite = f"--suite reconstruction --data {shlex.quote(str(own))}"
             lines.append(f"measure it: ddt evaluate {folder} {suite}")
     return lines
+
+
+def _size(recipe: Recipe) -> str:
+    """Return what the names of the next stages begin with; Selftok's tokenizers have paper's."""
+    if isinstance(recipe, LanguageRecipe):
+        return recipe.name.rpartition("_")[0]
+    size = recipe.name.removeprefix("spatial_").partition("_")[0]
+    return "paper" if size == "selftok" else size
 
 
 def _onward(folder: Path, usual: str, stage: str) -> str:

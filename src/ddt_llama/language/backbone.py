@@ -42,7 +42,7 @@ class BackboneConfig:
     """The shape of a language model; its vocabulary is given apart.
 
     `init_std` is the spread of the weights at first, `row_std` that of the rows of the vocabulary
-    (none: the same).
+    (none: the same). `head_dim` is the width of a head (none: dim / num_heads).
     family: llama; gemma is Gemma 2 (scaled embedding, soft-capped logits) with full attention in
     every layer; qwen is Qwen 3 (normalised queries and keys).
     """
@@ -52,6 +52,7 @@ class BackboneConfig:
     depth: int = 6
     num_heads: int = 8
     num_kv_heads: int = 8
+    head_dim: int | None = None
     mlp_dim: int = 704
     max_positions: int = 512
     rope_theta: float = 10_000.0
@@ -66,7 +67,12 @@ class BackboneConfig:
         check_range(self, 1, math.inf, "max_positions", "rope_theta")
         check_range(self, 0, math.inf, "norm_eps", "row_std")
         check_range(self, 1e-6, 1, "init_std")
-        if self.dim % (2 * self.num_heads):
+        if self.head_dim is not None and (self.head_dim < 2 or self.head_dim % 2):
+            raise UserError(
+                f"backbone head_dim: given {self.head_dim}, allowed are multiples of 2 (rotary "
+                "positions turn pairs)"
+            )
+        if self.head_dim is None and self.dim % (2 * self.num_heads):
             raise UserError(
                 f"backbone dim: given {self.dim}, allowed are multiples of 2 x num_heads = "
                 f"{2 * self.num_heads} (rotary positions turn pairs)"
@@ -78,9 +84,9 @@ class BackboneConfig:
             )
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """Width of one attention head."""
-        return self.dim // self.num_heads
+        return self.head_dim or self.dim // self.num_heads
 
 
 class Language(NamedTuple):
@@ -128,7 +134,7 @@ def count_parameters(config: BackboneConfig, vocabulary: Vocabulary) -> int:
     norms = {"llama": 2 * config.dim, "gemma": 4 * config.dim, "qwen": 2 * config.dim}
     layer = _matrix_weights(config) + norms[config.family]
     if config.family == "qwen":
-        layer += 2 * config.head_dim
+        layer += 2 * config.head_width
     return rows * (1 if config.tied else 2) + config.depth * layer + config.dim
 
 
@@ -140,7 +146,8 @@ def flops_per_token(config: BackboneConfig, vocabulary: Vocabulary, context: int
     sequence of length L the mean context is (L + 1) / 2.
     """
     matrices = config.depth * _matrix_weights(config) + vocabulary.size * config.dim
-    return 2 * matrices + 4 * config.depth * config.dim * context
+    attended = config.num_heads * config.head_width
+    return 2 * matrices + 4 * config.depth * attended * context
 
 
 def build(
@@ -295,7 +302,7 @@ def load(
 
 def _matrix_weights(config: BackboneConfig) -> int:
     """Count the weights of one layer that take part in matrix products."""
-    attention = 2 * config.dim * (config.num_heads + config.num_kv_heads) * config.head_dim
+    attention = 2 * config.dim * (config.num_heads + config.num_kv_heads) * config.head_width
     return attention + 3 * config.dim * config.mlp_dim
 
 
@@ -323,7 +330,7 @@ def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> Pret
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
+        "head_dim": config.head_width,
         "max_position_embeddings": config.max_positions,
         "rms_norm_eps": config.norm_eps,
         "initializer_range": config.init_std,
@@ -337,7 +344,7 @@ def _transformers_config(config: BackboneConfig, vocabulary: Vocabulary) -> Pret
         return Qwen3Config(**shared)
     # Differs from Gemma 2: no sliding windows, because documents are shorter than one window.
     return Gemma2Config(
-        query_pre_attn_scalar=config.head_dim,
+        query_pre_attn_scalar=config.head_width,
         sliding_window=config.max_positions,
         layer_types=["full_attention"] * config.depth,
         **shared,

@@ -158,6 +158,11 @@ def _convert(folder: Path) -> Tokenizer:
             f"{folder}: its text tokenizer ({type(slow).__name__}) runs in Python only; "
             f"save it as {TOKENIZER_FILE} first"
         )
+    # Of a folder without one transformers makes an empty tokenizer for some families.
+    if _PROBE not in backend.decode(backend.encode(_PROBE, add_special_tokens=False).ids):
+        raise UserError(
+            f"{folder}: holds no text tokenizer; allowed is a folder with {TOKENIZER_FILE}"
+        )
     return backend
 
 

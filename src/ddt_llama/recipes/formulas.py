@@ -231,8 +231,9 @@ def document_flops(model: Any, length: float) -> float:
     """
     table, head = model.get_input_embeddings().weight, model.get_output_embeddings().weight
     weights = count(model) - (0 if head is table else table.numel())
-    config = model.config
-    attention = 4 * config.num_hidden_layers * config.hidden_size * (length + 1) / 2
+    config, heads = model.config, model.config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    attention = 4 * config.num_hidden_layers * heads * width * (length + 1) / 2
     return (1 + BACKWARD) * length * (2 * weights + attention)
 
 

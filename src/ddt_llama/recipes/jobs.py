@@ -178,6 +178,8 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         what = "tokenizer" if recipe.tokenizer else "start"
         tokenizer_folder = release_of(source, what) / "tokenizer"
     tokenizer: Any = load_tokenizer(tokenizer_folder)
+    # Opens what it stands on, a VAE: what is wrong there is said before a run begins.
+    tokenizer.encode(torch.zeros(1, 3, tokenizer.image_size, tokenizer.image_size))
     refuse_other_codes(recipe, tokenizer)
     # A new model is not kept there: it is built from the recipe again.
     kept = begun and (known / "config.json").is_file()
@@ -289,10 +291,13 @@ def _language_start(recipe: LanguageRecipe) -> Path | None:
     for folder in (start / RELEASE / "language", start / "language", start):
         if (folder / "config.json").is_file():
             return folder
-    raise UserError(
-        f"start: {start} is no run, release or language model; train it first "
-        "(ddt train ..._pretrain) or give its folder with --start"
-    )
+    remedy = "train it first (ddt train ..._pretrain) or give its folder with --start"
+    if recipe.stage == "pretrain":
+        remedy = (
+            "give the local Hugging Face folder of a causal LM with --start (or put it there), or "
+            "begin with random weights: --start none"
+        )
+    raise UserError(f"start: {start} is no run, release or language model; {remedy}")
 
 
 def _text_side(
@@ -311,7 +316,13 @@ def _text_side(
     if not (start / "vocabulary.json").is_file():
         from ddt_llama.language import backbone
 
-        return text, Vocabulary(backbone.text_rows(start), size, count)
+        rows = backbone.text_rows(start)
+        if text.size > rows:
+            raise UserError(
+                f"start: {start} has a text tokenizer of {text.size} ids and an embedding of "
+                f"{rows} rows; give a folder whose parts belong together"
+            )
+        return text, Vocabulary(rows, size, count)
     vocabulary = Vocabulary.load(start)
     if (vocabulary.codebook_size, vocabulary.num_tokens) != (size, count):
         raise UserError(

@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 
 from ddt_llama.config import UserError
-from ddt_llama.recipes import rivals, sizes
+from ddt_llama.recipes import paper, rivals, sizes
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
@@ -19,9 +19,13 @@ _RECIPES: tuple[Callable[[], Recipe], ...] = (
     sizes.base_tokenizer,
     sizes.base_pretrain,
     sizes.base_instruct,
-    sizes.paper_tokenizer,
-    sizes.paper_pretrain,
-    sizes.paper_instruct,
+    paper.paper_tokenizer,
+    paper.paper_pretrain,
+    paper.paper_instruct,
+    paper.paper_gemma_pretrain,
+    paper.paper_gemma_instruct,
+    paper.selftok_tokenizer_512,
+    paper.selftok_tokenizer_1024,
     rivals.spatial_nano,
     rivals.spatial_small,
     rivals.spatial_base,

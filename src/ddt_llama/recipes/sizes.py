@@ -1,4 +1,4 @@
-"""DDT-LLaMA in four sizes of three trainings each.
+"""DDT-LLaMA in three sizes of three trainings each; the paper's own size is in `paper`.
 
 Names are SIZE_tokenizer, SIZE_pretrain and SIZE_instruct; each is carried out by the one loop. What
 is written here are the differences from the defaults of the parts.
@@ -6,7 +6,7 @@ is written here are the differences from the defaults of the parts.
 
 from dataclasses import replace
 
-from ddt_llama.diffusion import AtNoise, Uniform
+from ddt_llama.diffusion import AtNoise
 from ddt_llama.language import backbone
 from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.drafts import Mix
@@ -15,7 +15,6 @@ from ddt_llama.recipes.tokenizer import TokenizerRecipe
 from ddt_llama.tokenizer import TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
-from ddt_llama.tokenizer.latents import VaeLatents
 from ddt_llama.tokenizer.quantizer import QuantizerConfig
 from ddt_llama.training.loop import TrainConfig
 from ddt_llama.training.optim import ENDS, OptimConfig
@@ -107,9 +106,7 @@ def nano_instruct() -> LanguageRecipe:
     can be learned from words alone is learned from them, and of edits what is learned last.
     In the shapes world `scripts/speedrun.sh` goes on from it with more edits.
     """
-    recipe = _second_stage(
-        nano_pretrain(), "nano_instruct", steps=6000, lr=2.5e-3, decay_share=0.35
-    )
+    recipe = second_stage(nano_pretrain(), "nano_instruct", steps=6000, lr=2.5e-3, decay_share=0.35)
     return replace(recipe, mix=Mix(draw=0.34, edit=0.24, ask=0.06, describe=0.14, plan=0.22))
 
 
@@ -166,7 +163,7 @@ def small_pretrain() -> LanguageRecipe:
 
 def small_instruct() -> LanguageRecipe:
     """Stage 2 of small, in one piece what nano learns in three (experiments/0022, 0029)."""
-    recipe = _second_stage(small_pretrain(), "small_instruct", steps=8000, lr=2e-3, decay_share=0.4)
+    recipe = second_stage(small_pretrain(), "small_instruct", steps=8000, lr=2e-3, decay_share=0.4)
     mix = Mix(draw=0.3, edit=0.34, ask=0.05, describe=0.13, plan=0.18)
     return replace(recipe, mix=mix, slips=0.25)
 
@@ -225,74 +222,10 @@ def base_pretrain() -> LanguageRecipe:
 
 def base_instruct() -> LanguageRecipe:
     """Stage 2 of base."""
-    return _second_stage(base_pretrain(), "base_instruct", steps=50_000, lr=1e-4)
+    return second_stage(base_pretrain(), "base_instruct", steps=50_000, lr=1e-4)
 
 
-def paper_tokenizer() -> TokenizerRecipe:
-    """DDT-LLaMA's tokenizer: 256 px, latents of SD3's VAE, 480 tokens, an SD3-medium decoder.
-
-    The size of the encoder is Selftok's token stream, because the paper gives none. The VAE is a
-    local diffusers folder (`tokenizer.latents.folder`). To start the decoder from SD3 as Selftok
-    does, add `--image-stream models/sd3/transformer --tokenizer.prediction velocity
-    "--train.optim.multipliers.decoder.*.image.*" 0.2`.
-    """
-    return TokenizerRecipe(
-        "paper_tokenizer",
-        tokenizer=TimestepTokenizerConfig(
-            image_size=256,
-            latents=VaeLatents("models/sd3/vae"),
-            channels=16,
-            downsample=8,
-            patch=2,
-            num_tokens=480,
-            quantizer=QuantizerConfig(codebook_size=65_536, code_dim=16),
-            encoder=EncoderConfig(dim=512, depth=16, num_heads=8, queries="normal"),
-            decoder=DecoderConfig(
-                dim=1536, depth=24, num_heads=24, token_stream="joint", positions="normal"
-            ),
-        ),
-        objective=TimestepObjectiveConfig(density=Uniform()),
-        train=TrainConfig(
-            steps=500_000,
-            batch=16,
-            compile=True,
-            prefetch=2,
-            ema=0.9999,
-            optim=OptimConfig(lr=5e-5, betas=(0.9, 0.99), warmup=2000),
-        ),
-        data=DataConfig(paths=("data/imagenet",)),
-    )
-
-
-def paper_pretrain() -> LanguageRecipe:
-    """LLaMA-3-8B over 65,536 codes; set `start` to a local checkpoint to grow it."""
-    return LanguageRecipe(
-        "paper_pretrain",
-        "pretrain",
-        tokenizer=f"{RUNS}/paper_tokenizer",
-        backbone=backbone.paper(),
-        mix=PRETRAIN,
-        text_vocab=128_256,
-        pad_multiple=128,
-        train=TrainConfig(
-            steps=400_000,
-            batch=8,
-            accumulate=4,
-            compile=True,
-            prefetch=2,
-            ema=0.0,
-            optim=OptimConfig(lr=1e-4, betas=(0.9, 0.95), weight_decay=0.1, warmup=2000),
-        ),
-        data=DataConfig(paths=("data/pairs",)),
-    )
-
-
-def paper_instruct() -> LanguageRecipe:
-    """Stage 2 of paper."""
-    return _second_stage(paper_pretrain(), "paper_instruct", steps=50_000, lr=2e-5)
-
-
-def _second_stage(
+def second_stage(
     first: LanguageRecipe, name: str, *, steps: int, lr: float, decay_share: float = 0.2
 ) -> LanguageRecipe:
     """Go on from a stage 1 with instructions, at a learning rate that falls to nothing."""

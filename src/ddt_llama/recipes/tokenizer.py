@@ -96,7 +96,12 @@ class TokenizerRecipe:
         return self.start is not None or self.image_stream is not None
 
     def build(self, begins: bool = True) -> TimestepTokenizer:
-        """Return the network with random weights, or SD3's where training begins from them."""
+        """Return the network with random weights, or SD3's where training begins from them.
+
+        Where it begins its latent space is opened, too. Raises UserError where there is none.
+        """
+        if begins:
+            self.tokenizer.open_latents()
         model = TimestepTokenizer(self.tokenizer)
         if begins and self.image_stream is not None:
             load_image_stream(model.decoder, self.image_stream)

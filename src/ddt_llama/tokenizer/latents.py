@@ -36,6 +36,9 @@ class Pixels:
         """Return 1."""
         return 1
 
+    def open(self) -> None:
+        """Open nothing."""
+
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Return the images."""
         return images
@@ -76,6 +79,10 @@ class VaeLatents:
         shift, scale = self.normalisation
         fingerprint = weights_fingerprint(Path(self.folder))
         return replace(self, shift=shift, scale=scale, fingerprint=fingerprint)
+
+    def open(self) -> None:
+        """Read the VAE now."""
+        _ = self.vae
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c y x"]:
         """Return normalised latents; UserError unless `downsample` divides both sides."""

@@ -75,6 +75,17 @@ class TimestepTokenizerConfig:
         """Numbers in one patch."""
         return self.channels * self.patch**2
 
+    def open_latents(self) -> None:
+        """Open the latent space; UserError where there is none, or another than is stated here."""
+        latents = self.latents
+        if (latents.channels, latents.downsample) != (self.channels, self.downsample):
+            raise UserError(
+                f"the latents have {latents.channels} channels and {latents.downsample} pixels a "
+                f"cell, the recipe {self.channels} and {self.downsample}; "
+                "set channels and downsample to match"
+            )
+        latents.open()
+
 
 class Denoised(NamedTuple):
     """What one training pass returns.
@@ -113,19 +124,14 @@ class TimestepTokenizer(nn.Module):
 
     def to_patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n p"]:
         """Carry images into the latent space and cut them; UserError for images of another size."""
-        size, latents = self.image_size, self.config.latents
+        size = self.image_size
         if images.ndim != 4 or tuple(images.shape[-2:]) != (size, size):
             raise UserError(
                 f"got images of shape {tuple(images.shape)}; this tokenizer reads "
                 f"(b, 3, {size}, {size}): resize and crop them first"
             )
-        if (latents.channels, latents.downsample) != (self.config.channels, self.config.downsample):
-            raise UserError(
-                f"the latents have {latents.channels} channels and {latents.downsample} pixels a "
-                f"cell, the recipe {self.config.channels} and {self.config.downsample}; "
-                "set channels and downsample to match"
-            )
-        return self.patchify(latents.encode(images))
+        self.config.open_latents()
+        return self.patchify(self.config.latents.encode(images))
 
     def patchify(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b n p"]:
         """Cut images into square patches in raster order."""

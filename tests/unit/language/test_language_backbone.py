@@ -32,17 +32,19 @@ def some_ids(count=12, seed=0):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_formula_counts_every_parameter(family, tied):
-    config = tiny(family, tied)
+@pytest.mark.parametrize("head_dim", [None, 20])
+def test_the_formula_counts_every_parameter(family, tied, head_dim):
+    config = tiny(family, tied, head_dim=head_dim)
     model = backbone.build(config, VOCABULARY)
     count = sum(parameter.numel() for parameter in model.parameters())
     assert count == backbone.count_parameters(config, VOCABULARY)
     assert model.get_input_embeddings().weight.shape == (VOCABULARY.size, config.dim)
 
 
+@pytest.mark.parametrize("head_dim", [None, 20])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_flops_of_a_token_are_those_that_torch_counts(family):
-    config = tiny(family)
+def test_flops_of_a_token_are_those_that_torch_counts(family, head_dim):
+    config = tiny(family, head_dim=head_dim)
     model = backbone.build(config, VOCABULARY)
     model.set_attn_implementation("eager")
     length = 24
@@ -199,7 +201,7 @@ def test_saving_again_removes_weights_in_other_shards(tmp_path):
 
 def test_gemma_scales_by_its_own_head_and_sees_all_positions():
     settings = backbone.build(tiny("gemma"), VOCABULARY, device="meta").config.to_dict()
-    assert settings["query_pre_attn_scalar"] == TINY.head_dim
+    assert settings["query_pre_attn_scalar"] == TINY.head_width
     assert set(settings["layer_types"]) == {"full_attention"}
 
 
@@ -213,6 +215,8 @@ def test_a_config_survives_json():
         ({"depth": 0}, "depth: given 0"),
         ({"dim": 30}, "dim: given 30, allowed are multiples of 2 x num_heads = 8"),
         ({"num_kv_heads": 3}, "num_kv_heads: given 3"),
+        ({"head_dim": 7}, "head_dim: given 7, allowed are multiples of 2"),
+        ({"head_dim": 0}, "head_dim: given 0"),
     ],
 )
 def test_shapes_that_no_attention_has_are_refused(changes, message):

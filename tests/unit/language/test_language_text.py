@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from ddt_llama.config import UserError
 from ddt_llama.language import TextTokenizer
@@ -163,6 +163,14 @@ def test_an_older_format_is_converted(tmp_path):
     loaded = TextTokenizer.load(tmp_path)
     assert loaded.encode("a red circle") == TEXT.encode("a red circle")
     assert loaded.decode(loaded.encode("a red circle")) == "a red circle"
+
+
+@pytest.mark.parametrize("family", ["gemma2", "llama", "qwen3"])
+def test_a_checkpoint_without_a_text_tokenizer_has_none(family, tmp_path):
+    """Of some families transformers would make an empty one."""
+    AutoConfig.for_model(family).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"no text tokenizer.*allowed is a folder with"):
+        TextTokenizer.load(tmp_path)
 
 
 def test_mistakes_are_one_clear_line(tmp_path):

@@ -126,13 +126,15 @@ def test_a_language_token_costs_what_the_counter_says() -> None:
     )
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_learning_a_document_costs_three_forward_passes(tied: bool) -> None:
-    config = backbone.BackboneConfig(dim=64, depth=2, num_heads=4, num_kv_heads=2, tied=tied)
+@pytest.mark.parametrize(("tied", "head_dim"), [(True, None), (False, None), (True, 64)])
+def test_learning_a_document_costs_three_forward_passes(tied: bool, head_dim: int | None) -> None:
+    config = backbone.BackboneConfig(
+        dim=64, depth=2, num_heads=4, num_kv_heads=2, head_dim=head_dim, tied=tied
+    )
     vocabulary = Vocabulary(300, 64, 6)
-    token = backbone.flops_per_token(config, vocabulary, 5)
-    found = document_flops(backbone.build(config, vocabulary, device="meta"), 9)
-    assert found == pytest.approx(3 * 9 * token, rel=0.01)
+    token = backbone.flops_per_token(config, vocabulary, 500)
+    found = document_flops(backbone.build(config, vocabulary, device="meta"), 999)
+    assert found == pytest.approx(3 * 999 * token, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["nano_tokenizer", "spatial_nano"])

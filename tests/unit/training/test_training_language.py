@@ -6,9 +6,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM, Gemma2Config
 
 from ddt_llama.config import UserError
 from ddt_llama.language.backbone import BackboneConfig, build
+from ddt_llama.language.batches import Batch
 from ddt_llama.language.documents import KINDS
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.training import language
@@ -32,7 +34,59 @@ def test_loss_and_gradients_are_those_of_transformers(family, monkeypatch):
     config = BackboneConfig(
         family=family, dim=32, depth=2, num_heads=2, num_kv_heads=1, mlp_dim=64, max_positions=32
     )
-    model = build(config, VOCABULARY)
+    equals_transformers(build(config, VOCABULARY))
+
+
+def gemma_2(**changes):
+    """Build a Gemma 2 as published: windows in every other layer, soft caps, wide heads."""
+    config = Gemma2Config(
+        vocab_size=VOCABULARY.size,
+        hidden_size=36,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        query_pre_attn_scalar=16,
+        initializer_range=0.5,
+        **{
+            "sliding_window": 3,
+            "attn_logit_softcapping": 0.5,
+            "final_logit_softcapping": 0.5,
+            **changes,
+        },
+    )
+    torch.manual_seed(0)
+    return AutoModelForCausalLM.from_config(config)
+
+
+def test_a_gemma_2_of_short_windows_and_low_caps_trains_as_in_transformers():
+    model = gemma_2()
+    assert model.config.layer_types == ["sliding_attention", "full_attention"] * 2
+    loss = equals_transformers(model)
+    changes = (
+        ("sliding_window", 12),
+        ("attn_logit_softcapping", 5.0),
+        ("final_logit_softcapping", 5.0),
+    )
+    for name, larger in changes:  # each takes part
+        other = NextToken(VOCABULARY)(gemma_2(**{name: larger}), batch(), 0)[0]
+        assert abs(float(other.detach()) - loss) > 1e-3, name
+
+
+def test_packed_rows_of_a_gemma_2_have_the_loss_of_documents_alone():
+    ids, labels, mask = (part[1:] for part in batch())  # two documents of 12
+    positions = torch.arange(12).repeat(2, 1)
+    alone = Batch(ids, labels, mask)
+    packed = Batch(
+        *(part.reshape(1, 24) for part in (ids, labels, mask)), None, positions.view(1, 24)
+    )
+    one, other = (NextToken(VOCABULARY)(gemma_2(), rows, 0)[0] for rows in (alone, packed))
+    torch.testing.assert_close(one, other)
+
+
+def equals_transformers(model):
+    """Compare loss and gradients with those of the model's own loss, with a mask; return it."""
     ids, labels, mask = batch()
     objective = NextToken(VOCABULARY)
     fused, _ = objective(model, (ids, labels, mask), 0)
@@ -47,6 +101,7 @@ def test_loss_and_gradients_are_those_of_transformers(family, monkeypatch):
     torch.testing.assert_close(loss, theirs)
     for mine, parameter in zip(ours, model.parameters(), strict=True):
         torch.testing.assert_close(mine, parameter.grad, rtol=1e-4, atol=1e-6)
+    return float(loss.detach())
 
 
 def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
@@ -128,7 +183,7 @@ def test_a_batch_without_targets_is_refused():
 
 
 def test_models_that_scale_their_logits_behind_the_head_are_refused() -> None:
-    from transformers import AutoModelForCausalLM, Gemma2Config, GraniteConfig
+    from transformers import GraniteConfig
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes |= {"num_key_value_heads": 2, "intermediate_size": 32, "vocab_size": 40}
