@@ -107,6 +107,7 @@ def paper_pretrain() -> LanguageRecipe:
         backbone=backbone.paper(),
         mix=PRETRAIN,
         text_vocab=128_256,
+        pack=4096,
         pad_multiple=128,
         train=TrainConfig(
             steps=400_000,
