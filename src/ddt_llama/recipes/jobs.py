@@ -17,8 +17,9 @@ from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.release import RELEASES, find
-from ddt_llama.language import Batch, TextTokenizer, Vocabulary, render
+from ddt_llama.language import Batch, TextTokenizer, Vocabulary, lora, render
 from ddt_llama.language.documents import ask, edit, plan
+from ddt_llama.language.lora import LoraConfig
 from ddt_llama.recipes.data import SHAPES, image_stream
 from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.formulas import document_flops
@@ -33,6 +34,7 @@ from ddt_llama.training.loop import Objective, Sampler
 from ddt_llama.training.prefetch import Stream
 
 RELEASE = "release"
+ADAPTER = "adapter"
 LENGTHS_OF = 64  # documents, whose mean length stands for that of all
 
 
@@ -48,6 +50,7 @@ class Job(NamedTuple):
     keep: Callable[[Path], None] | None  # write into a folder what it begins with; None: is there
     flops: Callable[[], float]  # of learning from one sample
     release: Callable[[], Model]  # the whole model, to be saved
+    adapter: Callable[[Path, Model], None] | None = None  # write what was learned beside it, alone
 
 
 def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Path) -> Job:
@@ -176,12 +179,25 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     check_room(most, recipe.max_text, vocabulary, text)
     if start is not None:
         check_head(model)
+    beside = None
+    if recipe.lora is not None:
+        _check_rows(recipe.lora, start, vocabulary)
+        beside = lora.count(model, recipe.lora, vocabulary)
+        lora.adapt(model, recipe.lora, vocabulary, recipe.train.seed)
     stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
 
     def keep(to: Path) -> None:
         tokenizer.save(to / "tokenizer")
-        _keep_language(to / "language", recipe, model, text, vocabulary)
+        with lora.without(model):
+            _keep_language(to / "language", recipe, model, text, vocabulary)
+
+    def flops() -> float:
+        with lora.without(model):
+            return document_flops(model, mean_length(stream, recipe.train.batch), beside)
+
+    def save_adapter(to: Path, whole: Model) -> None:
+        lora.save(to, model, Path(recipe.start or "").name, whole.described())
 
     return Job(
         part="language",
@@ -191,8 +207,9 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         samples=samples,
         past=past,
         keep=None if begun else keep,
-        flops=lambda: document_flops(model, mean_length(stream, recipe.train.batch)),
+        flops=flops,
         release=lambda: samples.model(model.eval(), recipe.name),
+        adapter=None if recipe.lora is None else save_adapter,
     )
 
 
@@ -310,6 +327,16 @@ def check_room(most: int, max_text: int, vocabulary: Vocabulary, text: TextToken
             f"{longest[kind]} ids, with pictures of {vocabulary.num_tokens} codes and texts of up "
             f"to {max_text}; give --backbone.max-positions {longest[kind]} or more (of a model to "
             "start from it is fixed: choose another), or a smaller --max-text"
+        )
+
+
+def _check_rows(config: LoraConfig, start: Path | None, vocabulary: Vocabulary) -> None:
+    """Raise UserError where rows that were drawn at random would stay so."""
+    if not config.rows and start is not None and not (start / "vocabulary.json").is_file():
+        new = vocabulary.size - vocabulary.text_size
+        raise UserError(
+            f"lora.rows: {start} has just got {new} random rows for marks and codes, which have to "
+            "learn, too; add --lora.rows true"
         )
 
 
