@@ -1,0 +1,79 @@
+"""What has a model learned of pictures it has not seen: surprise at codes and at captions.
+
+For every captioned picture of a split: nats a code where the caption is given, nats an id of the
+caption where the picture is given. Models are compared with the first one picture by picture, and
+their intervals hold together (Bonferroni). Writes losses.json.
+
+    python scripts/lora_study.py my_images nano runs/lora --out runs/lora-study
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+
+from ddt_llama.config import save_json
+from ddt_llama.data.sources import open_source
+from ddt_llama.evaluation.intervals import flat, mean
+from ddt_llama.generation import Model, load
+from ddt_llama.language import collate, documents, render
+from ddt_llama.language.documents import IGNORED, Document
+from ddt_llama.training.language import head_loss, supervised_hidden
+
+BATCH = 64
+
+
+@torch.no_grad()
+def surprises(model: Model, requests: Sequence[Document], codes_count: bool) -> list[float]:
+    """Return for each document the mean nats of its codes, or of all it is to answer."""
+    vocabulary, text = model.vocabulary, model.text
+    assert vocabulary is not None
+    assert text is not None
+    found = []
+    for start in range(0, len(requests), BATCH):
+        rows = [render(one, vocabulary, text) for one in requests[start : start + BATCH]]
+        ids, labels, _ = (part.to(model.device) for part in collate(rows, vocabulary.pad))
+        wanted = labels[:, 1:]
+        counts = vocabulary.is_code(wanted) if codes_count else wanted != IGNORED
+        hidden = supervised_hidden(model.language, ids, counts)
+        _, each, _ = head_loss(model.language, hidden, wanted[counts])
+        lengths = counts.sum(1).tolist()
+        found += [float(part.mean()) for part in each.split(lengths)]
+    return found
+
+
+def main(
+    data: Annotated[str, tyro.conf.Positional],
+    models: Annotated[tuple[str, ...], tyro.conf.Positional],
+    out: Path,
+    split: str = "val",
+) -> None:
+    """Measure `models`, each a release or a run, and how they differ from the first."""
+    figures: dict[str, float] = {}
+    first: dict[str, list[float]] = {}
+    for name in models:
+        model = load(name)
+        source = open_source(data, image_size=model.tokenizer.image_size, split=split, kind="image")
+        samples = [one for one in source.batch(range(len(source))) if one.caption]
+        pictures = torch.stack([one.image for one in samples])
+        codes = model.tokenizer.to_language(model.encode(pictures)).tolist()
+        pairs = [(one.caption or "", row) for one, row in zip(samples, codes, strict=True)]
+        each = {
+            "codes": surprises(model, [documents.draw(*pair) for pair in pairs], True),
+            "captions": surprises(model, [documents.describe(c, t) for t, c in pairs], False),
+        }
+        first = first or each
+        told = {f"{Path(name).name}.{what}": mean(each[what], len(models)) for what in each}
+        for what, values in each.items() if each is not first else ():
+            less = [own - other for own, other in zip(values, first[what], strict=True)]
+            told[f"{Path(name).name}.{what}.more"] = mean(less, len(models))
+        figures |= flat(told)
+        print({key: round(figure.value, 3) for key, figure in told.items()}, len(pairs))
+    out.mkdir(parents=True, exist_ok=True)
+    save_json(out / "losses.json", figures)
+
+
+if __name__ == "__main__":
+    tyro.cli(main)
