@@ -234,9 +234,7 @@ def test_targets_are_words_or_names() -> None:
         lora.targets_in(base(tied=False), ["lm_head"])
 
 
-@pytest.mark.parametrize(
-    "fields", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.5}, {"targets": ()}]
-)
+@pytest.mark.parametrize("fields", [{"rank": 0}, {"alpha": 0.0}, {"dropout": 1.5}, {"targets": ()}])
 def test_numbers_that_learn_nothing_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(UserError, match=next(iter(fields))):
         LoraConfig(**fields)
