@@ -38,8 +38,8 @@ def surprises(model: Model, requests: Sequence[Document], codes_count: bool) -> 
     found = []
     for start in range(0, len(requests), BATCH):
         rows = [render(one, vocabulary, text) for one in requests[start : start + BATCH]]
-        ids, labels, _ = (part.to(model.device) for part in collate(rows, vocabulary.pad))
-        wanted = labels[:, 1:]
+        batch = collate(rows, vocabulary.pad)
+        ids, wanted = batch.ids.to(model.device), batch.labels[:, 1:].to(model.device)
         counts = vocabulary.is_code(wanted) if codes_count else wanted != IGNORED
         hidden = supervised_hidden(model.language, ids, counts)
         _, each, _ = head_loss(model.language, hidden, wanted[counts])
