@@ -98,6 +98,13 @@ TYPED = {
         "train nano_pretrain --tokenizer {model} --backbone.init-std 0",
         "init_std: given 0",
     ),
+    "nothing to learn by": ("train lora --lora.rank 0", "lora.rank: given 0, allowed is 1 or more"),
+    "a layer that is not there": (
+        "train lora --start {model} --data {pictures} --lora.targets attn",
+        "given 'attn', allowed for a llama model are attention, down_proj",
+    ),
+    "nothing to learn beside": ("train lora --start none", "give --start MODEL"),
+    "no adapter there": ("draw {model} x --adapter {pictures}", "has no adapter_config.json"),
     "no room for an edit": (
         "train nano_pretrain --tokenizer {model} --backbone.max-positions 64",
         "given 64; a document of kind",

@@ -8,5 +8,6 @@ from tyro.conf import Positional, Suppress, arg
 Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Number = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
 WholeNumber = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
+Adapter = Annotated[str | None, arg(metavar="ADAPTER", help_behavior_hint="")]
 # What `split_fields` found: never read by tyro itself.
 Fields = Annotated[Mapping[str, str] | None, Suppress]

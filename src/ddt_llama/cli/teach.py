@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tyro.conf import Positional, arg
+from tyro.conf import FlagCreatePairsOff, Positional, arg
 
 from ddt_llama.cli.kinds import Fields, Number, WholeNumber
 
@@ -43,7 +43,7 @@ def train(
 
     The same command started again continues where it stopped. Three trainings make a model:
     SIZE_tokenizer (or spatial_SIZE, its rival), then SIZE_pretrain with --tokenizer FOLDER, then
-    SIZE_instruct with --start FOLDER.
+    SIZE_instruct with --start FOLDER. lora teaches a model that is there your own pictures.
 
     Any field that `ddt recipes RECIPE` shows can be changed: --train.batch 64.
 
@@ -93,6 +93,7 @@ def publish(
     *,
     name: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
     bits: Literal[16, 8] = 16,
+    adapter: FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Make of a training the folder that others load: settings tuned, weights in few bits.
 
@@ -106,10 +107,11 @@ def publish(
         run: The folder of the training.
         out: The folder to write.
         name: What the model is called; the name of the folder unless given.
-        bits: How many each weight is stored in.
+        bits: How many each weight is stored in; those of an adapter in 16.
+        adapter: Write what LoRA has learned alone, to be used beside the model that it began with.
     """
     from ddt_llama.config import check_folder
     from ddt_llama.recipes.publish import publish as write
 
     check_folder(out)
-    write(run, out, name or out.name, bits)
+    write(run, out, name or out.name, bits, adapter=adapter)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ddt_llama.cli.kinds import Model, Number, WholeNumber
+from ddt_llama.cli.kinds import Adapter, Model, Number, WholeNumber
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -78,6 +78,7 @@ def draw(
     prompt: Annotated[Positional[str], arg(metavar="PROMPT")],
     drawing: Annotated[Drawing, arg(name="")] = Drawing(),
     *,
+    adapter: Adapter = None,
     out: Path = Path("drawn.png"),
 ) -> None:
     """Draw pictures of a sentence.
@@ -88,12 +89,14 @@ def draw(
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         prompt: What to draw, in quotes.
         drawing: How to draw.
+        adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
         out: Where to write, a .png file.
     """
     from ddt_llama.generation import load
 
     drawing.check(out)
-    pictures = load(model).draw(prompt, num=drawing.num, seed=drawing.seed, **drawing.options)
+    opened = load(model, adapter=adapter)
+    pictures = opened.draw(prompt, num=drawing.num, seed=drawing.seed, **drawing.options)
     drawing.write(pictures, out)
 
 
@@ -103,6 +106,7 @@ def edit(
     instruction: Annotated[Positional[str], arg(metavar="INSTRUCTION")],
     drawing: Annotated[Drawing, arg(name="")] = Drawing(),
     *,
+    adapter: Adapter = None,
     out: Path = Path("edited.png"),
 ) -> None:
     """Change a picture as an instruction says.
@@ -114,12 +118,13 @@ def edit(
         image: The picture to change.
         instruction: What to change, in quotes.
         drawing: How to draw.
+        adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
         out: Where to write, a .png file.
     """
     from ddt_llama.generation import load
 
     drawing.check(out)
-    pictures = load(model).edit(
+    pictures = load(model, adapter=adapter).edit(
         image, instruction, num=drawing.num, seed=drawing.seed, **drawing.options
     )
     drawing.write(pictures, out)
@@ -129,6 +134,8 @@ def ask(
     model: Model,
     image: Image,
     question: Annotated[Positional[str], arg(metavar="QUESTION")],
+    *,
+    adapter: Adapter = None,
 ) -> None:
     """Answer a question about a picture.
 
@@ -138,13 +145,14 @@ def ask(
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to look at.
         question: What to ask, in quotes.
+        adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
     """
     from ddt_llama.generation import load
 
-    print(load(model).ask(image, question))
+    print(load(model, adapter=adapter).ask(image, question))
 
 
-def describe(model: Model, image: Image) -> None:
+def describe(model: Model, image: Image, *, adapter: Adapter = None) -> None:
     """Say what a picture shows.
 
     Example: ddt describe nano circle.png
@@ -152,10 +160,11 @@ def describe(model: Model, image: Image) -> None:
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to look at.
+        adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
     """
     from ddt_llama.generation import load
 
-    print(load(model).describe(image))
+    print(load(model, adapter=adapter).describe(image))
 
 
 def reconstruct(

@@ -288,7 +288,11 @@ class Model:
             backbone.save(
                 folder / "language", language, self.vocabulary, self.text, dtype=of_language
             )
-        described = {
+        save_json(folder / "config.json", self.described())
+
+    def described(self) -> dict[str, Any]:
+        """Return what a release says of itself."""
+        return {
             "format": FORMAT,
             "version": VERSION,
             "name": self.name,
@@ -296,7 +300,6 @@ class Model:
             "generation": to_dict(self.settings),
             **to_dict(self.history),
         }
-        save_json(folder / "config.json", described)
 
     def _edit(
         self,

@@ -22,6 +22,7 @@ from ddt_llama.generation.history import history_of
 from ddt_llama.generation.lean import LeanDecoder, obstacle
 from ddt_llama.generation.model import FORMAT, VERSION, Model, Stage
 from ddt_llama.generation.settings import Settings
+from ddt_llama.language.lora import CONFIG_FILE, Adapter
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -30,14 +31,26 @@ HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.md"]
 
 
-def load(name: str | Path, *, device: str | torch.device | None = None) -> Model:
+def load(
+    name: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str | torch.device | None = None,
+) -> Model:
     """Open a model: "nano", "small", the folder of a run or release, or a hub name `owner/name`.
 
-    A hub name may end in `@revision`. `device` None takes the GPU where there is one. Raises
+    A hub name may end in `@revision`. `adapter`: a folder (or run, or hub name) of what LoRA has
+    learned beside this model; it is merged. `device` None takes the GPU where there is one. Raises
     UserError that lists what exists.
     """
     folder = find(name)
     described = _description(folder)
+    if "adapter_of" in described:
+        raise UserError(f"{folder}: an adapter alone; give its model, with --adapter {folder}")
+    added = None if adapter is None else Adapter.read(find_adapter(adapter))
+    own = folder if added is None else added.folder
+    if (own / "config.json").is_file():  # not where peft alone wrote an adapter
+        described = _description(own)
     place = _place(device)
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
     settings = from_dict(Settings, described.get("generation", {}), "generation.")
@@ -45,9 +58,11 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
     if (folder / "language").is_dir():
         vocabulary = Vocabulary.load(folder / "language")
         text = TextTokenizer.load(folder / "language")
-        decoder = open_decoder(folder / "language", vocabulary, place)
-        language = partial(_open_language, folder / "language", place)
+        decoder = open_decoder(folder / "language", vocabulary, place, added)
+        language = partial(_open_language, folder / "language", place, added)
         engine = Engine(decoder, vocabulary, text.size)
+    elif added is not None:
+        raise UserError(f"adapter: {name} is an image tokenizer alone; give {added.base}")
     model = Model(
         tokenizer,
         language,
@@ -58,7 +73,7 @@ def load(name: str | Path, *, device: str | torch.device | None = None) -> Model
         stage=described.get("stage", "instruct"),
         name=str(described.get("name", folder.name)),
     )
-    model.history = history_of(folder)
+    model.history = history_of(own)
     return model
 
 
@@ -88,7 +103,23 @@ def find(name: str | Path) -> Path:
     )
 
 
-def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> Decoder:
+def find_adapter(name: str | Path) -> Path:
+    """Return the folder of an adapter: that of a run, its own, or of a hub name."""
+    place = Path(name)
+    if HUB_NAME.fullmatch(str(name)) and not place.exists() and not place.parent.is_dir():
+        place = _fetch(str(name))
+    for folder in (place / "adapter", place):
+        if (folder / CONFIG_FILE).is_file():
+            return folder
+    raise UserError(
+        f"adapter: {name} has no {CONFIG_FILE}; give the folder of ddt train lora, of ddt publish "
+        "--adapter or of peft"
+    )
+
+
+def open_decoder(
+    folder: Path, vocabulary: Vocabulary, device: torch.device, adapter: Adapter | None = None
+) -> Decoder:
     """Open the language folder for generation alone, through the fast path where it applies."""
     config = load_json(folder / "config.json")
     if not isinstance(config, dict):
@@ -98,10 +129,10 @@ def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> 
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: damaged ({error}); fetch it again") from None
     if slow:
-        from ddt_llama.language import backbone
-
-        return GenericDecoder(backbone.load(folder, device=device).model)
+        return GenericDecoder(_open_language(folder, device, adapter))
     weights = _read_weights(folder, torch.float32 if device.type == "cpu" else None, device)
+    if adapter is not None:
+        adapter.merge_into(weights)
     try:
         decoder = LeanDecoder(config, weights)
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
@@ -116,11 +147,14 @@ def open_decoder(folder: Path, vocabulary: Vocabulary, device: torch.device) -> 
     return decoder
 
 
-def _open_language(folder: Path, device: torch.device) -> nn.Module:
+def _open_language(folder: Path, device: torch.device, adapter: Adapter | None = None) -> nn.Module:
     """Open the transformers module, for likelihoods and further training."""
     from ddt_llama.language import backbone
 
-    return backbone.load(folder, device=device).model
+    model = backbone.load(folder, device=device).model
+    if adapter is not None:
+        adapter.merge_into(model.state_dict())
+    return model
 
 
 def _description(folder: Path) -> dict[str, Any]:

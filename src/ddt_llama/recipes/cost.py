@@ -4,7 +4,8 @@ from dataclasses import replace
 
 import torch
 
-from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.generation.release import RELEASES
+from ddt_llama.language import Vocabulary, backbone, lora
 from ddt_llama.recipes.formulas import BFLOAT16, FLOAT32, STATES, Cost, count, document_flops
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.named import Recipe, recipe_named
@@ -34,7 +35,7 @@ def cost_of(recipe: Recipe) -> Cost:
 
 
 def language_cost(recipe: LanguageRecipe) -> Cost:
-    """Return the cost of a language model over the tokenizer of its size.
+    """Return the cost of a language model over the tokenizer of its size, or of `start`'s.
 
     `draw` counts the two rows of guidance; a document is a caption of 24 ids and an image.
     """
@@ -44,18 +45,20 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
     rows = vocabulary.size * config.dim * (1 if config.tied else 2)
     length = TEXT + vocabulary.num_tokens
     token = backbone.flops_per_token(config, vocabulary, (length + 1) // 2)
-    batch, learn = recipe.train.batch, document_flops(model, length)
+    beside = None if recipe.lora is None else lora.count(model, recipe.lora, vocabulary)
+    batch, learn = recipe.train.batch, document_flops(model, length, beside)
     kept = config.depth * (8 * config.dim + 3 * config.mlp_dim) * BFLOAT16
     logits = 3 * FLOAT32 * vocabulary.size
+    adapter = {} if beside is None else {"adapter": beside}
     return Cost(
-        {"embedding and head": rows, "layers": total - rows},
+        {"embedding and head": rows, "layers": total - rows, **adapter},
         {
             "draw an image": 2 * length * token,
             "train on a document": learn,
         },
         {
-            "weights": FLOAT32 * total,
-            "gradients, optimizer, average": FLOAT32 * STATES * total,
+            "weights": FLOAT32 * (total + (beside or 0)),
+            "gradients, optimizer, average": FLOAT32 * STATES * (beside or total),
             f"activations of {batch} documents (estimate)": batch * length * (kept + logits),
         },
         learn,
@@ -64,7 +67,7 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
 
 def vocabulary_of(recipe: LanguageRecipe) -> Vocabulary:
     """Return the vocabulary over the tokenizer recipe of the same size."""
-    size = recipe.name.partition("_")[0]
+    size = recipe.start if recipe.start in RELEASES else recipe.name.partition("_")[0]
     tokenizer = recipe_named(f"{size}_tokenizer")
     assert not isinstance(tokenizer, LanguageRecipe)
     with torch.device("meta"):

@@ -222,8 +222,10 @@ def _activations(model: TimestepTokenizer, draws: int) -> float:
     return BFLOAT16 * (in_encoder + in_decoder)
 
 
-def document_flops(model: Any, length: float) -> float:
+def document_flops(model: Any, length: float, beside: int | None = None) -> float:
     """Return the FLOPs of learning from a document of `length` ids, by any causal LM.
+
+    Where so many weights learn `beside` the model, its own are frozen and need no gradient.
 
     Forward and backward two and four for each weight and id (the lookup of embeddings is none), as
     Kaplan et al. (2020) count, and attention to the ids before. The head is counted at every id,
@@ -234,7 +236,9 @@ def document_flops(model: Any, length: float) -> float:
     config, heads = model.config, model.config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     attention = 4 * config.num_hidden_layers * heads * width * (length + 1) / 2
-    return (1 + BACKWARD) * length * (2 * weights + attention)
+    learning, frozen = (weights, 0) if beside is None else (beside, weights)
+    whole = (1 + BACKWARD) * length * (2 * learning + attention)
+    return whole + (1 + BACKWARD / 2) * length * 2 * frozen
 
 
 def count(part: nn.Module) -> int:

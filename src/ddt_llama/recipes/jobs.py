@@ -4,38 +4,44 @@ Opening refuses data and models that cannot be used, and writes nothing.
 """
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ddt_llama import distributed
-from ddt_llama.checkpoint import load_into, load_tensors
 from ddt_llama.config import UserError
 from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
-from ddt_llama.generation.release import RELEASES, find
-from ddt_llama.language import Batch, TextTokenizer, Vocabulary, render
-from ddt_llama.language.documents import ask, edit, plan
+from ddt_llama.language import Batch, TextTokenizer, Vocabulary, lora
 from ddt_llama.recipes.data import SHAPES, image_stream
-from ddt_llama.recipes.drafts import texts
 from ddt_llama.recipes.formulas import document_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
 from ddt_llama.recipes.samples import DrawingSamples
+from ddt_llama.recipes.starts import (
+    check_room,
+    history_at,
+    language_model,
+    language_start,
+    positions,
+    put_beside,
+    release_of,
+    text_side,
+    tokenizer_model,
+)
 from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, TokenizerRecipe
-from ddt_llama.tokenizer import SpatialTokenizer, TimestepTokenizer, Tokenizer
+from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
-from ddt_llama.tokenizer.quantizer import keep_codes
 from ddt_llama.training.language import NextToken, check_head
 from ddt_llama.training.loop import Objective, Sampler
 from ddt_llama.training.prefetch import Stream
 from ddt_llama.training.sharding import gather, is_sharded
 
-RELEASE = "release"
+ADAPTER = "adapter"
 LENGTHS_OF = 64  # documents, whose mean length stands for that of all
 
 
@@ -65,21 +71,6 @@ def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Pa
     return _tokenizer_job(recipe, parts)
 
 
-def release_of(path: str | Path, what: str) -> Path:
-    """Return the release folder of a run, of a name such as "nano", or `path` where it is one.
-
-    Raises UserError that names the command to make one.
-    """
-    place = find(path) if str(path) in RELEASES else Path(path)
-    for folder in (place / RELEASE, place):
-        if (folder / "tokenizer" / "config.json").is_file():
-            return folder
-    raise UserError(
-        f"{what}: {str(path) or 'nothing'} is no run or release with an image tokenizer; train it "
-        f"first (ddt train ..._tokenizer) or give its folder with --{what}"
-    )
-
-
 def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     device = distributed.setup()
     size = recipe.tokenizer.image_size
@@ -87,7 +78,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     samples = ReconstructionSamples(recipe)
     folder = parts / "tokenizer"
     begun = (folder / "config.json").is_file()
-    model = _tokenizer_model(recipe, folder if begun else None).to(device)
+    model = tokenizer_model(recipe, folder if begun else None).to(device)
     past = NEW
     if begun:
         past = history_of(parts)
@@ -123,48 +114,6 @@ def _save(model: Model, history: History, to: Path, written: Path | None = None)
     model.save(to, written=written)
 
 
-def _tokenizer_model(
-    recipe: TokenizerRecipe | SpatialRecipe, begun: Path | None
-) -> TimestepTokenizer | SpatialTokenizer:
-    """Build the network of a recipe, with the weights that `begun` holds or the recipe names."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(recipe.train.seed)  # and no GPU's
-        model = recipe.build(begun is None)
-    folder = begun
-    if folder is None and recipe.start is not None:
-        folder = release_of(recipe.start, "start") / "tokenizer"
-    if folder is not None:
-        source = folder / "model.safetensors"
-        tensors = load_tensors(source)
-        if recipe.keep_codes:
-            refuse_larger_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
-        grow_codebook(tensors, recipe.tokenizer.quantizer.codebook_size)
-        load_into(model, tensors, source)
-    recipe.equip(model)
-    if recipe.keep_codes:
-        keep_codes(model)
-    return model
-
-
-def refuse_larger_codebook(tensors: Mapping[str, Tensor], size: int) -> None:
-    """Raise UserError where kept codes would have to grow: nothing would fill the new ones."""
-    known = tensors.get("quantizer.codebook")
-    if known is not None and len(known) < size:
-        raise UserError(
-            f"keep_codes: codebook_size {size} given, there are {len(known)} codes to keep; give "
-            "that size, or leave keep_codes out"
-        )
-
-
-def grow_codebook(tensors: dict[str, Tensor], size: int) -> None:
-    """Add codes of zeros up to `size`; the quantizer fills them from the first batches."""
-    for name in ("quantizer.codebook", "quantizer.lengths"):
-        known = tensors.get(name)
-        if known is not None and len(known) < size:
-            added = known.new_zeros(size - len(known), *known.shape[1:])
-            tensors[name] = torch.cat([known, added])
-
-
 def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     from ddt_llama.language import streaming
 
@@ -183,30 +132,36 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     refuse_other_codes(recipe, tokenizer)
     # A new model is not kept there: it is built from the recipe again.
     kept = begun and (known / "config.json").is_file()
-    start = known if kept else _language_start(recipe)
+    start = known if kept else language_start(recipe)
     if begun:
         text, vocabulary = TextTokenizer.load(known), Vocabulary.load(known)
         past = history_of(parts)
     else:
-        text, vocabulary = _text_side(recipe, start, tokenizer)
-        past = history_of(tokenizer_folder.parent).of("tokenizer") + _written(start)
-    model, weights = _language_model(recipe, start, vocabulary, text, tokenizer)
+        text, vocabulary = text_side(recipe, start, tokenizer)
+        past = history_of(tokenizer_folder.parent).of("tokenizer") + history_at(start)
+    model, weights = language_model(recipe, start, vocabulary, text, tokenizer)
     model = model if weights else model.to(device)
     coder = Coder(tokenizer.to(device).requires_grad_(False), device)
     most = positions(model)
     check_room(most, recipe.max_text, vocabulary, text)
     if start is not None:
         check_head(streaming.without_layers(model) if weights else model)
+    beside = put_beside(recipe, start, model, vocabulary)
     stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
 
     def keep(to: Path) -> None:
         folder, seed = to / "language", recipe.train.seed
         distributed.on_main(lambda: tokenizer.save(to / "tokenizer"))
-        if weights is None:
-            distributed.on_main(lambda: _keep_language(folder, recipe, model, text, vocabulary))
-        else:
+        if weights is not None:
             streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
+            return
+        with lora.without(model):
+            distributed.on_main(lambda: _keep_language(folder, recipe, model, text, vocabulary))
+
+    def flops() -> float:
+        with lora.without(model):
+            return document_flops(model, mean_length(stream, recipe.train.batch), beside)
 
     return Job(
         part="language",
@@ -216,7 +171,7 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         samples=samples,
         past=past,
         keep=None if begun else keep,
-        flops=lambda: document_flops(model, mean_length(stream, recipe.train.batch)),
+        flops=flops,
         release=partial(_release_language, recipe, samples, model),
         fill=partial(streaming.fill, model, known) if weights else None,
     )
@@ -225,20 +180,33 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
 def _release_language(
     recipe: LanguageRecipe, samples: DrawingSamples, model: Any, to: Path, history: History
 ) -> None:
-    """Write the release; of a model in shards its language folder comes first, file by file."""
+    """Write the release; of a model in shards its language folder comes first, file by file.
+
+    What LoRA has learned is merged into it, and lies beside it alone.
+    """
     from ddt_llama.language import streaming
 
     whole = samples.model(lambda: model.eval(), recipe.name)
-    if not is_sharded(recipe.train.shard):
-        distributed.on_main(lambda: _save(whole, history, to))
+    if is_sharded(recipe.train.shard) and recipe.lora is None:
+        written = to.with_name(f".{to.name}.language")
+        try:
+            streaming.save_shards(written, model, samples.vocabulary, samples.text)
+            distributed.on_main(lambda: _save(whole, history, to, written))
+        finally:  # not moved: the disk is full
+            if distributed.is_main():
+                shutil.rmtree(written, ignore_errors=True)
         return
-    written = to.with_name(f".{to.name}.language")
-    try:
-        streaming.save_shards(written, model, samples.vocabulary, samples.text)
-        distributed.on_main(lambda: _save(whole, history, to, written))
-    finally:  # not moved: the disk is full
-        if distributed.is_main():
-            shutil.rmtree(written, ignore_errors=True)
+    if is_sharded(recipe.train.shard):
+        gather(model)
+
+    def write() -> None:
+        with lora.merged(model):
+            _save(whole, history, to)
+        if recipe.lora is not None:
+            base = Path(recipe.start or "").name
+            lora.save(to.with_name(ADAPTER), model, base, whole.described())
+
+    distributed.on_main(write)
 
 
 def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:
@@ -260,14 +228,6 @@ def mean_length(stream: Callable[[int], Batch], batch: int) -> float:
     return ids * distributed.world_size() / (parts * batch)
 
 
-def _written(start: Path | None) -> History:
-    """Return the trainings of a language model to start from: unknown of a foreign one."""
-    if start is None:
-        return NEW
-    ours = (start / "vocabulary.json").is_file()
-    return history_of(start.parent).of("language") if ours else History()
-
-
 def _keep_language(
     folder: Path, recipe: LanguageRecipe, model: Any, text: TextTokenizer, vocabulary: Vocabulary
 ) -> None:
@@ -279,116 +239,3 @@ def _keep_language(
         return
     text.save(folder)
     vocabulary.save(folder)
-
-
-def _language_start(recipe: LanguageRecipe) -> Path | None:
-    """Return the language folder to start from, None for a new model."""
-    if recipe.start is None:
-        if recipe.stage == "instruct":
-            raise UserError("start: stage instruct goes on from a pretrained run; give --start RUN")
-        return None
-    start = find(recipe.start) if recipe.start in RELEASES else Path(recipe.start)
-    for folder in (start / RELEASE / "language", start / "language", start):
-        if (folder / "config.json").is_file():
-            return folder
-    remedy = "train it first (ddt train ..._pretrain) or give its folder with --start"
-    if recipe.stage == "pretrain":
-        remedy = (
-            "give the local Hugging Face folder of a causal LM with --start (or put it there), or "
-            "begin with random weights: --start none"
-        )
-    raise UserError(f"start: {start} is no run, release or language model; {remedy}")
-
-
-def _text_side(
-    recipe: LanguageRecipe, start: Path | None, tokenizer: Tokenizer
-) -> tuple[TextTokenizer, Vocabulary]:
-    """Return text tokenizer and vocabulary: those of `start`, or new ones for the data."""
-    size, count = tokenizer.codebook_size, tokenizer.num_tokens
-    if start is None and recipe.text is not None:
-        text = TextTokenizer.load(recipe.text)
-        return text, Vocabulary(text.size, size, count)
-    if start is None:
-        known = texts(recipe.data, tokenizer.image_size, recipe.text_samples)
-        text = TextTokenizer.train(known, recipe.text_vocab)
-        return text, Vocabulary(text.size, size, count)
-    text = TextTokenizer.load(start)
-    if not (start / "vocabulary.json").is_file():
-        from ddt_llama.language import backbone
-
-        rows = backbone.text_rows(start)
-        if text.size > rows:
-            raise UserError(
-                f"start: {start} has a text tokenizer of {text.size} ids and an embedding of "
-                f"{rows} rows; give a folder whose parts belong together"
-            )
-        return text, Vocabulary(rows, size, count)
-    vocabulary = Vocabulary.load(start)
-    if (vocabulary.codebook_size, vocabulary.num_tokens) != (size, count):
-        raise UserError(
-            f"start: {start} was trained on {vocabulary.num_tokens} codes of "
-            f"{vocabulary.codebook_size}, the tokenizer gives {count} of {size}; take both from "
-            "the same run"
-        )
-    return text, vocabulary
-
-
-def positions(model: Any) -> int:
-    """Return how many ids a model can read; UserError where its config does not say."""
-    config = model.config.get_text_config()
-    most = getattr(config, "max_position_embeddings", None)
-    if most is None:
-        raise UserError(
-            f"start: a {config.model_type} model does not say how many positions it has "
-            "(max_position_embeddings); choose one that does, such as a Llama, Qwen or Gemma"
-        )
-    return int(most)
-
-
-def check_room(most: int, max_text: int, vocabulary: Vocabulary, text: TextTokenizer) -> None:
-    """Raise UserError for a model of `most` positions where some document would find no room."""
-    blank = [0] * vocabulary.num_tokens
-    texts_of = {"edit": 1, "ask": 2, "plan": 2}
-    longest = {
-        kind: len(render(document, vocabulary, text).ids) + texts_of[kind] * max_text
-        for kind, document in (
-            ("edit", edit(blank, "", blank)),
-            ("ask", ask(blank, "", "")),
-            ("plan", plan("", "")),
-        )
-    }
-    kind = max(longest, key=longest.__getitem__)
-    if most < longest[kind]:
-        raise UserError(
-            f"backbone.max_positions: given {most}; a document of kind {kind!r} may have "
-            f"{longest[kind]} ids, with pictures of {vocabulary.num_tokens} codes and texts of up "
-            f"to {max_text}; give --backbone.max-positions {longest[kind]} or more (of a model to "
-            "start from it is fixed: choose another), or a smaller --max-text"
-        )
-
-
-def _language_model(
-    recipe: LanguageRecipe,
-    start: Path | None,
-    vocabulary: Vocabulary,
-    text: TextTokenizer,
-    tokenizer: Tokenizer,
-) -> tuple[Any, Any]:
-    """Return the model and, where that is empty because it will be in shards, its weights."""
-    from ddt_llama.language import backbone, streaming
-    from ddt_llama.language.codes import place_codes
-    from ddt_llama.language.heads import look_back
-
-    seed = recipe.train.seed
-    if start is None:
-        model = backbone.build(recipe.backbone, vocabulary, seed=seed)
-        if recipe.code_start == "codebook":
-            place_codes(model, vocabulary, tokenizer.code_vectors(), seed)
-        if recipe.look_back:
-            look_back(model, seed)
-        return model, None
-    if is_sharded(recipe.train.shard):
-        return streaming.open_empty(start, vocabulary, text)
-    if not (start / "vocabulary.json").is_file():
-        return backbone.grow(start, vocabulary, seed=seed), None
-    return backbone.load(start).model, None

@@ -21,6 +21,7 @@ from ddt_llama.config import UserError, check_range
 from ddt_llama.language import Batch, TextTokenizer, Vocabulary, collate, documents, render
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.batches import pack, with_codes
+from ddt_llama.language.lora import LoraConfig
 from ddt_llama.recipes.data import DataConfig, images_of
 from ddt_llama.recipes.drafts import Draft, Mix, Picture, mixture
 from ddt_llama.runs import MAY_CHANGE
@@ -60,7 +61,8 @@ class LanguageRecipe:
     where a code counts 1. `max_text` ids of each text are kept. `pack` puts the documents of a
     batch one behind the other into rows of about so many ids (0: a row each), which leaves less
     padding and changes no loss; rows are padded to a multiple of `pad_multiple` (more than 1 keeps
-    compiled shapes few).
+    compiled shapes few). `lora`: `start` stays as it is, and small matrices beside it learn (none:
+    all weights learn).
     """
 
     name: str
@@ -80,6 +82,7 @@ class LanguageRecipe:
     max_text: int = 96
     pack: int = field(default=0, metadata=MAY_CHANGE)
     pad_multiple: int = 1
+    lora: LoraConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -90,6 +93,10 @@ class LanguageRecipe:
         check_range(self, 0, math.inf, "pack")
         if self.text is not None and self.start is not None:
             raise UserError("text: start brings its own text tokenizer; give one of the two")
+        if self.lora is not None and self.start is None:
+            raise UserError(
+                "lora: a new model learns as a whole; give --start MODEL or --lora none"
+            )
         if self.text_weight <= 0:
             raise UserError(f"text_weight: given {self.text_weight}, allowed is more than 0")
 

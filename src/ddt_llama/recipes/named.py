@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Callable
 
 from ddt_llama.config import UserError
-from ddt_llama.recipes import paper, rivals, sizes
+from ddt_llama.recipes import finetuning, paper, rivals, sizes
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
@@ -29,6 +29,7 @@ _RECIPES: tuple[Callable[[], Recipe], ...] = (
     rivals.spatial_nano,
     rivals.spatial_small,
     rivals.spatial_base,
+    finetuning.lora,
 )
 BY_NAME = {function.__name__: function for function in _RECIPES}
 NAMES = tuple(BY_NAME)

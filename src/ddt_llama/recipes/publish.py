@@ -19,11 +19,13 @@ from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures
 from ddt_llama.evaluation.reconstruction import device_of, useful_steps
 from ddt_llama.evaluation.shapes_suite import tune_drawing, tune_editing, tune_words
-from ddt_llama.generation.model import check_place
+from ddt_llama.generation.model import Model, check_place
 from ddt_llama.generation.release import load
+from ddt_llama.language import lora
 from ddt_llama.recipes.data import SHAPES, DataConfig, pictures_of
 from ddt_llama.recipes.drafts import open_form
-from ddt_llama.recipes.jobs import RELEASE
+from ddt_llama.recipes.jobs import ADAPTER
+from ddt_llama.recipes.starts import RELEASE
 from ddt_llama.tokenizer import Tokenizer
 
 PICTURES = 128
@@ -37,49 +39,63 @@ UNLIKE = 0.02
 TUNING_SEED = 2_000_003  # of scenes that neither training nor evaluation looks at
 
 
-def publish(run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16) -> Path:
+def publish(
+    run: Path, folder: Path, name: str, bits: Literal[16, 8] = 16, *, adapter: bool = False
+) -> Path:
     """Write the release of `run` to `folder` under `name`, in 16 or 8 bits; return the folder.
 
-    The number of decoding steps is tuned, and where the run knows the shapes world guidance and
-    temperature of drawings and of edits where it can do them; else they are `UNTUNED`. Raises
-    UserError where the run has no release or the folder is another thing.
+    `adapter`: what LoRA has learned alone, always in 16 bits. The number of decoding steps is
+    tuned, and where the run knows the shapes world guidance and temperature of drawings and of
+    edits where it can do them; else they are `UNTUNED`. Raises UserError where the run has no
+    release (or adapter) or the folder is another thing.
     """
-    check_place(folder)
+    (lora.check_place if adapter else check_place)(folder)
     check_folder(folder)
     if not (run / RELEASE / "config.json").is_file():
         raise UserError(f"{run}: no trained run (no {RELEASE} in it); give the folder of ddt train")
+    if adapter and not (run / ADAPTER / "config.json").is_file():
+        raise UserError(f"{run}: nothing of LoRA (no {ADAPTER} in it); leave out --adapter")
     model = load(run / RELEASE)
     model.name = name
     data = from_dict(DataConfig, load_json(run / "config.json").get("data", {}))
     pictures = tuning_pictures(data, model.tokenizer)
     steps = best_steps(model.tokenizer, pictures)
     model.settings = replace(model.settings, steps=steps)
-    if model.vocabulary is not None and SHAPES in data.paths:
-        if model.stage == "instruct" and data.in_words:
-            model.settings = replace(model.settings, **WORDS_FIRST)
-        tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
-        for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
-            model.settings, figures = tune(model)
-            for (scale, temperature), figure in figures.items():
-                print(
-                    f"guidance {scale:g}, temperature {temperature:g}: "
-                    f"{figure.value:.3f} of the tuning {asked}"
-                )
-        if model.stage == "instruct":  # at the settings that have just been found
-            model.settings, tried = tune_words(model)
-            for name, (without, first) in tried.items():
-                print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
-    elif model.vocabulary is not None:
-        model.settings = replace(model.settings, **UNTUNED)
-        print("guidance and temperature are those of experiments/0002, not tuned on these pictures")
-    model.save(folder, bits=bits)
-    changed = changed_codes(model.tokenizer, load(folder).tokenizer, pictures)
-    print(f"{100 * changed:.1f} % of the codes of pictures are other ones in {bits} bits")
-    if model.vocabulary is not None and changed > UNLIKE:
-        print("that is much for a language model; train one on a tokenizer published before")
+    if model.vocabulary is not None:
+        _tune(model, data)
+    if adapter:
+        lora.publish(run / ADAPTER, folder, model.described())
+    else:
+        model.save(folder, bits=bits)
+        changed = changed_codes(model.tokenizer, load(folder).tokenizer, pictures)
+        print(f"{100 * changed:.1f} % of the codes of pictures are other ones in {bits} bits")
+        if model.vocabulary is not None and changed > UNLIKE:
+            print("that is much for a language model; train one on a tokenizer published before")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{folder}: {size / 1e6:.1f} MB")
     return folder
+
+
+def _tune(model: Model, data: DataConfig) -> None:
+    """Choose guidance, temperature and whether words come first, on shapes where it knows them."""
+    if SHAPES not in data.paths:
+        model.settings = replace(model.settings, **UNTUNED)
+        print("guidance and temperature are those of experiments/0002, not tuned on these pictures")
+        return
+    if model.stage == "instruct" and data.in_words:
+        model.settings = replace(model.settings, **WORDS_FIRST)
+    tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
+    for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
+        model.settings, figures = tune(model)
+        for (scale, temperature), figure in figures.items():
+            print(
+                f"guidance {scale:g}, temperature {temperature:g}: "
+                f"{figure.value:.3f} of the tuning {asked}"
+            )
+    if model.stage == "instruct":  # at the settings that have just been found
+        model.settings, tried = tune_words(model)
+        for name, (without, first) in tried.items():
+            print(f"{name}: {first.value:.3f} with words first, {without.value:.3f} without")
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 The run folder is complete in itself: RUN/parts keeps what the run began with (tokenizer, text side,
 weights of `start`, their trainings), so that it goes on without them; RUN/release is the model with
-averaged weights, rewritten whenever the loop ends.
+averaged weights, rewritten whenever the loop ends, and RUN/adapter what LoRA has added to `start`.
 """
 
 import importlib.util
@@ -14,8 +14,9 @@ from ddt_llama.checkpoint import put_back
 from ddt_llama.config import UserError, check_folder, replace_file, save_json, to_dict
 from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.model import check_place
-from ddt_llama.recipes.jobs import RELEASE, open_job
+from ddt_llama.recipes.jobs import open_job
 from ddt_llama.recipes.language import LanguageRecipe
+from ddt_llama.recipes.starts import RELEASE
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import train

@@ -9,7 +9,7 @@ from ddt_llama.config import replace_file
 from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.generation.model import Model
-from ddt_llama.language import TextTokenizer, Vocabulary
+from ddt_llama.language import TextTokenizer, Vocabulary, lora
 from ddt_llama.recipes.data import SHAPES, DataConfig, pictures_of
 from ddt_llama.recipes.drafts import open_form
 from ddt_llama.recipes.language import LanguageRecipe
@@ -45,7 +45,10 @@ class DrawingSamples:
 
     def __call__(self, language: Any, step: int, run: Run) -> Mapping[str, float]:
         """Write the sheet and the prompts of this step; return the figures."""
-        model = self.model(language, self.recipe.name)
+        with lora.merged(language):
+            return self._drawn(self.model(language, self.recipe.name), step, run)
+
+    def _drawn(self, model: Model, step: int, run: Run) -> Mapping[str, float]:
         stem = run.samples / f"step-{step:08d}"
         with torch.autocast(model.device.type, enabled=False):
             if self.prompts:

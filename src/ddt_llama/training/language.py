@@ -138,7 +138,7 @@ def head_loss(
     if weights is None:
         weights = hidden.new_full((len(hidden),), 1 / len(hidden), dtype=torch.float32)
     head = model.get_output_embeddings()
-    if soft_cap(model) is None and head.bias is None:
+    if soft_cap(model) is None and getattr(head, "bias", None) is None:
         return cast(Any, LinearCrossEntropy.apply(hidden, head.weight, wanted, weights))
     logits = scores(model, hidden)
     each = F.cross_entropy(logits, wanted, reduction="none")
@@ -211,7 +211,8 @@ class LinearCrossEntropy(torch.autograd.Function):
         each = hidden.new_empty(len(hidden), dtype=torch.float32)
         right = torch.empty_like(wanted, dtype=torch.bool)
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32)
+        learns = ctx.needs_input_grad[1]  # not where a head is frozen: a third of the work
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         with torch.autocast(device, enabled=False):
             at_once = CPU_ROWS if device == "cpu" else max(CPU_ROWS, GPU_LOGITS // len(weight))
             for start in range(0, len(hidden), at_once):
@@ -225,17 +226,20 @@ class LinearCrossEntropy(torch.autograd.Function):
                 each[part] = total - found
                 slope[at] = (scale * torch.expm1(found - total)).to(table.dtype)
                 hidden_grad[part] = slope @ table
-                weight_grad += slope.t() @ rows
+                if weight_grad is not None:
+                    weight_grad += slope.t() @ rows
         ctx.save_for_backward(hidden_grad, weight_grad)
         ctx.mark_non_differentiable(each, right)
         ctx.weight_dtype = weight.dtype
         return (weights * each).sum(), each, right
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
         """Scale the gradients that the forward pass has left."""
         hidden_grad, weight_grad = ctx.saved_tensors
-        return hidden_grad * grads[0], (weight_grad * grads[0]).to(ctx.weight_dtype), None, None
+        if weight_grad is not None:
+            weight_grad = (weight_grad * grads[0]).to(ctx.weight_dtype)
+        return hidden_grad * grads[0], weight_grad, None, None
 
 
 def by_length(batch: Batch) -> Batch:

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from ddt_llama.config import override
-from ddt_llama.language import Vocabulary, backbone
+from ddt_llama.language import Vocabulary, backbone, lora
+from ddt_llama.language.lora import LoraConfig
 from ddt_llama.recipes import NAMES, LanguageRecipe, TokenizerRecipe, recipe_named
 from ddt_llama.recipes.cost import cost_of
 from ddt_llama.recipes.formulas import (
@@ -135,6 +136,22 @@ def test_learning_a_document_costs_three_forward_passes(tied: bool, head_dim: in
     token = backbone.flops_per_token(config, vocabulary, 500)
     found = document_flops(backbone.build(config, vocabulary, device="meta"), 999)
     assert found == pytest.approx(3 * 999 * token, rel=0.01)
+
+
+def test_beside_frozen_weights_their_gradients_cost_nothing() -> None:
+    """Against torch's counter; the first layer, which has nothing to hand back, is one of many."""
+    config = backbone.BackboneConfig(dim=64, depth=12, num_heads=4, num_kv_heads=2, mlp_dim=96)
+    vocabulary = Vocabulary(300, 64, 6)
+    model: Any = backbone.build(config, vocabulary)
+    chosen = LoraConfig(rank=4)
+    beside = lora.count(model, chosen, vocabulary)
+    told = document_flops(model, 9, beside)
+    assert told < 0.8 * document_flops(model, 9)
+    lora.adapt(model, chosen, vocabulary)
+    model.set_attn_implementation("eager")  # the counter does not know the fused kernel of a CPU
+    ids = torch.zeros(1, 9, dtype=torch.long)
+    found = counted(lambda: model(input_ids=ids, use_cache=False).logits.sum().backward())
+    assert told == pytest.approx(found, rel=0.03)
 
 
 @pytest.mark.parametrize("name", ["nano_tokenizer", "spatial_nano"])

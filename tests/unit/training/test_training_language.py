@@ -131,6 +131,20 @@ def test_the_head_in_parts_equals_all_logits_at_once_in_bf16(monkeypatch):
         torch.testing.assert_close(mine, plain, rtol=2e-2, atol=2e-3)
 
 
+def test_a_frozen_head_gives_the_same_gradient_to_what_it_reads():
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 24, generator=generator)
+    weight = torch.randn(90, 24, generator=generator)
+    wanted = torch.randint(90, (9,), generator=generator)
+    grads = []
+    for learns in (True, False):
+        h, w = hidden.clone().requires_grad_(), weight.clone().requires_grad_(learns)
+        LinearCrossEntropy.apply(h, w, wanted, torch.ones(9))[0].backward()
+        assert (w.grad is not None) == learns
+        grads.append(h.grad)
+    assert torch.equal(*grads)
+
+
 class Uniform(torch.nn.Module):
     """A stand-in for a causal LM that prefers id 7 by a known margin."""
 

@@ -8,7 +8,7 @@ from transformers import BloomConfig, LlamaConfig
 from ddt_llama.config import UserError
 from ddt_llama.language import TextTokenizer, Vocabulary, render
 from ddt_llama.language.documents import ask, edit
-from ddt_llama.recipes.jobs import check_room, positions
+from ddt_llama.recipes.starts import check_room, positions
 
 
 def test_models_say_how_many_positions_they_have() -> None:
