@@ -49,7 +49,9 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
         choice = "install ddt-llama[train] or add --train.tensorboard false"
         raise UserError(f"tensorboard is not installed; {choice}")
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
-        Run.create_or_resume(out, recipe).close()  # refuse another recipe
+        with Run.create_or_resume(out, recipe):  # refuse another recipe
+            if distributed.is_main():
+                put_back(out / RELEASE)
         return Trained(out, out / RELEASE, done, True)
     if (out / FINISHED).is_file() and not newest_step(out):
         raise UserError(
