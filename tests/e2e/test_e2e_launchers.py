@@ -104,6 +104,13 @@ def train_command(arguments: list[str]) -> Any:
     return override(recipe_named(bound(tyro.cli, "train", rest).keywords["recipe"]), fields)
 
 
+@pytest.mark.parametrize("path", sorted(LAUNCH.iterdir()), ids=lambda path: path.name)
+def test_the_document_shows_the_lines_that_are_tested_here(path: Path) -> None:
+    shown = (ROOT / "docs" / "cluster.md").read_text().splitlines()
+    for line in usages(path):
+        assert line.replace(str(path), f"launch/{path.name}") in shown
+
+
 @pytest.mark.parametrize("path", SHELL, ids=lambda path: path.name)
 def test_shells_find_no_mistake(path: Path) -> None:
     shell = path.read_text().splitlines()[0].removeprefix("#!/bin/")

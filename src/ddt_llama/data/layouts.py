@@ -117,7 +117,10 @@ def codes_at(path: str) -> CodeFacts | None:
 
 
 def extent(path: str) -> str:
-    """Say how much lies at `path`, in words that change where a file is gone or was replaced."""
+    """Say how much lies at `path`, in words that change where a file is gone or is another.
+
+    Of a folder of pictures their number alone: to look at each would take too long.
+    """
     layout, places = _find(path)
     if layout == "folder":
         return f"{sum(len(pictures) for _, pictures in _groups(places[0]))} pictures"
