@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,6 +19,7 @@ from ddt_llama.config import UserError
 from ddt_llama.hardware import peak_of
 
 T = TypeVar("T")
+LOST = 75  # exit code where another process is gone: the same command goes on (sysexits.h)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
@@ -188,6 +189,25 @@ def on_main(action: Callable[[], T]) -> T | None:
     if broadcast(failed):
         raise SystemExit(2)
     return result
+
+
+def refuse(mistake: str) -> NoReturn:
+    """Raise UserError in the main process and end the others, which see the same mistake."""
+    raise UserError(mistake) if is_main() else SystemExit(2)
+
+
+def loss_in(error: BaseException | None) -> str | None:
+    """Return, in a few words, how `error` says that another process is gone; None if it does not.
+
+    Gone, or out of reach: NCCL and the store of addresses have errors of their own; gloo's are
+    RuntimeErrors like any other, but for the place in its source with which they begin.
+    """
+    told = str(error).partition("\n")[0]
+    if isinstance(error, dist.DistError):
+        return told[:200]
+    place, _, reason = told.partition("] ")
+    gloo = isinstance(error, RuntimeError) and place.startswith("[") and "gloo" in place
+    return reason.partition(". ")[0] if gloo else None
 
 
 def broadcast_module(module: nn.Module) -> None:

@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass, field
+import threading
+import time
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
+from ddt_llama.cli import main
 from ddt_llama.language.backbone import BackboneConfig, build
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.runs import Run
@@ -118,7 +121,10 @@ def rank_main(folder):
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
     outcome, _ = fit(folder, stop_at=3)
     assert (outcome.step, outcome.finished) == (4, False)
-    outcome, model = fit(folder)
+    assert outcome.stopped == ("SIGTERM" if distributed.rank() else "another process stops")
+    # One clock says when time is over; by the other it would be after every step.
+    limit = 60.0 if distributed.is_main() else 0.0
+    outcome, model = fit(folder, replace(CONFIG, minutes=limit))
     assert outcome.finished
     totals = distributed.all_gather(torch.cat([p.flatten() for p in model.parameters()])[None])
     assert torch.equal(totals[0], totals[1])
@@ -162,12 +168,37 @@ def test_a_mistake_is_told_once_and_ends_both_processes(tmp_path):
     (tmp_path / "letter.txt").write_text("somebody's")
     recipe = f"nano_tokenizer --out {tmp_path} --train.batch 4 --train.tensorboard false"
     call = f"import sys, ddt_llama.cli as c; sys.exit(c.main(['train', *{recipe.split()!r}]))"
-    codes, (main, other) = in_two_processes(call)
-    assert codes == [2, 2], main + other
-    assert f"error: {tmp_path}: not empty and not a run" in main
-    assert "Traceback" not in main + other
+    codes, (first, other) = in_two_processes(call)
+    assert codes == [2, 2], first + other
+    assert f"error: {tmp_path}: not empty and not a run" in first
+    assert "Traceback" not in first + other
     assert "error" not in other
     assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def train_until_told(folder):
+    """What each of two processes runs, of which the second is told to end."""
+    metrics = Path(folder, "metrics.jsonl")
+
+    def tell():
+        while not metrics.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if distributed.rank() == 1:
+        threading.Thread(target=tell, daemon=True).start()
+    fields = "--train.batch 4 --train.log-every 1 --train.tensorboard false"
+    sys.exit(main(["train", "nano_tokenizer", "--out", folder, *fields.split()]))
+
+
+@pytest.mark.slow
+def test_who_was_not_told_to_end_says_that_the_training_goes_on(tmp_path):
+    run = str(tmp_path / "run")
+    codes, outputs = in_two_processes(
+        f"import test_two_processes as t; t.train_until_told({run!r})"
+    )
+    assert codes == [75, 0], "\n".join(outputs)
+    assert "steps done; the same command goes on" in outputs[0]
 
 
 @pytest.mark.slow

@@ -71,7 +71,7 @@ def test_experiments_and_files_named_are_there() -> None:
         text = path.read_text(encoding="utf-8")
         for number in re.findall(r"experiments/(\d{4})", text):
             assert any(name.startswith(number) for name in known), (path, number)
-        for name in re.findall(r"`((?:docs|scripts|tests)/[\w./-]+\.\w+)`", text):
+        for name in re.findall(r"`((?:docs|launch|scripts|tests)/[\w./-]+\.\w+)`", text):
             assert (ROOT / name).is_file(), (path, name)
 
 

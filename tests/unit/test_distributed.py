@@ -5,8 +5,10 @@ import resource
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from ddt_llama import distributed
+from ddt_llama.config import UserError
 
 CPU = torch.device("cpu")
 
@@ -43,3 +45,32 @@ def test_freed_memory_is_used_again() -> None:
     distributed.setup()
     counts = [faults() for _ in range(10)]
     assert min(counts) < 1000, counts  # of 16,384 pages; all of them every time, else
+
+
+GLOO = "[/build/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:5: "
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(f"{GLOO}Connection reset by peer. This is typically caused by"),
+            "Read error [10.0.0.1]:5: Connection reset by peer",
+        ),
+        (dist.DistNetworkError("Broken pipe\nframe #0"), "Broken pipe"),
+        (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), None),
+        (RuntimeError("[enforce fail at alloc_cpu.cpp:127] not enough memory"), None),
+        (ValueError(f"{GLOO}Connection reset by peer"), None),
+        (None, None),
+    ],
+)
+def test_a_lost_process_is_known_by_its_error(error, told):
+    assert distributed.loss_in(error) == told
+
+
+@pytest.mark.parametrize(("rank", "error"), [("0", UserError), ("1", SystemExit)])
+def test_a_mistake_of_all_is_told_by_one(rank, error, monkeypatch):
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(error) as told:
+        distributed.refuse("batch")
+    assert told.value.args == ("batch" if rank == "0" else 2,)

@@ -2,18 +2,22 @@
 
 import logging
 import shlex
+import sys
 from pathlib import Path
 
 from ddt_llama import distributed
 from ddt_llama.recipes import LanguageRecipe, Recipe, Trained, run
 from ddt_llama.recipes.data import SHAPES
+from ddt_llama.recipes.run import newest_step
 from ddt_llama.recipes.sizes import RUNS
+from ddt_llama.training.loop import ANOTHER
 
 
 def train_and_tell(recipe: Recipe, folder: Path) -> int:
     """Train and return the exit code: 130 after Ctrl-C, 0 when done, out of minutes or told to end.
 
-    A cluster that takes its machines back sends SIGTERM, which is no failure.
+    A cluster that takes its machines back sends SIGTERM, which is no failure. 75 where another
+    process is gone, or was told to end and this one was not: the same command goes on.
     """
     logging.basicConfig(format="%(message)s")
     begun = (folder / "config.json").is_file()
@@ -22,9 +26,19 @@ def train_and_tell(recipe: Recipe, folder: Path) -> int:
         f"{recipe.train.steps} steps"
     )
     _say(f"pictures along the way: {folder / 'samples'}; curves: ddt report {folder}")
-    trained = run(recipe, folder)
+    try:
+        trained = run(recipe, folder)
+    except RuntimeError as error:
+        if (reason := distributed.loss_in(error)) is None:
+            raise
+        step = newest_step(folder)
+        onward = f"goes on from step {step}" if step else "begins again"
+        print(
+            f"error: another process is gone ({reason}); the same command {onward}", file=sys.stderr
+        )
+        return distributed.LOST
     _say("\n".join(_after(recipe, trained)))
-    return 130 if trained.stopped == "SIGINT" else 0
+    return {"SIGINT": 130, ANOTHER: distributed.LOST}.get(trained.stopped or "", 0)
 
 
 def _after(recipe: Recipe, trained: Trained) -> list[str]:

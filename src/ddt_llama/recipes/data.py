@@ -17,7 +17,7 @@ from torch import Tensor
 from ddt_llama import distributed
 from ddt_llama.config import UserError, check_range
 from ddt_llama.data.images import Fit
-from ddt_llama.data.layouts import has_split
+from ddt_llama.data.layouts import extent, has_split
 from ddt_llama.data.samples import Sample
 from ddt_llama.data.sources import ImageSource, Reading, open_source
 from ddt_llama.data.stream import Indexed, Stream
@@ -119,6 +119,10 @@ class DataConfig:
                     f"data: {path} does not exist; give {SHAPES!r}, a folder of images, "
                     "WebDataset shards, Parquet files or a data set on disk"
                 )
+
+    def extents(self) -> dict[str, str]:
+        """Say of each path on disk how much lies there."""
+        return {path: extent(path) for path in self.paths if path != SHAPES}
 
     def unseen_split(self, path: str) -> str:
         """Return the split that training leaves alone, "train" where the data have no other."""

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from ddt_llama import distributed
 from ddt_llama.checkpoint import put_back
-from ddt_llama.config import UserError, check_folder, replace_file, save_json, to_dict
+from ddt_llama.config import UserError, check_folder, load_json, replace_file, save_json, to_dict
 from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.model import check_place
+from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.jobs import open_job
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.starts import RELEASE
@@ -41,15 +42,16 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
     Raises UserError for data, models and places that cannot be used, before anything is written.
     """
     recipe.data.check()
+    refuse_uneven(recipe.train.batch)
     check_folder(out)
-    if distributed.is_main():
-        put_back(out / RELEASE)
     check_place(out / RELEASE)
     if recipe.train.tensorboard and importlib.util.find_spec("tensorboard") is None:
         choice = "install ddt-llama[train] or add --train.tensorboard false"
         raise UserError(f"tensorboard is not installed; {choice}")
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
-        Run.create_or_resume(out, recipe).close()  # refuse another recipe
+        with Run.create_or_resume(out, recipe):  # refuse another recipe
+            if distributed.is_main():
+                put_back(out / RELEASE)
         return Trained(out, out / RELEASE, done, True)
     if (out / FINISHED).is_file() and not newest_step(out):
         raise UserError(
@@ -60,6 +62,7 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
     job = open_job(recipe, out / PARTS)
     distributed.barrier()  # all have seen what there is before one writes
     with Run.create_or_resume(out, recipe) as folder:
+        distributed.on_main(lambda: _begin(recipe.data, out))
         (out / FINISHED).unlink(missing_ok=True)  # of fewer steps
         if job.keep is not None:
             distributed.on_main(lambda: save_json(out / PARTS / "config.json", to_dict(job.past)))
@@ -83,6 +86,34 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
         replace_file(out / FINISHED, b"")
     distributed.teardown()
     return Trained(out, out / RELEASE, outcome.step, outcome.finished, outcome.stopped)
+
+
+def refuse_uneven(batch: int) -> None:
+    """Raise UserError where the processes cannot share a batch evenly; the main one alone tells."""
+    processes = distributed.world_size()
+    if batch % processes:
+        distributed.refuse(
+            f"train.batch: given {batch} for {processes} processes, allowed are multiples of their "
+            "number; change one of the two"
+        )
+
+
+def _begin(data: DataConfig, out: Path) -> None:
+    """Mend what a kill has left, and keep how much data there are, or refuse other ones.
+
+    A stream is a pure function of the data: with a file less all would come in another order.
+    """
+    put_back(out / RELEASE)
+    known, found = out / PARTS / "data.json", data.extents()
+    before = load_json(known) if known.is_file() else found
+    for path, held in found.items():
+        if held != before.get(path):
+            raise UserError(
+                f"data: {path} holds {held}, and held {before.get(path)} when this training began; "
+                "put back what is gone, or begin anew in another folder (--out)"
+            )
+    if found:
+        save_json(known, found)
 
 
 def newest_step(out: Path) -> int:

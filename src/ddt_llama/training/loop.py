@@ -27,6 +27,7 @@ from ddt_llama.training.progress import Display
 from ddt_llama.training.watch import Means, Signals, Watch
 
 Metrics = Mapping[str, float | Tensor]
+ANOTHER = "another process stops"
 Sampler = Callable[[nn.Module, int, Run], Mapping[str, float] | None]
 
 
@@ -293,22 +294,20 @@ class _Trainer:
     def _agree(self, figures: dict[str, float], signals: Signals) -> str | None:
         """Average the loss over processes; return why to stop, the same on all of them.
 
-        So is whether time for a checkpoint has come: the main process's clock says.
+        The main process's clock says when minutes are over, and when a checkpoint is due.
         """
-        minutes = (time.perf_counter() - self.began) / 60
-        reason = signals.received
-        if reason is None and self.config.minutes is not None and minutes >= self.config.minutes:
-            reason = f"{self.config.minutes:g} minutes are over"
-        waited = (time.perf_counter() - self.saved_at) / 60
-        self.saved_long_ago = waited >= self.config.checkpoint_minutes
+        reason, now = signals.received, time.perf_counter()
+        limit = math.inf if self.config.minutes is None else self.config.minutes
+        over = now - self.began >= 60 * limit
+        self.saved_long_ago = now - self.saved_at >= 60 * self.config.checkpoint_minutes
         if distributed.world_size() > 1:
-            mine = [figures["loss"], reason is not None]
-            mine.append(self.saved_long_ago and distributed.is_main())
+            clocks = [one and distributed.is_main() for one in (over, self.saved_long_ago)]
+            mine = [figures["loss"], reason is not None, *clocks]
             shared = torch.tensor(mine, dtype=torch.float64, device=self.device)
-            loss, stops, self.saved_long_ago = distributed.all_reduce_sum(shared).tolist()
+            loss, stops, over, self.saved_long_ago = distributed.all_reduce_sum(shared).tolist()
             figures["loss"] = loss / distributed.world_size()
-            reason = reason or ("another process stops" if stops else None)
-        return reason
+            reason = reason or (ANOTHER if stops else None)
+        return reason or (f"{limit:g} minutes are over" if over else None)
 
     def _refuse_divergence(self, figures: Mapping[str, float]) -> None:
         verdict = self.watch.verdict(figures["loss"], figures["grad_norm"])

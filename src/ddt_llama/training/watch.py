@@ -7,8 +7,10 @@ import statistics
 import threading
 from collections import deque
 from collections.abc import Mapping
-from types import FrameType
+from types import FrameType, TracebackType
 from typing import Any
+
+from ddt_llama.distributed import loss_in
 
 WINDOW = 200  # losses that the running median sees
 ENOUGH = 20  # losses before the median means anything
@@ -93,8 +95,19 @@ class Signals:
                 self._before[number] = signal.signal(number, self._note)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Give the signals back."""
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Give the signals back.
+
+        Not where another process is gone: torchrun's SIGTERM, which follows at once, would cut
+        short what this one says before it ends.
+        """
+        if loss_in(error):
+            return
         for number, before in self._before.items():
             with contextlib.suppress(TypeError):  # a handler that was not set from Python
                 signal.signal(number, before)

@@ -18,7 +18,7 @@ import torch
 
 from ddt_llama.config import UserError
 from ddt_llama.data.images import to_bytes8
-from ddt_llama.data.layouts import has_split
+from ddt_llama.data.layouts import extent, has_split
 from ddt_llama.data.sources import ImageSource, Reading, Skipped, detect_kind, open_source
 from ddt_llama.evaluation.pictures import SourcePictures
 
@@ -598,3 +598,22 @@ def test_padding_instead_of_cropping(tmp_path: Path) -> None:
     root = folder(tmp_path, {"wide.png": png(0, (64, 16))})
     source = open_source(root, image_size=32, options=Reading(fit="pad"))
     assert to_bytes8(source[0].image)[0, :, 16].tolist() == [255] * 12 + [0] * 8 + [255] * 12
+
+
+def test_the_extent_of_data_changes_with_their_files(tmp_path: Path) -> None:
+    tables, disk, folder = (tmp_path / name for name in ("tables", "disk", "folder"))
+    for place in (tables, disk, folder):
+        place.mkdir()
+    for number in range(2):
+        (tables / f"{number}.parquet").write_bytes(b"123")
+        (folder / f"{number}.png").write_bytes(b"123")
+        (folder / f"{number}.txt").write_text("a caption")
+    for name in ("state.json", "dataset_info.json", "data.arrow"):
+        (disk / name).write_bytes(b"12")
+    assert [extent(str(place)) for place in (tables, disk, folder)] == [
+        "2 files of 6 bytes",
+        "3 files of 6 bytes",
+        "2 pictures",
+    ]
+    (tables / "1.parquet").write_bytes(b"1234")
+    assert extent(str(tables)) == "2 files of 7 bytes"
