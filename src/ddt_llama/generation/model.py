@@ -4,7 +4,6 @@ The face of a trained model in Python, behind every command and every score. Put
 tokenizer (pixels and codes), the language model (codes and text) and the decode engine.
 """
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Unpack
@@ -272,7 +271,7 @@ class Model:
             card = (folder / "README.md").read_text(encoding="utf-8")
         with replaced(folder) as partial:
             if written is not None:
-                os.replace(written, partial / "language")
+                written.rename(partial / "language")
             self._write(partial, *_STORED[bits])
             replace_file(partial / "README.md", card.encode())
 
