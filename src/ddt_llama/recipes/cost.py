@@ -8,6 +8,7 @@ from ddt_llama.language import Vocabulary, backbone
 from ddt_llama.recipes.formulas import BFLOAT16, FLOAT32, STATES, Cost, count, document_flops
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.named import Recipe, recipe_named
+from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
 TEXT = 24  # ids of a usual caption with its marks
 
@@ -64,9 +65,13 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
 
 def vocabulary_of(recipe: LanguageRecipe) -> Vocabulary:
     """Return the vocabulary over the tokenizer recipe of the same size."""
-    size = recipe.name.partition("_")[0]
-    tokenizer = recipe_named(f"{size}_tokenizer")
-    assert not isinstance(tokenizer, LanguageRecipe)
     with torch.device("meta"):
-        network = tokenizer.build(begins=False)
+        network = tokenizer_of(recipe).build(begins=False)
     return Vocabulary(recipe.text_vocab, network.codebook_size, network.num_tokens)
+
+
+def tokenizer_of(recipe: LanguageRecipe) -> TokenizerRecipe | SpatialRecipe:
+    """Return the tokenizer recipe of the same size."""
+    tokenizer = recipe_named(f"{recipe.name.partition('_')[0]}_tokenizer")
+    assert not isinstance(tokenizer, LanguageRecipe)
+    return tokenizer
