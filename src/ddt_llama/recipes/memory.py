@@ -171,7 +171,7 @@ def encoding(recipe: LanguageRecipe, kind: Kind) -> int:
         with _Watch(tokenizer, rows=0, last=0) as watch:
             tokenizer.encode(images)
             watch.turn_page()
-    return images.nbytes + int(sum(watch.pages[0]))
+    return images.nbytes + int(max(sum(page) for page in watch.pages))
 
 
 def batches(recipe: Recipe) -> tuple[int, ...]:
