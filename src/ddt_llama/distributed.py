@@ -123,9 +123,14 @@ def peak_memory(device: torch.device) -> int:
     return most if sys.platform == "darwin" else 1024 * most
 
 
-def autocast(device: torch.device, bf16: bool) -> torch.autocast:
-    """Return the context that computes in bf16 where asked for and a gain, else in float32."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16 and has_bf16(device))
+def autocast(device: torch.device, bf16: bool, *, cache: bool = True) -> torch.autocast:
+    """Return the context that computes in bf16 where asked for and a gain, else in float32.
+
+    `cache`: weights are rounded once a pass, not once a use; "selective" recomputing, which counts
+    a block's operations, loses count where it is used twice.
+    """
+    enabled = bf16 and has_bf16(device)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled, cache_enabled=cache)
 
 
 def teardown() -> None:

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ddt_llama.cli import demo, measure, teach, use
+from ddt_llama.cli import demo, measure, plan, teach, use
 from ddt_llama.config import UserError
 
 VERBS: dict[str, Callable[..., int | None]] = {
@@ -24,6 +24,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "describe": use.describe,
     "reconstruct": use.reconstruct,
     "recipes": teach.recipes,
+    "plan": plan.plan,
     "train": teach.train,
     "report": teach.report,
     "publish": teach.publish,
@@ -35,6 +36,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
 # Verbs that pass the options they do not know on, as fields of a recipe, a suite or a plan.
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
+    "plan": ("--gpus", "--gpu", "--images", "--utilisation", "--price", "--codes", "--json"),
     "evaluate": ("--suite", "--json", "--data", "--split"),
     "encode": ("--split", "--batch", "--shard-rows", "--engine"),
     "compare": ("--out", "--data", "--quick"),

@@ -5,10 +5,11 @@ from dataclasses import replace
 import torch
 
 from ddt_llama.generation.release import RELEASES
-from ddt_llama.language import Vocabulary, backbone, lora
+from ddt_llama.language import TextTokenizer, Vocabulary, backbone, documents, lora, render
 from ddt_llama.recipes.formulas import BFLOAT16, FLOAT32, STATES, Cost, count, document_flops
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.named import Recipe, recipe_named
+from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
 TEXT = 24  # ids of a usual caption with its marks
 
@@ -67,9 +68,48 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
 
 def vocabulary_of(recipe: LanguageRecipe) -> Vocabulary:
     """Return the vocabulary over the tokenizer recipe of the same size."""
+    with torch.device("meta"):
+        network = tokenizer_of(recipe).build(begins=False)
+    return Vocabulary(recipe.text_vocab, network.codebook_size, network.num_tokens)
+
+
+def tokenizer_of(recipe: LanguageRecipe) -> TokenizerRecipe | SpatialRecipe:
+    """Return the tokenizer recipe of the same size, or of the size of `start`."""
     size = recipe.start if recipe.start in RELEASES else recipe.name.partition("_")[0]
     tokenizer = recipe_named(f"{size}_tokenizer")
     assert not isinstance(tokenizer, LanguageRecipe)
-    with torch.device("meta"):
-        network = tokenizer.build(begins=False)
-    return Vocabulary(recipe.text_vocab, network.codebook_size, network.num_tokens)
+    return tokenizer
+
+
+def longest_document(recipe: LanguageRecipe, vocabulary: Vocabulary) -> int:
+    """Return the ids of the longest document of a recipe, with texts of `max_text` ids."""
+    codes, text = [0] * vocabulary.num_tokens, "word " * recipe.max_text
+    kinds = {
+        "text_to_image": documents.text_to_image(text, codes),
+        "image_to_text": documents.image_to_text(codes, text),
+        "image_only": documents.image_only(codes),
+        "text_only": documents.text_only(text),
+        "draw": documents.draw(text, codes),
+        "edit": documents.edit(codes, text, codes),
+        "ask": documents.ask(codes, text, text),
+        "describe": documents.describe(codes, text),
+        "plan": documents.plan(text, text),
+    }
+    words = _Words()
+    longest = max(
+        len(render(document, vocabulary, words, max_text=recipe.max_text).ids)
+        for name, document in kinds.items()
+        if getattr(recipe.mix, name)
+    )
+    padded = -(-longest // recipe.pad_multiple) * recipe.pad_multiple
+    return min(padded, recipe.backbone.max_positions)
+
+
+class _Words(TextTokenizer):
+    """One id a word, whichever."""
+
+    def __init__(self) -> None:
+        pass
+
+    def encode(self, text: str) -> list[int]:
+        return [0] * len(text.split())

@@ -26,6 +26,7 @@ REPLACED_PER_FEATURES = 8
 # the largest faster than `argmax`: together four times faster than all at once
 # (experiments/0017).
 VECTORS_AT_ONCE = {"cpu": 64}
+MOST_VECTORS = 16_384  # anywhere else
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Quantizer(nn.Module):
         best = []
         # In bf16 near cosines tie and share a code: that alone can collapse the codebook.
         with torch.autocast(unit.device.type, enabled=False):
-            for part in rows.split(VECTORS_AT_ONCE.get(unit.device.type, 16_384)):
+            for part in rows.split(VECTORS_AT_ONCE.get(unit.device.type, MOST_VECTORS)):
                 gain = part @ table if cost is None else torch.addmm(cost, part, table, beta=-1)
                 best.append(gain.max(dim=-1).indices)
         return torch.cat(best).view(unit.shape[:-1])

@@ -27,11 +27,11 @@ class Ema:
     """Average the trainable parameters; buffers such as codebooks stay the model's own."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        """Start from the present weights; 0 <= decay < 1, 0 keeps the last step's weights."""
+        """Start from the present weights; 0 <= decay < 1, with 0 nothing is averaged or held."""
         if not 0 <= decay < 1:
             raise UserError(f"ema: given {decay}, allowed is 0 up to but not 1")
         self.decay, self.updates = decay, 0
-        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad and decay}
         self._names = list(named)
         self._parameters = list(named.values())
         self._average = [p.detach().to(torch.float32, copy=True) for p in self._parameters]
@@ -39,9 +39,10 @@ class Ema:
     @torch.no_grad()
     def update(self) -> None:
         """Move the average towards the present weights."""
-        decay = decay_at(self.decay, self.updates)
-        present = [p.detach().float() for p in self._parameters]
-        get_ema_multi_avg_fn(decay)(self._average, present, self.updates)
+        if self._parameters:
+            decay = decay_at(self.decay, self.updates)
+            present = [p.detach().float() for p in self._parameters]
+            get_ema_multi_avg_fn(decay)(self._average, present, self.updates)
         self.updates += 1
 
     @contextmanager

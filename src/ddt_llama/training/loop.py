@@ -275,7 +275,7 @@ class _Trainer:
         batch = batches.take(number)
         seed = step_seed(config.seed, number, distributed.rank())
         self._seed_everything(seed)
-        with distributed.autocast(self.device, config.bf16):
+        with distributed.autocast(self.device, config.bf16, cache=config.recompute != "selective"):
             loss, metrics = self.passes(batch, seed)
         (loss / config.accumulate).backward()
         self.means.add({name: _number(value) for name, value in metrics.items()})

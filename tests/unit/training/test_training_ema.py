@@ -38,13 +38,17 @@ def test_the_decay_warms_up_to_its_limit():
     assert decay_at(0.999, 10**6) == 0.999
 
 
-def test_without_decay_the_average_is_the_last_weight():
+def test_without_decay_nothing_is_held_and_the_last_weight_is_used():
     net = linear(1.0)
     ema = Ema(net, 0.0)
     with torch.no_grad():
         net.weight.fill_(5.0)
     ema.update()
-    assert torch.equal(ema.state_dict()["weight"], net.weight)
+    assert (ema.updates, ema.state_dict()) == (1, {})
+    with ema.swapped():
+        assert torch.equal(net.weight, torch.full((2, 2), 5.0))
+    ema.write()
+    assert torch.equal(net.weight, torch.full((2, 2), 5.0))
 
 
 def test_swapping_gives_the_weights_back_even_after_an_error():

@@ -1,19 +1,23 @@
 """The tokenizer's objective against the paper's formula, written as loops over images and draws."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError
 from ddt_llama.diffusion import AtNoise, Cosine, Straight, Uniform
 from ddt_llama.recipes.tokenizer import TokenizerRecipe
+from ddt_llama.runs import Run
 from ddt_llama.tokenizer import TimestepTokenizer, TimestepTokenizerConfig
 from ddt_llama.tokenizer.decoder import DecoderConfig, TokenStream
 from ddt_llama.tokenizer.encoder import EncoderConfig
 from ddt_llama.tokenizer.quantizer import QuantizerConfig, keep_codes
+from ddt_llama.training.loop import TrainConfig, train
 from ddt_llama.training.spatial import SpatialObjectiveConfig
 from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig, probe
 
@@ -368,3 +372,15 @@ def test_the_spread_is_zero_for_equal_images_and_known_for_opposite_features():
 
     model.encoder.forward = opposite
     assert probe(model, images(4))["probe.spread"] == pytest.approx(1.0)
+
+
+def test_blocks_used_twice_can_be_computed_again_in_bf16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of rounded weights would be full in the forward pass and empty in the second one."""
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: True)
+    config = TrainConfig(steps=1, batch=4, recompute="selective", tensorboard=False)
+    own = TimestepObjectiveConfig(draws=2, own=1.0, drop_tokens=0.0)
+    with Run.create_or_resume(tmp_path / "run", TokenizerRecipe("tiny", train=config)) as run:
+        outcome = train(build(), objective(own), lambda _: images(), config, run)
+    assert outcome.finished
