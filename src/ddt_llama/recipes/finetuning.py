@@ -28,7 +28,7 @@ def lora() -> LanguageRecipe:
             ema=0.99,
             sample_every=500,
             prefetch=1,
-            optim=OptimConfig(lr=2e-3, betas=(0.9, 0.99), warmup=50, decay_share=0.5),
+            optim=OptimConfig(lr=5e-3, betas=(0.9, 0.99), warmup=50, decay_share=0.5),
         ),
         data=DataConfig(paths=("data/images",)),
     )
