@@ -40,19 +40,17 @@ def main(
     model: Positional[str], data: Positional[str], rounds: int = 5, out: Path | None = None
 ) -> None:
     """Time both by turns; write figures to `out` (JSON)."""
-    whole, alone, waited = [], [], []
+    whole, alone = [], []
     for number in range(rounds + 1):
         with tempfile.TemporaryDirectory() as folder:
             done = encode_pictures(model, DataConfig((data,)), Path(folder))
         if number:  # the first warms files and memory up
             whole.append(done.rows / done.seconds)
-            waited.append(done.waited / done.seconds)
             alone.append(bare(model, done.rows))
     figures = {
         "encode.rows_per_second": mean(whole),
         "bare.rows_per_second": mean(alone),
         "encode.ratio": mean([a / b for a, b in zip(whole, alone, strict=True)]),
-        "encode.waited": mean(waited),
     }
     for name, figure in figures.items():
         print(f"{name}: {told(figure, 3)}")

@@ -241,6 +241,4 @@ def encode(
     skipped = f", {done.skipped} skipped ({out / MANIFEST} says why)" if done.skipped else ""
     print(f"{out}: codes of {done.rows} rows{skipped}")
     if done.fresh:
-        waited = f", {done.waited / done.seconds:.1%} of the time waiting for pictures"
-        speed = f"{done.fresh / done.seconds:,.0f} rows/s"
-        print(speed + (waited if engine == "local" else ""))
+        print(f"{done.fresh / done.seconds:,.0f} rows/s")

@@ -102,7 +102,7 @@ def decode(
     PIL.ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
         image.load()
-        image = PIL.ImageOps.exif_transpose(image)
+        PIL.ImageOps.exif_transpose(image, in_place=True)
         image = _to_rgb(image)
     except DAMAGE as error:
         raise BrokenImage(name, f"cannot be decoded, perhaps cut short ({_line(error)})") from error

@@ -8,12 +8,14 @@ on. Nothing but the order of those lines depends on how the work was shared out.
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Integer
 from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress
 
@@ -40,7 +42,6 @@ from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.drafts import open_form
 from ddt_llama.recipes.language import CHUNK
 from ddt_llama.runs import changed_fields, lock_folder
-from ddt_llama.training.prefetch import Batches
 
 Advance = Callable[[int], None]
 SHARD_ROWS = 10_000
@@ -90,6 +91,15 @@ class Work:
     earlier: Mapping[int, int] = field(default_factory=dict)
 
 
+class Part(NamedTuple):
+    """A batch of rows, encoded: by row, and codes by the role of their pictures."""
+
+    keys: list[str]
+    hashes: list[str]
+    texts: list[Mapping[str, Any]]
+    codes: Mapping[str, Integer[np.ndarray, "n k"]]
+
+
 class ShardEncoder:
     """Encode one run of rows after the other, in this process."""
 
@@ -102,36 +112,42 @@ class ShardEncoder:
         size = self.model.tokenizer.image_size
         self.source = source or opened(work.config.data, work.config.split, work.config.kind, size)
         self.batch = work.batch or CHUNK[self.model.device.type]
-        self.waited = 0.0  # seconds, for pictures
 
     def __call__(self, number: int, advance: Advance = lambda rows: None) -> Shard:
         """Write shard `number` and return its line; `advance` is told of rows that are done."""
         config = self.work.config
         collected, skipped = CodeRows(config.codes), []
-        for rows, unused in self._read(config.rows_of(number)):
+        for part, unused in self._parts(config.rows_of(number)):
             skipped += [(one.key, one.reason) for one in unused]
-            if rows:
-                self._encode(rows, collected)
-            advance(len(rows) + len(unused))
+            if part is not None:
+                collected.add(*part)
+            advance(len(unused) + (len(part.keys) if part else 0))
         stem = "codes" if config.split == "all" else config.split  # a split is known by its files
         name = f"{stem}-{number:05d}{SUFFIX}" if collected.keys else ""
         size = collected.write(self.work.folder / name) if name else 0
         return Shard(number, name, len(collected.keys), size, tuple(skipped))
 
-    def _read(self, places: range) -> Iterator[tuple[list[Row], list[Skipped]]]:
-        """Yield what a batch of rows hold; of a GPU the next one is read meanwhile.
+    def _parts(self, places: range) -> Iterator[tuple[Part | None, list[Skipped]]]:
+        """Yield batches in their order, by threads that read, each, and encode.
 
-        Not of a CPU: there the encoder has all cores, and each would wait for the one that reads.
+        One of a CPU for each core, which computes alone: cores that share a product wait for the
+        one that reads (experiments/0052). Two of a GPU: while one computes the other reads.
         """
-        device, size = self.model.device, self.batch
+        cores = torch.get_num_threads()
+        on_cpu = self.model.device.type == "cpu"
+        parts = (places[start : start + self.batch] for start in places[:: self.batch])
+        pool = ThreadPoolExecutor(
+            cores if on_cpu else 2, "encode", torch.set_num_threads, (1 if on_cpu else cores,)
+        )
+        try:
+            yield from pool.map(self._part, parts)
+        finally:
+            pool.shutdown(cancel_futures=True)
+            torch.set_num_threads(cores)
 
-        def part(number: int) -> tuple[list[Row], list[Skipped]]:
-            return self._usable(places[number * size : (number + 1) * size])
-
-        with Batches(part, device, ahead=int(device.type != "cpu")) as parts:
-            for number in range(-(-len(places) // size)):
-                yield parts.take(number)
-            self.waited += parts.waited
+    def _part(self, places: Sequence[int]) -> tuple[Part | None, list[Skipped]]:
+        rows, skipped = self._usable(places)
+        return self._encode(rows) if rows else None, skipped
 
     def _usable(self, places: Sequence[int]) -> tuple[list[Row], list[Skipped]]:
         rows: list[Row] = []
@@ -157,14 +173,14 @@ class ShardEncoder:
     def _hash(self, row: Row) -> str:
         return row_hash(row.pictures, self.source.form.columns(row.texts))
 
-    def _encode(self, rows: Sequence[Row], collected: CodeRows) -> None:
+    def _encode(self, rows: Sequence[Row]) -> Part:
         form = self.source.form
         pixels = np.stack([one for row in rows for one in row.pictures])
         # Always as many at once, so that codes do not depend on what stands beside them.
         images = torch.zeros(len(form.roles) * self.batch, *pixels.shape[1:])
         images[: len(pixels)] = from_bytes8(pixels)
         codes = self.model.encode(images)[: len(pixels)].cpu().numpy()
-        collected.add(
+        return Part(
             [row.key for row in rows],
             [self._hash(row) for row in rows],
             [form.columns(row.texts) for row in rows],
@@ -187,15 +203,13 @@ def in_this_process(
 class Encoded(NamedTuple):
     """What an encoding left: rows encoded and skipped, in all.
 
-    This start of it encoded `fresh` of them in `seconds`, of which `waited` went by before the
-    pictures were there (0 where other processes encode).
+    This start of it encoded `fresh` of them in `seconds`.
     """
 
     rows: int
     skipped: int
     fresh: int
     seconds: float
-    waited: float
 
 
 def encode_pictures(
@@ -243,7 +257,7 @@ def encode_pictures(
                 refuse_too_many(config, done)
     rows = sum(shard.rows for shard in done.values())
     skipped = sum(len(shard.skipped) for shard in done.values())
-    return Encoded(rows, skipped, fresh, time.perf_counter() - began, encoder.waited)
+    return Encoded(rows, skipped, fresh, time.perf_counter() - began)
 
 
 def facts_of(model: Model) -> CodeFacts:
