@@ -37,14 +37,15 @@ while [ -z "$told" ]; do
     # shellcheck disable=SC2086 # several words
     torchrun $place $each sh -c "$process" sh "$@" &
     torchrun=$! code=0
+    [ -z "$told" ] || kill -TERM $torchrun
     wait $torchrun || code=$?
     while kill -0 $torchrun 2>/dev/null; do # a signal ends `wait`, not torchrun
         code=0
         wait $torchrun || code=$?
     done
     [ $code -ne 0 ] || exit 0
-    [ ! -e "$MISTAKE" ] || exit 2
     [ -z "$told" ] || break
+    [ ! -e "$MISTAKE" ] || exit 2
     [ "$left" -gt 0 ] || exit 1
     left=$((left - 1))
     echo "a process or a machine is lost: beginning again from the newest state" >&2

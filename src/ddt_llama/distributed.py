@@ -180,19 +180,19 @@ def barrier() -> None:
 def on_main(action: Callable[[], T]) -> T | None:
     """Return what `action` returns in the main process, None in the others.
 
-    Where it fails, the main process raises its error and the others end with exit code 2 and
-    without a word, instead of with a traceback about a lost connection.
+    Where it fails, the main process raises its error and the others end without a word, instead of
+    with a traceback about a lost connection: with exit code 2 at a mistake, else with `LOST`.
     """
     if not dist.is_initialized():
         return action() if is_main() else None
     failed = torch.zeros((), device=device())
     try:
         result = action() if is_main() else None
-    except BaseException:
-        broadcast(failed.fill_(1))
+    except BaseException as error:
+        broadcast(failed.fill_(2 if isinstance(error, UserError) else LOST))
         raise
-    if broadcast(failed):
-        raise SystemExit(2)
+    if code := int(broadcast(failed)):
+        raise SystemExit(code)
     return result
 
 
@@ -205,13 +205,15 @@ def loss_in(error: BaseException | None) -> str | None:
     """Return, in a few words, how `error` says that another process is gone; None if it does not.
 
     Gone, or out of reach: NCCL and the store of addresses have errors of their own; gloo's are
-    RuntimeErrors like any other, but for the place in its source with which they begin.
+    RuntimeErrors like any other, but for the place in its source with which they begin. What gloo
+    calls enforced is a mistake of this program.
     """
     told = str(error).partition("\n")[0]
     if isinstance(error, dist.DistError):
         return told[:200]
     place, _, reason = told.partition("] ")
-    gloo = isinstance(error, RuntimeError) and place.startswith("[") and "gloo" in place
+    known = place.startswith("[") and not place.startswith("[enforce")
+    gloo = isinstance(error, RuntimeError) and known and "gloo" in place
     return reason.partition(". ")[0] if gloo else None
 
 

@@ -133,6 +133,9 @@ def test_it_goes_on_without_its_start_as_if_never_stopped(
     assert equal(one, other)
     kept = load_tensors(cut / "parts" / "language" / "model.safetensors")
     assert equal(kept, weights(pipeline.instruct, "language"))
+    (cut / "adapter").rename(cut / ".adapter.old")  # a kill between two renames
+    assert main(command(start, data, cut)) == 0
+    assert (cut / "adapter/adapter_model.safetensors").is_file()
 
 
 @pytest.mark.slow

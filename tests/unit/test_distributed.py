@@ -68,6 +68,13 @@ def test_a_lost_process_is_known_by_its_error(error, told):
     assert distributed.loss_in(error) == told
 
 
+def test_tensors_that_do_not_fit_are_no_lost_process():
+    told = (
+        "[enforce fail at /gloo/transport/tcp/pair.cc:446] op.preamble.length <= op.nbytes. 8 vs 4"
+    )
+    assert distributed.loss_in(RuntimeError(told)) is None
+
+
 @pytest.mark.parametrize(("rank", "error"), [("0", UserError), ("1", SystemExit)])
 def test_a_mistake_of_all_is_told_by_one(rank, error, monkeypatch):
     monkeypatch.setenv("RANK", rank)

@@ -61,7 +61,7 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
         lines.append(f'try it: ddt draw {folder} "{prompt}" --out drawn.png')
         if recipe.lora is not None:
             lines.append(f"to share what was learned alone: ddt publish {folder} OUT --adapter")
-        if recipe.stage == "pretrain":
+        elif recipe.stage == "pretrain":
             onward = _onward(made, f"{size}_pretrain", "instruct")
             lines.append(f"next: ddt train {size}_instruct --start {folder}{data}{onward}")
         elif SHAPES in paths:

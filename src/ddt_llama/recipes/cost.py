@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 
+from ddt_llama.config import UserError
 from ddt_llama.generation.release import RELEASES
 from ddt_llama.language import TextTokenizer, Vocabulary, backbone, documents, lora, render
 from ddt_llama.recipes.formulas import BFLOAT16, FLOAT32, STATES, Cost, count, document_flops
@@ -17,7 +18,7 @@ TEXT = 24  # ids of a usual caption with its marks
 def cost_of(recipe: Recipe) -> Cost:
     """Return what a recipe costs, beside its rival where it has one; needs no data, no memory."""
     if isinstance(recipe, LanguageRecipe):
-        return language_cost(recipe)
+        return language_cost(as_started(recipe))
     own = recipe.cost()
     if recipe.rival is None:
         return own
@@ -33,6 +34,22 @@ def cost_of(recipe: Recipe) -> Cost:
             f"FLOPs in training, of {recipe.rival}'s": own.learn / rival.learn,
         },
     )
+
+
+def as_started(recipe: LanguageRecipe) -> LanguageRecipe:
+    """Return a recipe of LoRA with the sizes of what it starts from; others as they are.
+
+    Raises UserError where the sizes of a start are not known here.
+    """
+    if recipe.lora is None:
+        return recipe
+    if recipe.start not in RELEASES:
+        raise UserError(
+            f"start: given {recipe.start}; what LoRA costs is known for {', '.join(RELEASES)}"
+        )
+    known = recipe_named(f"{recipe.start}_pretrain")
+    assert isinstance(known, LanguageRecipe)
+    return replace(recipe, backbone=known.backbone, text_vocab=known.text_vocab)
 
 
 def language_cost(recipe: LanguageRecipe) -> Cost:

@@ -110,7 +110,10 @@ class ShardEncoder:
         self.work = work
         self.model = model or load(work.model)
         size = self.model.tokenizer.image_size
-        self.source = source or opened(work.config.data, work.config.split, work.config.kind, size)
+        config, device = work.config, self.model.device
+        self.source = source or opened(config.data, config.split, config.kind, size, device)
+        # What the tokenizer stands on, a VAE, is opened here and not by every thread at once.
+        self.model.encode(torch.zeros(1, 3, size, size))
         self.batch = work.batch or CHUNK[self.model.device.type]
 
     def __call__(self, number: int, advance: Advance = lambda rows: None) -> Shard:
@@ -130,8 +133,9 @@ class ShardEncoder:
     def _parts(self, places: range) -> Iterator[tuple[Part | None, list[Skipped]]]:
         """Yield batches in their order, by threads that read, each, and encode.
 
-        One of a CPU for each core, which computes alone: cores that share a product wait for the
-        one that reads (experiments/0052). Two of a GPU: while one computes the other reads.
+        One for each core of a CPU, which decodes and computes alone: cores that share a product
+        wait for the one that decodes (experiments/0052). Two of a GPU: while one computes the other
+        has its pictures decoded, on all cores.
         """
         cores = torch.get_num_threads()
         on_cpu = self.model.device.type == "cpu"
@@ -235,7 +239,7 @@ def encode_pictures(
     whole = load(model)
     (path,) = data.paths
     kind = detect_kind(path, split, image_column=data.image_column, options=data.reading)
-    source = opened(data, split, kind, whole.tokenizer.image_size)
+    source = opened(data, split, kind, whole.tokenizer.image_size, whole.device)
     config = EncodeConfig(facts_of(whole), data, split, kind, len(source), shard_rows)
     work = Work(model, config, folder, batch, earlier_rows(source.list_keys()))
     begun(folder, config)  # refuses before anything is written
@@ -267,9 +271,15 @@ def facts_of(model: Model) -> CodeFacts:
     return CodeFacts(model.name, tokenizer.fingerprint(), *sizes)
 
 
-def opened(data: DataConfig, split: str, kind: Kind, image_size: int) -> ImageSource[Any]:
-    """Open the pictures that are to be encoded; none is kept in memory."""
-    (path,), reading = data.paths, replace(data.reading, cache_bytes=0)
+def opened(
+    data: DataConfig, split: str, kind: Kind, image_size: int, device: torch.device
+) -> ImageSource[Any]:
+    """Open the pictures that are to be encoded on `device`; none is kept in memory.
+
+    For a CPU each thread decodes its own, for a GPU all cores do.
+    """
+    workers = int(device.type == "cpu")
+    (path,), reading = data.paths, replace(data.reading, cache_bytes=0, workers=workers)
     source = open_form(data, path, image_size, kind, split, reading)
     if source.codes is not None:
         raise UserError(f"data: {path} holds codes of {source.codes} already; give pictures")

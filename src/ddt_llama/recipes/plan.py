@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ddt_llama.config import UserError, to_dict
 from ddt_llama.hardware import ACCELERATORS
-from ddt_llama.recipes.cost import cost_of, longest_document, vocabulary_of
+from ddt_llama.recipes.cost import as_started, cost_of, longest_document, vocabulary_of
 from ddt_llama.recipes.formulas import BACKWARD, BFLOAT16, FLOAT32
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.memory import (
@@ -175,6 +175,8 @@ def plan(
     `codes`: the data of a language model hold codes, so that no pictures are encoded beside it.
     """
     check(gpus, gpu, samples, utilisation, price)
+    if isinstance(recipe, LanguageRecipe):
+        recipe = as_started(recipe)
     accelerator, cost = ACCELERATORS[gpu], cost_of(recipe)
     samples = samples or recipe.train.steps * recipe.train.samples_a_step
     seconds = cost.learn * samples / (gpus * accelerator.flops * utilisation)

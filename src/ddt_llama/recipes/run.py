@@ -15,7 +15,7 @@ from ddt_llama.config import UserError, check_folder, load_json, replace_file, s
 from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.model import check_place
 from ddt_llama.recipes.data import DataConfig
-from ddt_llama.recipes.jobs import open_job
+from ddt_llama.recipes.jobs import ADAPTER, open_job
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.starts import RELEASE
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
@@ -51,7 +51,7 @@ def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> 
     if (out / FINISHED).is_file() and (done := newest_step(out)) >= recipe.train.steps:
         with Run.create_or_resume(out, recipe):  # refuse another recipe
             if distributed.is_main():
-                put_back(out / RELEASE)
+                _put_back(out)
         return Trained(out, out / RELEASE, done, True)
     if (out / FINISHED).is_file() and not newest_step(out):
         raise UserError(
@@ -103,7 +103,7 @@ def _begin(data: DataConfig, out: Path) -> None:
 
     A stream is a pure function of the data: with a file less all would come in another order.
     """
-    put_back(out / RELEASE)
+    _put_back(out)
     known, found = out / PARTS / "data.json", data.extents()
     before = load_json(known) if known.is_file() else found
     for path, held in found.items():
@@ -114,6 +114,12 @@ def _begin(data: DataConfig, out: Path) -> None:
             )
     if found:
         save_json(known, found)
+
+
+def _put_back(out: Path) -> None:
+    """Give what a kill has left between two names its own."""
+    for name in (RELEASE, ADAPTER):
+        put_back(out / name)
 
 
 def newest_step(out: Path) -> int:

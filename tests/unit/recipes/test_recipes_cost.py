@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ddt_llama.config import override
+from ddt_llama.config import UserError, override
 from ddt_llama.language import Vocabulary, backbone, lora
 from ddt_llama.language.lora import LoraConfig
 from ddt_llama.recipes import NAMES, LanguageRecipe, TokenizerRecipe, recipe_named
@@ -54,6 +54,18 @@ def model(request: pytest.FixtureRequest) -> TimestepTokenizer:
     # Meta: attention is counted by its shapes, whatever kernel a machine would choose.
     with torch.device("meta"):
         return TimestepTokenizer(replace(SIZES, decoder=decoder)).requires_grad_(False)
+
+
+def test_what_lora_costs_depends_on_its_start() -> None:
+    nano, small = (
+        cost_of(override(recipe_named("lora"), {"start": one})) for one in ("nano", "small")
+    )
+    assert (
+        small.parameters["layers"] == cost_of(recipe_named("small_pretrain")).parameters["layers"]
+    )
+    assert nano.parameters["layers"] < small.parameters["layers"]
+    with pytest.raises(UserError, match="known for nano, small"):
+        cost_of(override(recipe_named("lora"), {"start": "models/other"}))
 
 
 def test_encoding_costs_what_the_counter_says(model: TimestepTokenizer) -> None:
