@@ -139,7 +139,8 @@ class ShardEncoder:
         """
         cores = torch.get_num_threads()
         on_cpu = self.model.device.type == "cpu"
-        parts = (places[start : start + self.batch] for start in places[:: self.batch])
+        starts = range(0, len(places), self.batch)
+        parts = [places[start : start + self.batch] for start in starts]
         pool = ThreadPoolExecutor(
             cores if on_cpu else 2, "encode", torch.set_num_threads, (1 if on_cpu else cores,)
         )
