@@ -7,6 +7,7 @@ import torch
 
 from ddt_llama.config import UserError, save_json, to_dict
 from ddt_llama.generation.history import NEW, History, Training, history_of
+from ddt_llama.language import Batch
 from ddt_llama.recipes.jobs import mean_length
 
 SEE = Training("tokenizer", "a", 10, 2e9)
@@ -40,8 +41,9 @@ def test_a_folder_says_it_or_nothing(tmp_path: Path) -> None:
 
 
 def test_padding_is_no_length() -> None:
-    def stream(step: int) -> tuple[torch.Tensor, ...]:
-        mask = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]]) if step % 2 else torch.ones(2, 4)
-        return mask, mask, mask.long()
+    def stream(step: int) -> Batch:
+        odd = torch.tensor([[1, 1, 1, 0], [1, 0, 0, 0]])
+        mask = odd if step % 2 else torch.ones(2, 4, dtype=torch.long)
+        return Batch(mask, mask, mask)
 
     assert mean_length(stream, 2) == (4 + 4 + 3 + 1) / 4
