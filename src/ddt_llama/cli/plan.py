@@ -84,7 +84,7 @@ def plan(
     print()
     Console().print(choices(found))
     print(advice(found, chosen.train.samples_a_step))
-    if recipe.startswith("paper_"):
+    if recipe.startswith(("paper_", "selftok_")):
         print(published(assumed.utilisation))
     if json is not None:
         save_json(json, found.to_dict())
