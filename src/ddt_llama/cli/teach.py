@@ -43,7 +43,8 @@ def train(
 
     The same command started again continues where it stopped. Three trainings make a model:
     SIZE_tokenizer (or spatial_SIZE, its rival), then SIZE_pretrain with --tokenizer FOLDER, then
-    SIZE_instruct with --start FOLDER. lora teaches a model that is there your own pictures.
+    SIZE_instruct with --start FOLDER. lora teaches a model that is there your own pictures,
+    guidance_free to draw without guidance.
 
     Any field that `ddt recipes RECIPE` shows can be changed: --train.batch 64.
 
