@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
+from ddt_llama.generation.engine import Answer, Codes, Task
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.pictures import SHIFTS, read_images, views
@@ -186,101 +187,21 @@ def test_words_come_first_where_the_release_says_so(
     asked: list[list[int]] = []
     drawn: list[list[int]] = []
 
-    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
-        assert len(prompts) == together * len(seeds)
-        asked.extend(prompts)
-        verb = "change answer 1 0 to" if "redder" in text.decode(prompts[0]) else "answer"
-        return [text.encode(f"{verb} {len(asked)} {seed}") for seed in seeds]
+    def written(task: Task) -> Tensor:
+        if isinstance(task, Codes):
+            return torch.tensor([shown[task.seed][0] % 64] * 4)
+        assert len(task.prompts) == 1  # a try is read by its own codes
+        codes = [i - VOCABULARY.code_offset for i in task.prompts[0]]
+        codes = [code for code in codes if code >= 0]
+        return torch.tensor(text.encode(read[codes[0]] if codes else plans[task.seed]))
 
-    def codes(prompts: Any, **_: Any) -> Tensor:
-        drawn.extend(prompts)
-        return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
-
-    def ids(document: Document) -> list[int]:
-        return render(document, VOCABULARY, text).ids
-
-    monkeypatch.setattr(model.engine, "text", write)
-    monkeypatch.setattr(model.engine, "codes", codes)
-    monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
-    model.draw_codes("a ring", num=2, seed=5)
-    assert asked == [ids(plan("a ring", None))] * 2
-    # Each by its own seed, which is not that of its picture.
-    assert drawn == [ids(draw(f"answer 2 {plan_seed(seed)}", None)) for seed in (5, 6)]
-    asked.clear(), drawn.clear()
-    row = [9] * 4
-    model.edit_codes(image(9), "redder", seed=7)
-    change = plan(documents.to_change("answer 1 0", "redder"), None)
-    assert asked == [ids(describe(row, None)), ids(change)]
-    assert drawn == [ids(edit(row, documents.with_result("redder", f"2 {plan_seed(7)}"), None))]
-    asked.clear()
-    assert model.ask(image(9), "how many?") == "answer 2 0"
-    turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
-    assert asked == [ids(describe(row, None)), ids(turns)]
-    asked.clear()
-    assert len(model.ask_many(image(9), ["how many?", "which?"])) == 2
-    assert asked[0] == ids(describe(row, None))  # looked at once for both
-    assert len(asked) == 3
-    asked.clear()
-    model.settings = replace(model.settings, views=3)  # three views of a picture, one answer
-    assert model.describe(image(9)) == "answer 3 0"
-    assert asked == [ids(describe(row, None))] * 3
-    asked.clear()
-    model.ask(image(9), "how many?")
-    model.edit_codes(image(9), "redder", seed=7)
-    assert [asked.count(ids(describe(row, None))), len(asked)] == [6, 8]
-    asked.clear()
-    assert model.plan(["a ring", "a star"], seed=3) == [f"answer 2 {plan_seed(3)}"] * 2
-    model.draw_codes("a ring", plan=False)
-    assert drawn[-1] == ids(draw("a ring", None))
-    monkeypatch.setattr(model, "stage", "pretrain")
-    with pytest.raises(UserError, match="cannot plan"):
-        model.draw_codes("a ring")
-
-
-def test_lists_are_alike_in_any_order() -> None:
-    planned = "star top, ring left, white background"
-    assert likeness("ring left, star top, white background", planned) == 1
-    turned = likeness("star left, ring top, white background", planned)
-    other = likeness("two squares", planned)
-    assert 1 > turned > other
-
-
-def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
-    model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # What is read in the picture of each seed's attempts 0, 1 and 2.
-    readings = {
-        5: ["a ring", "", ""],
-        6: ["a", "red ring", "a red ring"],
-        7: ["a", "a big", "ring"],
-    }
-    plans = dict(
-        zip(map(plan_seed, readings), ["a ring", "a red ring", "a big red ring"], strict=True)
-    )
-    tries: list[list[int]] = []
-    shown = {
-        retry_seed(seed, attempt): (10 * seed + attempt, words)
-        for seed, all_words in readings.items()
-        for attempt, words in enumerate(all_words)
-    }
-    read = {code % 64: words for code, words in shown.values()}
-
-    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
-        assert together == 1  # a try is read by its own codes
-
-        def answer(ids: list[int], seed: int) -> str:
-            codes = [i - VOCABULARY.code_offset for i in ids if i >= VOCABULARY.code_offset]
-            return read[codes[0]] if codes else plans[seed]
-
-        return [text.encode(answer(*pair)) for pair in zip(prompts, seeds, strict=True)]
-
-    def codes(prompts: Any, *, seeds: Any, **_: Any) -> Tensor:
-        tries.append(list(seeds))
-        return torch.tensor([[shown[seed][0] % 64] * 4 for seed in seeds])
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        if isinstance(tasks[0], Codes):
+            tries.append([task.seed for task in tasks])
+        return [written(task) for task in tasks]
 
     assert model.engine is not None
-    monkeypatch.setattr(model.engine, "text", write)
-    monkeypatch.setattr(model.engine, "codes", codes)
+    monkeypatch.setattr(model.engine, "write", write)
     monkeypatch.setattr(model, "settings", Settings(plan=True, tries=3))
     kept = model.draw_codes("what", num=3, seed=5)
     assert kept[:, 0].tolist() == [50, 62, 71 % 64]
@@ -303,8 +224,9 @@ def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(
     model = Model(QuarterTokenizer(), language(), VOCABULARY, text, stage="pretrain", name="p")
     assert len(model.draw("a ring")) == 1
     assert model.engine is not None
-    expected = model.engine.text([render(image_to_text([9] * 4, None), VOCABULARY, text).ids])
-    assert model.describe(image(9)) == text.decode(expected[0]).strip()
+    asked = render(image_to_text([9] * 4, None), VOCABULARY, text).ids
+    expected = model.engine.write([Answer((tuple(asked),))])
+    assert model.describe(image(9)) == text.decode(expected[0].tolist()).strip()
     for call in (lambda: model.ask(image(9), "what?"), lambda: model.edit(image(9), "redder")):
         with pytest.raises(UserError, match="pretrained only"):
             call()
