@@ -44,7 +44,11 @@ def document(app: FastAPI, asks_for_a_key: bool) -> dict[str, Any]:
         made = get_openapi(
             title=app.title, version=app.version, description=app.description, routes=app.routes
         )
+        for operation in (one for path in made["paths"].values() for one in path.values()):
+            operation["responses"].pop("422", None)  # of FastAPI's own checks; here it is 400
         schemas = made.setdefault("components", {}).setdefault("schemas", {})
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         for body in BODIES:
             described = body.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(described.pop("$defs", {}))

@@ -76,8 +76,10 @@ def too_many(seconds: int) -> ApiError:
 
 def of_validation(error: pydantic.ValidationError, allowed: Sequence[str]) -> ApiError:
     """Return the first thing wrong with a body; `allowed` are the names of its fields."""
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    place = ".".join(str(part) for part in first["loc"])
+    found = error.errors(include_url=False, include_input=False, include_context=False)
+    first = max(found, key=lambda one: len(one["loc"]))  # of a union: the branch that went furthest
+    # Without the names of the branches, which are no fields: "list[...]".
+    place = ".".join(part for part in map(str, first["loc"]) if "[" not in part)
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {_short(first['msg'])}", code="invalid_json")
     if first["type"] == "extra_forbidden":

@@ -6,7 +6,7 @@ from typing import Any
 
 import pydantic
 from fastapi import APIRouter
-from starlette.datastructures import UploadFile
+from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -136,10 +136,14 @@ async def _edit(request: Request) -> tuple[Edit, bytes]:
         given = await follow.body_of(request, EditJson)
         return given, follow.of_data_url(given.images[0].image_url)
     try:
-        form = await request.form(max_files=2, max_fields=MOST_PARTS)
+        async with request.form(max_files=2, max_fields=MOST_PARTS) as form:
+            return await _of_form(form)
     except HTTPException as error:
         message = f"the form cannot be read: {str(error.detail)[:100]}"
         raise ApiError(400, message, code="invalid_form") from None
+
+
+async def _of_form(form: FormData) -> tuple[Edit, bytes]:
     fields: dict[str, str] = {}
     pictures: list[bytes] = []
     for name, value in form.multi_items():

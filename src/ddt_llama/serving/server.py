@@ -3,6 +3,7 @@
 import contextlib
 import signal
 import socket
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -70,6 +71,9 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Take both signals as the wish to end well, not to be raised again afterwards."""
+        if threading.current_thread() is not threading.main_thread():  # where none arrive
+            yield
+            return
         before = {one: signal.signal(one, self.handle_exit) for one in SIGNALS}
         try:
             yield
