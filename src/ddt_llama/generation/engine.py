@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.rows import Prompts, Rows
+from ddt_llama.generation.rows import Prompts, Rows, rounded
 from ddt_llama.generation.sampling import FULL, GREEDY, Sampling
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -195,7 +195,7 @@ class Engine:
         fresh = [prompt for prompt in unique if prompt not in self._kept]
         read = [self._kept[prompt] for prompt in unique if prompt in self._kept]
         if fresh:
-            device, longest = self.decoder.device, max(map(len, fresh))
+            device, longest = self.decoder.device, rounded(max(map(len, fresh)))
             pad = self.vocabulary.pad
             ids = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in fresh]
             read.insert(

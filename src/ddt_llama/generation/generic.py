@@ -41,9 +41,8 @@ class GenericDecoder:
             past_key_values=cache,
             logits_to_keep=ends - 1,
         )
-        layers: list[Any] = [
-            (layer.keys.transpose(1, 2), layer.values.transpose(1, 2)) for layer in cache.layers
-        ]
+        read: list[Any] = cache.layers
+        layers = [(one.keys.transpose(1, 2), one.values.transpose(1, 2)) for one in read]
         return Prompts(layers, lengths, logits[torch.arange(len(ids), device=self.device), which])
 
     def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
@@ -71,12 +70,10 @@ class GenericDecoder:
 
     def _masks(self, rows: Rows) -> Any:
         """Return where each row's next token looks, as transformers takes it for its layers."""
-        window = getattr(self.config, "sliding_window", None)
+        window: Any = getattr(self.config, "sliding_window", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         kinds = kinds or {"sliding_attention" if window else "full_attention"}
-        behind = rows.positions[: rows.count, None] - torch.arange(
-            rows.longest + 1, device=self.device
-        )
+        behind = rows.behind()
         dtype = next(self.module.parameters()).dtype
         masks = {}
         for kind in kinds:
@@ -100,7 +97,7 @@ class _OfRows(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Take one token a row and return all that rows hold, `r heads slots e`."""
         rows = self.rows
-        places, stop = rows.places(), rows.longest + 1
+        places, stop = rows.places(), rows.stop
         held = []
         for slots, new in zip(rows.layers[self.index], (key_states, value_states), strict=True):
             slots.flatten(0, 1).index_copy_(0, places, new[:, :, 0])
@@ -111,12 +108,12 @@ class _OfRows(CacheLayerMixin):
         """Do nothing: there is room."""
 
     def get_seq_length(self) -> int:
-        """Return the tokens of the longest row."""
-        return self.rows.longest
+        """Return the slots before the next token of the longest row."""
+        return self.rows.stop - 1
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """Return how many slots there are to look at, from the first on."""
-        return self.rows.longest + query_length, 0
+        return self.rows.stop, 0
 
     def get_max_length(self) -> int:
         """Return the room of a row."""

@@ -1,8 +1,9 @@
 """The forward pass of LLaMA-like language models, stripped to what generation needs.
 
 Same weights and same numbers as transformers' modules (parity tests), without their Python cost:
-fused projections, preallocated rows, and a head cut to the ids that may be drawn. Reads weights by name from a module or straight from a release folder, so that drawing with
-the bundled model never imports transformers. What `obstacle` names goes the way of `generic`.
+fused projections, preallocated rows, and a head cut to the ids that may be drawn. Reads weights by
+name from a module or straight from a release folder, so that drawing with the bundled model never
+imports transformers. What `obstacle` names goes the way of `generic`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -102,9 +103,8 @@ class LeanDecoder:
 
     def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
         """Append one token to each row and return the states that the next ones are drawn from."""
-        count, stop, places = rows.count, rows.longest + 1, rows.places()
-        seen = rows.seen()
-        mask = None if seen is None else _blocked(seen, self.embedding.dtype)[:, None, None, :]
+        count, stop, places = rows.count, rows.stop, rows.places()
+        mask = _blocked(rows.behind() >= 0, self.embedding.dtype)[:, None, None, :]
 
         def remember(layer: int, *new: Tensor) -> tuple[Tensor, ...]:
             for slots, values in zip(rows.layers[layer], new, strict=True):
@@ -123,7 +123,7 @@ class LeanDecoder:
         return self._heads[key](states).float()
 
     def _forward(
-        self, ids: Tensor, positions: Tensor, remember: Callable[..., Any], mask: Tensor | None
+        self, ids: Tensor, positions: Tensor, remember: Callable[..., Any], mask: Tensor
     ) -> Tensor:
         """Run `r n` tokens through all layers and return `r n dim`.
 
@@ -152,11 +152,11 @@ class LeanDecoder:
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
         return qk[:, :, : self.num_heads], qk[:, :, self.num_heads :], v
 
-    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
         count, groups = q.shape[1], self.num_heads // self.num_kv_heads
         # Query heads that share a key head become further queries of it: no key is ever repeated.
         q = q.unflatten(2, (self.num_kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
-        if mask is not None and count > 1 and groups > 1:
+        if count > 1 and groups > 1:
             mask = mask.repeat(groups, 1)
         keys, values = keys.transpose(1, 2), values.transpose(1, 2)
         mixed = F.scaled_dot_product_attention(q, keys, values, mask)

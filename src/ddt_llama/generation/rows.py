@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+VECTOR = 32  # slots
 Layers = list[tuple[Float[Tensor, "r slots heads e"], Float[Tensor, "r slots heads f"]]]
 
 
@@ -40,13 +41,16 @@ class Rows:
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
-        """Make room for `rows` of up to `capacity` tokens; layers appear with the first prompt."""
-        self.capacity = capacity
+        """Make room for `rows` of up to `capacity` tokens; layers appear with the first prompt.
+
+        Slots begin as zeros: what is not looked at must still be a number.
+        """
+        self.capacity = rounded(capacity)
         self.layers: Layers = []
         self.lengths: list[int] = []
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
-        self._starts = torch.arange(rows, device=device) * capacity
-        self._slots = torch.arange(capacity, device=device)
+        self._starts = torch.arange(rows, device=device) * self.capacity
+        self._slots = torch.arange(self.capacity, device=device)
 
     @property
     def count(self) -> int:
@@ -59,19 +63,21 @@ class Rows:
         return len(self.positions) - self.count
 
     @property
-    def longest(self) -> int:
-        """The tokens of the longest row."""
-        return max(self.lengths)
+    def stop(self) -> int:
+        """How many slots the next tokens look at, or over: those of the longest row, rounded up.
+
+        Kernels sum over slots a vector at a time. In whole vectors, what a row sees is summed in
+        the same order whatever the length of its company: to the last bit on many CPUs.
+        """
+        return rounded(max(self.lengths) + 1)
 
     def put(self, prompts: Prompts, which: Sequence[int]) -> None:
         """Begin a row behind the others for each prompt of `which`."""
         if not self.layers:
+            room = len(self.positions), self.capacity
             self.layers = [
-                tuple(  # pyright: ignore
-                    one.new_empty(len(self.positions), self.capacity, *one.shape[2:])
-                    for one in pair
-                )
-                for pair in prompts.layers
+                (keys.new_zeros(*room, *keys.shape[2:]), v.new_zeros(*room, *v.shape[2:]))
+                for keys, v in prompts.layers
             ]
         chosen = torch.tensor(which, device=self.positions.device)
         rows = slice(self.count, self.count + len(which))
@@ -98,13 +104,16 @@ class Rows:
         """Return where the next token of each row goes, counted through all rows."""
         return self._starts[: self.count] + self.positions[: self.count]
 
-    def seen(self) -> Bool[Tensor, "r slots"] | None:
-        """Return `r slots`, True where the next token of a row looks; None where it is all."""
-        if len(set(self.lengths)) == 1:
-            return None
-        return self._slots[: self.longest + 1] <= self.positions[: self.count, None]
+    def behind(self) -> Int[Tensor, "r slots"]:
+        """Return how far the next token of each row is from every slot; negative ones lie ahead."""
+        return self.positions[: self.count, None] - self._slots[: self.stop]
 
     def grow(self) -> None:
         """Count the token that every row was given."""
         self.positions[: self.count] += 1
         self.lengths = [length + 1 for length in self.lengths]
+
+
+def rounded(length: int) -> int:
+    """Return the next whole number of vectors."""
+    return -(-length // VECTOR) * VECTOR

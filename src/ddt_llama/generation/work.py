@@ -26,9 +26,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class Write:
-    """Tasks of the language model; the result is a list: codes `k` in language order, or text ids.
-
-    """
+    """Tasks of the language model; the result is a list: codes in language order, or text ids."""
 
     tasks: list[Task]
 

@@ -18,6 +18,7 @@ from ddt_llama.generation.engine import Answer, Codes, Task
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.pictures import SHIFTS, read_images, views
+from ddt_llama.generation.sampling import Sampling, TopK
 from ddt_llama.generation.settings import plan_seed, retry_seed
 from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
@@ -149,35 +150,36 @@ def test_prompts_and_twins_are_the_documents_of_training(
     assert model.engine is not None
     seen: list[Any] = []
 
-    def codes(prompts: Any, **options: Any) -> Tensor:
-        seen.append((prompts, options))
-        return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        seen.extend(tasks)
+        return [torch.tensor([1, 2, 3, 4] if isinstance(one, Codes) else [65]) for one in tasks]
 
-    monkeypatch.setattr(model.engine, "codes", codes)
-    monkeypatch.setattr(model.engine, "text", lambda prompts, **_: seen.append(prompts) or [[65]])
-    drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5)
+    def ids(document: Document) -> tuple[int, ...]:
+        return tuple(render(document, VOCABULARY, text).ids)
+
+    monkeypatch.setattr(model.engine, "write", write)
+    drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5, seed=3)
     assert drawn.tolist() == [[4, 3, 2, 1]]  # back from the language order
     request = draw("a ring", None)
-    assert seen[0][0] == [render(request, VOCABULARY, text).ids]
-    assert seen[0][1]["unconditional"] == [render(without_text(request), VOCABULARY, text).ids]
-    assert seen[0][1]["guidance_scale"] == 2.0
-    assert seen[0][1]["sampling"].method.k == 5
-    assert seen[0][1]["sampling"].temperature == 0.5
+    first = seen[0]
+    assert (first.prompt, first.unconditional) == (ids(request), ids(without_text(request)))
+    assert (first.guidance_scale, first.seed, first.source) == (2.0, 3, None)
+    assert first.sampling == Sampling(TopK(5), 0.5)
     source = torch.stack([image(10)])
     source[:, :, :8, :8] = image(20)[:, :8, :8]
     model.edit_codes(source, "make it red")
     request = edit([10, 10, 10, 20], "make it red", None)
-    assert seen[1][0] == [render(request, VOCABULARY, text).ids]
-    assert seen[1][1]["unconditional"] == [render(without_text(request), VOCABULARY, text).ids]
-    assert seen[1][1]["sampling"].temperature == 1.0
+    changed = seen[1]
+    assert (changed.prompt, changed.unconditional) == (ids(request), ids(without_text(request)))
+    assert (changed.sampling.temperature, changed.source) == (1.0, (10, 10, 10, 20))
     tuned = replace(model.settings, edit_temperature=0.25, edit_guidance_scale=1.5)
     monkeypatch.setattr(model, "settings", tuned)
     model.edit_codes(source, "make it red", guidance_scale=2.0)
-    assert (seen[2][1]["sampling"].temperature, seen[2][1]["guidance_scale"]) == (0.25, 2.0)
+    assert (seen[2].sampling.temperature, seen[2].guidance_scale) == (0.25, 2.0)
     model.draw_codes("a ring")
-    assert seen[3][1]["sampling"].temperature == 1.0
+    assert seen[3].sampling.temperature == 1.0
     model.ask(image(9), "how many?")
-    assert seen[4] == [render(ask([9] * 4, "how many?", None), VOCABULARY, text).ids]
+    assert seen[4] == Answer((ids(ask([9] * 4, "how many?", None)),))
 
 
 def test_words_come_first_where_the_release_says_so(
@@ -186,6 +188,84 @@ def test_words_come_first_where_the_release_says_so(
     assert model.engine is not None
     asked: list[list[int]] = []
     drawn: list[list[int]] = []
+
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        if isinstance(tasks[0], Codes):
+            drawn.extend(list(prompt) for task in tasks for prompt in task.prompts[:1])
+            return [torch.tensor([1, 2, 3, 4])] * len(tasks)
+        asked.extend(list(prompt) for task in tasks for prompt in task.prompts)
+        first = text.decode(list(tasks[0].prompts[0]))
+        verb = "change answer 1 0 to" if "redder" in first else "answer"
+        told = [f"{verb} {len(asked)} {task.seed}" for task in tasks]
+        return [torch.tensor(text.encode(one)) for one in told]
+
+    def ids(document: Document) -> list[int]:
+        return render(document, VOCABULARY, text).ids
+
+    monkeypatch.setattr(model.engine, "write", write)
+    monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
+    model.draw_codes("a ring", num=2, seed=5)
+    assert asked == [ids(plan("a ring", None))] * 2
+    # Each by its own seed, which is not that of its picture.
+    assert drawn == [ids(draw(f"answer 2 {plan_seed(seed)}", None)) for seed in (5, 6)]
+    asked.clear(), drawn.clear()
+    row = [9] * 4
+    model.edit_codes(image(9), "redder", seed=7)
+    change = plan(documents.to_change("answer 1 0", "redder"), None)
+    assert asked == [ids(describe(row, None)), ids(change)]
+    assert drawn == [ids(edit(row, documents.with_result("redder", f"2 {plan_seed(7)}"), None))]
+    asked.clear()
+    assert model.ask(image(9), "how many?") == "answer 2 0"
+    turns = ask(row, documents.DESCRIBE, "answer 1 0", [("how many?", None)])
+    assert asked == [ids(describe(row, None)), ids(turns)]
+    asked.clear()
+    assert len(model.ask_many(image(9), ["how many?", "which?"])) == 2
+    assert asked[0] == ids(describe(row, None))  # looked at once for both
+    assert len(asked) == 3
+    asked.clear()
+    model.settings = replace(model.settings, views=3)  # three views of a picture, one answer
+    assert model.describe(image(9)) == "answer 3 0"
+    assert asked == [ids(describe(row, None))] * 3
+    asked.clear()
+    model.ask(image(9), "how many?")
+    model.edit_codes(image(9), "redder", seed=7)
+    assert [asked.count(ids(describe(row, None))), len(asked)] == [6, 8]
+    asked.clear()
+    assert model.plan(["a ring", "a star"], seed=3) == [f"answer 2 {plan_seed(3)}"] * 2
+    model.draw_codes("a ring", plan=False)
+    assert drawn[-1] == ids(draw("a ring", None))
+    monkeypatch.setattr(model, "stage", "pretrain")
+    with pytest.raises(UserError, match="cannot plan"):
+        model.draw_codes("a ring")
+
+
+def test_lists_are_alike_in_any_order() -> None:
+    planned = "star top, ring left, white background"
+    assert likeness("ring left, star top, white background", planned) == 1
+    turned = likeness("star left, ring top, white background", planned)
+    other = likeness("two squares", planned)
+    assert 1 > turned > other
+
+
+def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
+    model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is read in the picture of each seed's attempts 0, 1 and 2.
+    readings = {
+        5: ["a ring", "", ""],
+        6: ["a", "red ring", "a red ring"],
+        7: ["a", "a big", "ring"],
+    }
+    plans = dict(
+        zip(map(plan_seed, readings), ["a ring", "a red ring", "a big red ring"], strict=True)
+    )
+    tries: list[list[int]] = []
+    shown = {
+        retry_seed(seed, attempt): (10 * seed + attempt, words)
+        for seed, all_words in readings.items()
+        for attempt, words in enumerate(all_words)
+    }
+    read = {code % 64: words for code, words in shown.values()}
 
     def written(task: Task) -> Tensor:
         if isinstance(task, Codes):
@@ -197,7 +277,7 @@ def test_words_come_first_where_the_release_says_so(
 
     def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
         if isinstance(tasks[0], Codes):
-            tries.append([task.seed for task in tasks])
+            tries.append([task.seed for task in tasks if isinstance(task, Codes)])
         return [written(task) for task in tasks]
 
     assert model.engine is not None
