@@ -6,6 +6,7 @@ import binascii
 import io
 import json
 import secrets
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
@@ -20,7 +21,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.generation.settings import Options
 from ddt_llama.generation.work import Program, R
 from ddt_llama.serving.errors import ApiError, ClientGone, of_validation, refusal
-from ddt_llama.serving.jobs import Preview
+from ddt_llama.serving.jobs import Job, Preview
 from ddt_llama.serving.schema import Chance
 from ddt_llama.serving.served import Served
 
@@ -103,7 +104,7 @@ async def finished(served: Served, request: Request, program: Program[R]) -> R:
     """
     job = served.worker.submit(program, deadline=request.state.deadline)
     try:
-        return await _unless_gone(request, asyncio.wrap_future(job.future))
+        return await _awaited(request, job, asyncio.wrap_future(job.future))
     finally:
         job.cancel()
 
@@ -131,7 +132,7 @@ async def streamed(
     )
     job.future.add_done_callback(put)
     try:
-        first = await _unless_gone(request, asyncio.ensure_future(events.get()))
+        first = await _awaited(request, job, asyncio.ensure_future(events.get()))
         begin = await told(_result(first))
     except BaseException:
         job.cancel()
@@ -145,7 +146,7 @@ async def streamed(
                     yield _sse(name, json.dumps(part))
                 if isinstance(event, Future):
                     break
-                event = await events.get()
+                event = await _awaited(request, job, asyncio.ensure_future(events.get()))
                 parts = await told(_result(event))
             yield b"data: [DONE]\n\n"
         except Exception as error:
@@ -167,14 +168,21 @@ def _sse(name: str, data: str) -> bytes:
     return f"{head}data: {data}\n\n".encode()
 
 
-async def _unless_gone(request: Request, wanted: "asyncio.Future[T]") -> T:
-    """Wait for `wanted`. Raises ClientGone where the client goes away first."""
+async def _awaited(request: Request, job: Job[Any], wanted: "asyncio.Future[T]") -> T:
+    """Wait for what a job gives, also where the worker is held up by something else.
+
+    Raises ClientGone where the client goes away first, and Late at the deadline.
+    """
     gone = asyncio.ensure_future(request.receive())  # after the body only a disconnect comes
+    left = job.deadline - time.monotonic()
     try:
-        await asyncio.wait({wanted, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not wanted.done():
+        await asyncio.wait({wanted, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if wanted.done():
+            return wanted.result()
+        if gone.done():
             raise ClientGone
-        return wanted.result()
+        job.give_up_late()
+        raise job.future.exception() or ClientGone
     finally:
         gone.cancel()
         wanted.cancel()

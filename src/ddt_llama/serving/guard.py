@@ -161,10 +161,9 @@ class Guard:
 
 def _check_local(headers: Headers) -> None:
     """Refuse what a page in a browser on this machine sends, whatever name it calls us by."""
-    named = urlsplit(f"//{headers.get('host', '')}")
-    origin = headers.get("origin")
+    called = [f"//{headers.get('host', '')}", *headers.getlist("origin")]
     try:
-        names = [named.hostname, *([urlsplit(origin).hostname] if origin else [])]
+        names = [urlsplit(one).hostname for one in called]
     except ValueError:  # a broken bracket
         names = [None]
     if not all(name in LOOPBACK for name in names):

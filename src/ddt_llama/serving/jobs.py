@@ -1,5 +1,6 @@
 """A request on its way through the worker: a program, how long it is wanted, who waits for it."""
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -56,6 +57,7 @@ class Job(Generic[R]):
     show: Callable[[Preview], None] | None = None
     future: "Future[R]" = field(default_factory=Future)
     arrived: float = field(default_factory=time.monotonic)
+    lock: Any = field(default_factory=threading.Lock)
     # The worker's own: what the program waits for, and since when.
     work: Work | None = None
     since: float = 0.0
@@ -70,11 +72,21 @@ class Job(Generic[R]):
         self.future.cancel()
 
     def finish(self, result: Any) -> None:
-        """Give the result to who waits."""
-        if self.future.set_running_or_notify_cancel():
+        """Give the result to who waits, unless there was one already."""
+        if self._settles():
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
-        """Give the error to who waits."""
-        if self.future.set_running_or_notify_cancel():
+        """Give the error to who waits, unless there was a result already."""
+        if self._settles():
             self.future.set_exception(error)
+
+    def give_up_late(self) -> None:
+        """Tell who waits that the deadline has passed."""
+        waited = time.monotonic() - self.arrived
+        self.fail(Late(f"not done after {waited:.1f} s, which is the limit"))
+
+    def _settles(self) -> bool:
+        """Return True to the first who asks, unless nobody waits any more."""
+        with self.lock:
+            return not self.future.done() and self.future.set_running_or_notify_cancel()

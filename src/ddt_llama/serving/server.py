@@ -22,16 +22,20 @@ def listener(host: str, port: int) -> socket.socket:
 
     Raises UserError where that cannot be.
     """
+    if not 0 <= port < 65536:
+        raise UserError(f"port: given {port}, allowed are 0 (any that is free) to 65535")
+    bound = None
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = found[0]
         bound = socket.socket(family, kind, protocol)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        if bound is not None:
+            bound.close()
         raise UserError(
-            f"{host} port {port}: {reason}; give another --port (0: any) or --host"
+            f"{host} port {port}: {error.strerror}; give another --port (0: any) or --host"
         ) from None
     return bound
 

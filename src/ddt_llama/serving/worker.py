@@ -143,9 +143,8 @@ class Worker:
             for job in gone:
                 (self._active if job in self._active else self._waiting).remove(job)
         for job in gone:
-            done = "client" if job.future.cancelled() else "shutdown"
-            self.metrics.given_up.labels(done if job.future.done() else "deadline").inc()
-            job.fail(Late(f"not done after {now - job.arrived:.1f} s, which is the limit"))
+            job.give_up_late()  # unless it has ended already
+            self.metrics.given_up.labels(_reason(job)).inc()
             self._leave(job)
             job.program.close()
 
@@ -323,6 +322,13 @@ class Worker:
         begun = time.perf_counter()
         yield
         self.metrics.work.labels(kind).inc(time.perf_counter() - begun)
+
+
+def _reason(job: Job[Any]) -> str:
+    """Say why a job that has ended was not finished."""
+    if job.future.cancelled():
+        return "client"
+    return "deadline" if isinstance(job.future.exception(), Late) else "shutdown"
 
 
 def _task(job: Job[Any], place: int) -> Task:
