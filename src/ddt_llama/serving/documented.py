@@ -23,6 +23,12 @@ STATUSES: Mapping[int, str] = {
     503: "The server is shutting down.",
     504: "Not done before the deadline.",
 }
+EVENT = {
+    "type": "object",
+    "description": "One event; `data` is JSON, of the last event of all [DONE].",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}},
+    "required": ["data"],
+}
 ASKING = (401, 403, 500)  # what every address but those of health may answer
 
 
@@ -30,8 +36,7 @@ def answers(kind: type[BaseModel], *, stream: bool = False, asks: bool = True) -
     """Return FastAPI's `responses` of a route that answers with `kind`, or refuses."""
     found: dict[Any, Any] = {200: {"model": kind}}
     if stream:
-        events = {"schema": {"type": "string"}, "example": "event: ...\ndata: {...}\n\n"}
-        found[200]["content"] = {"text/event-stream": events}
+        found[200]["content"] = {"text/event-stream": {"schema": EVENT}}
     for status, told in STATUSES.items():
         if asks or status in ASKING:
             found[status] = {"model": Error, "description": told}
