@@ -9,6 +9,7 @@ import contextlib
 import multiprocessing
 import queue
 import signal
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from typing import Any
@@ -82,6 +83,7 @@ class Opener:
 def answer_requests(connection: Connection, size: int, max_pixels: int) -> None:
     """Open what comes through the connection until it is closed: the life of a process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which drains
+    warnings.simplefilter("ignore")  # Pillow's, of odd pictures: no lines of this server's log
     with contextlib.suppress(EOFError, OSError):
         while True:
             connection.send_bytes(opened(connection.recv_bytes(), size, max_pixels))
