@@ -31,6 +31,7 @@ from ddt_llama.serving.metrics import Metrics
 PATIENCE = 0.03  # seconds that pictures wait for others while tokens are being written
 TOGETHER = 8  # pictures that wait for no more
 GATHERED = 4  # steps between two readings of new prompts while few rows are free
+LIKE = 1.25  # times the length of the shortest of the prompts that are read together
 PREVIEW_STEPS = 4  # denoising steps of a partial image
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 log = logging.getLogger(__name__)
@@ -212,12 +213,13 @@ class Worker:
             return
         tasks = [job.work.tasks[place] for job, place in waiting if isinstance(job.work, Write)]
         fit = self._batch.fitting(tasks)
-        with self._timed("read"):
-            tickets = self._batch.join(tasks[:fit])
-        for ticket, (job, place) in zip(tickets, waiting, strict=False):
-            self._tickets[ticket] = job, place
-            job.unbegun.remove(place)
-            job.begun[ticket] = self._steps
+        for alike in _of_like_length(tasks[:fit]):
+            with self._timed("read"):
+                tickets = self._batch.join([tasks[index] for index in alike])
+            for ticket, index in zip(tickets, alike, strict=True):
+                job, place = self._tickets[ticket] = waiting[index]
+                job.unbegun.remove(place)
+                job.begun[ticket] = self._steps
         self._joined = self._steps
 
     def _step(self) -> None:
@@ -322,6 +324,21 @@ class Worker:
         begun = time.perf_counter()
         yield
         self.metrics.work.labels(kind).inc(time.perf_counter() - begun)
+
+
+def _of_like_length(tasks: Sequence[Task]) -> list[list[int]]:
+    """Return the places of tasks, those together whose prompts are about as long.
+
+    Prompts that are read together are padded to the longest of them.
+    """
+    lengths = [max(map(len, task.prompts)) for task in tasks]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(tasks)), key=lengths.__getitem__):
+        if groups and lengths[index] <= LIKE * lengths[groups[-1][0]]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return groups
 
 
 def _reason(job: Job[Any]) -> str:
