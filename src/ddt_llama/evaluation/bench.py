@@ -27,7 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.intervals import Figure, proportion
 from ddt_llama.evaluation.result import watch
-from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
 from ddt_llama.language import batches, documents
@@ -158,8 +158,13 @@ def _bench_batch(model: Model, size: int, rounds: int) -> dict[str, Figure]:
     seeds = list(range(size))
     engine = model.engine or Engine(decoder_of(model.language), vocabulary, text.size)
 
+    tasks = [
+        Codes(tuple(prompt), tuple(twin), SCALE, seed=seed)
+        for prompt, twin, seed in zip(prompts, twins, seeds, strict=True)
+    ]
+
     def fast() -> Tensor:
-        return engine.codes(prompts, unconditional=twins, guidance_scale=SCALE, seeds=seeds)
+        return torch.stack(engine.write(tasks))
 
     def plain() -> Tensor:
         return plain_codes(model, prompts, twins, SCALE, seeds)

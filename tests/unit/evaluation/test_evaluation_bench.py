@@ -11,6 +11,7 @@ from torch import Tensor
 from ddt_llama.config import UserError
 from ddt_llama.evaluation.bench import PROMPTS, bench_documents, bench_draw, counted, plain_codes
 from ddt_llama.generation import Model
+from ddt_llama.generation.engine import Codes
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
@@ -47,8 +48,8 @@ def test_the_plain_loop_draws_what_the_engine_draws(model: Model) -> None:
     prompts: Sequence[list[int]] = [[256, 5, 9, 259], [256, 7, 259]]
     twins = [[256, 259]] * 2
     slow = plain_codes(model, prompts, twins, 2.0, [4, 5])
-    fast = model.engine.codes(prompts, unconditional=twins, guidance_scale=2.0, seeds=[4, 5])
-    assert torch.equal(slow, fast)
+    tasks = [Codes(tuple(p), (256, 259), 2.0, seed=4 + i) for i, p in enumerate(prompts)]
+    assert torch.equal(slow, torch.stack(model.engine.write(tasks)))
     assert not torch.equal(slow, plain_codes(model, prompts, twins, 2.0, [4, 6]))
 
 
