@@ -28,6 +28,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "train": teach.train,
     "report": teach.report,
     "publish": teach.publish,
+    "export": teach.export,
     "encode": measure.encode,
     "evaluate": measure.evaluate,
     "compare": measure.compare,
