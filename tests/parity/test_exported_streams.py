@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ddt_llama
-from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.engine import Answer, Codes, Engine, decoder_of
 from ddt_llama.generation.sampling import GREEDY
 from ddt_llama.language import TextTokenizer, Vocabulary, documents, plain, render
 from ddt_llama.language.backbone import Language
@@ -57,10 +57,9 @@ def drawn(engine: Engine, text: TextTokenizer, scale: float) -> Tensor:
     """Draw by our engine what `WORDS` say."""
     asked = [documents.draw(words, None) for words in WORDS]
     empty = documents.without_text(asked[0])
-    rows = [render(one, engine.vocabulary, text).ids for one in asked]
-    twin = render(empty, engine.vocabulary, text).ids
-    options: Any = {"guidance_scale": scale, "sampling": GREEDY, "seeds": [0] * len(rows)}
-    return engine.codes(rows, unconditional=[twin] * len(rows), **options)
+    twin = tuple(render(empty, engine.vocabulary, text).ids)
+    rows = [tuple(render(one, engine.vocabulary, text).ids) for one in asked]
+    return torch.stack(engine.write([Codes(row, twin, scale, GREEDY) for row in rows]))
 
 
 PROMPTS = [f" USER: {words} ASSISTANT:<|begin_image|>" for words in WORDS]
@@ -108,8 +107,8 @@ def test_nano_edits_the_same(nano: Exported, ours: Any, shown: tuple[list[int], 
     codes, image = shown
     told = "add a small red star at the top left"
     asked = render(documents.edit(codes, told, None), ours.vocabulary, ours.text)
-    options: Any = {"sampling": GREEDY, "seeds": [0]}
-    expected = ours.engine.codes([asked.ids], sources=[codes], **options)[0].tolist()
+    task = Codes(tuple(asked.ids), sampling=GREEDY, source=tuple(codes))
+    expected = ours.engine.write([task])[0].tolist()
     prompt = f" USER: {told}{image} ASSISTANT:<|begin_image|>"
     written = nano.write([prompt], len(codes), range(nano.first - 1))[0] - nano.first
     pairs = list(zip(written.tolist(), codes, strict=True))
@@ -124,7 +123,8 @@ def test_nano_answers_the_same(nano: Exported, ours: Any, shown: tuple[list[int]
         render(documents.ask(codes, question, None), ours.vocabulary, ours.text).ids
         for question in questions
     ]
-    answers = [f" {ours.text.decode(ids)}" for ids in ours.engine.text(rows)]
+    written = ours.engine.write([Answer((tuple(row),)) for row in rows])
+    answers = [f" {ours.text.decode(ids.tolist())}" for ids in written]
     prompts = [f" USER:{image} {question} ASSISTANT:" for question in questions]
     told = nano.write(prompts, 96, range(0))
     assert nano.tokenizer.batch_decode(told, skip_special_tokens=True) == answers

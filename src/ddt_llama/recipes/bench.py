@@ -17,14 +17,16 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.race import ROUNDS, Race, run
 from ddt_llama.generation.model import Model
 from ddt_llama.language import batches, documents
-from ddt_llama.recipes.formulas import document_flops, timestep_learning_flops
-from ddt_llama.tokenizer import TimestepTokenizer
+from ddt_llama.recipes.formulas import document_flops
+from ddt_llama.recipes.named import recipe_named
+from ddt_llama.shapes.render import render
+from ddt_llama.shapes.scene import sample_scene
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.optim import OptimConfig, Optimizer
-from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConfig
 
 SIDE = 2048  # of the matrices whose product is the measure
 ROWS = 32  # documents, or pictures, of a step
+TOKENIZER = "nano_tokenizer"  # whose training is timed
 PREFIX = "bench."
 QUICK = (1, 8)  # batches of a quick run
 
@@ -76,13 +78,13 @@ def learning_language(model: Model, rounds: int) -> dict[str, Figure]:
 
 
 def learning_pictures(model: Model, rounds: int) -> dict[str, Figure]:
-    """Time a step of a timestep tokenizer on 32 scenes: `train.tokenizer.vs_products`."""
-    if not isinstance(model.tokenizer, TimestepTokenizer):
-        return {}
-    tokenizer = copy.deepcopy(model.tokenizer).train().requires_grad_(True)
-    images, config = bench.scenes(model)[:ROWS], TimestepObjectiveConfig()
-    step = _step(tokenizer, TimestepObjective(config, images[:2]), images)
-    flops = len(images) * timestep_learning_flops(tokenizer, config.draws, keep_codes=False)
+    """Time a step of the recipe nano_tokenizer on 32 scenes: `train.tokenizer.vs_products`."""
+    recipe: Any = recipe_named(TOKENIZER)
+    tokenizer = recipe.build(begins=True).to(model.device).train()
+    drawn = [sample_scene(1, index) for index in range(ROWS)]
+    images = render(drawn, recipe.tokenizer.image_size, model.device)
+    step = _step(tokenizer, recipe.loss(images[:2]), images)
+    flops = len(images) * recipe.learning_flops(tokenizer)
     return _against_products("train.tokenizer", step, flops, model.device, rounds)
 
 
@@ -144,7 +146,7 @@ MEANING = (
     ("vs_all_steps", "times as fast as one step of decoding a token"),
     ("db_less", "dB of PSNR below that"),
     ("vs_each_step", "times as fast as running the token stream at every step"),
-    ("vs_bare", "of the speed of the encoder's network alone"),
+    ("vs_bare", "of the speed of the bare forward pass, pixels at hand"),
     ("vs_laid_out", "times as fast as laying documents out with their codes"),
     ("vs_products", "of the speed of its matrix products alone"),
     ("same_codes", "of codes are those of the plain way"),
