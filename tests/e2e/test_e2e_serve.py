@@ -17,7 +17,6 @@ from typing import Any
 import openai
 import PIL.Image
 import pytest
-from tiny_pipeline import Pipeline
 
 import ddt_llama
 from ddt_llama.cli import main
@@ -109,9 +108,7 @@ def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return said
 
 
-def test_mistakes_are_one_line(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, pipeline: Pipeline
-) -> None:
+def test_mistakes_are_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with listener("127.0.0.1", 0) as bound:
         bound.listen()
         port = str(bound.getsockname()[1])
@@ -121,7 +118,7 @@ def test_mistakes_are_one_line(
     keys.write_text(KEY)
     keys.chmod(0o644)
     assert "chmod o-rwx" in refused(capsys, "nano", "--api-key-file", str(keys))
-    tokenizer = str(pipeline.tokenizer)
+    tokenizer = str(ROOT / "weights" / "nano-ordered")
     assert "without a language model" in refused(capsys, tokenizer, "--port", "0")
     assert "rows: given 1, this model needs" in refused(
         capsys, "nano", "--port", "0", "--rows", "1"

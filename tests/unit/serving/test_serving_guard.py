@@ -1,5 +1,6 @@
 """Who may come in, with how much, for how long; and what the server tells of it."""
 
+import contextlib
 import http.client
 import json
 import logging
@@ -134,6 +135,7 @@ def test_pages_in_a_browser_are_kept_out_of_a_local_server(
 ) -> None:
     answer = local.send("/v1/models", headers=headers)
     assert answer.status == status
+    assert not any(name.lower().startswith("access-control") for name in answer.headers)
     if status == 403:
         assert answer.error["code"] == "not_local"
 
@@ -177,6 +179,17 @@ def test_a_body_that_comes_too_slowly_is_refused(local: Running) -> None:
         answer.begin()
         assert answer.status == 408
         assert json.loads(answer.read())["error"]["code"] == "body_too_slow"
+
+
+def test_only_so_many_bodies_are_read_at_once(local: Running) -> None:
+    head = f"POST {IMAGES} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            slow = socket.create_connection(("127.0.0.1", local.port), timeout=20)
+            stack.enter_context(slow)
+            slow.sendall(f"{head}Content-Length: 50\r\n\r\n{{".encode())
+        until(lambda: local.send(IMAGES, {}).status == 429)
+    until(lambda: local.send(IMAGES, {}).status == 400)
 
 
 def test_one_too_many_is_told_when_to_come_again(local: Running) -> None:
