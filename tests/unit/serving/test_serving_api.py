@@ -7,12 +7,17 @@ from typing import Any
 import openai
 import PIL.Image
 import pytest
-from tiny_model import TOKENS, tiny_model
+from tiny_model import TOKENS, cut_answers_short, tiny_model
 from tiny_server import Running, data_url, picture_of, png, running
 
 from ddt_llama.generation import Model, Settings
 from ddt_llama.serving.documented import BODIES
 from ddt_llama.serving.schema import Chat, EditJson, Generation
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_answers_short(monkeypatch)
 
 
 @pytest.fixture(scope="module")

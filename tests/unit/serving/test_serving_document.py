@@ -10,11 +10,17 @@ import schemathesis
 from hypothesis import HealthCheck, given, settings
 from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
+from tiny_model import cut_answers_short
 from tiny_server import Running, running
 
 # What no schema can say (tokens of a prompt, a picture behind base64) is refused with 400.
 UNKNOWABLE = "positive_data_acceptance"
 PATHS = ("/v1/images/generations", "/v1/images/edits", "/v1/chat/completions")
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_answers_short(monkeypatch)
 
 
 @pytest.fixture(scope="module")

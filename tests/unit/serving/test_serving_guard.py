@@ -16,7 +16,7 @@ from typing import Any
 
 import openai
 import pytest
-from tiny_model import SIZE, tiny_model
+from tiny_model import SIZE, cut_answers_short, tiny_model
 from tiny_server import KEY, Running, data_url, keyed, picture_of, png, running, until
 
 from ddt_llama.config import UserError
@@ -28,6 +28,11 @@ from ddt_llama.serving.server import listener
 
 IMAGES, EDITS = "/v1/images/generations", "/v1/images/edits"
 RING = {"prompt": "a ring", "seed": 1}
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_answers_short(monkeypatch)
 
 
 @pytest.fixture(scope="module")

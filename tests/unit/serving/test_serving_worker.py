@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_model import SIZE, TOKENS, Cells, tiny_model
+from tiny_model import SIZE, TOKENS, Cells, cut_answers_short, tiny_model
 from torch import Tensor
 
 from ddt_llama.config import UserError
@@ -20,6 +20,11 @@ from ddt_llama.serving.metrics import Metrics
 from ddt_llama.serving.worker import Worker
 
 PLANNING = Settings(plan=True, edit_plan=True, look=True, views=3, tries=3, steps=2)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_answers_short(monkeypatch)
 
 
 @pytest.fixture

@@ -1,12 +1,15 @@
 """A model that serves in milliseconds: cells for a tokenizer, an untrained language model."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from ddt_llama.generation import Model, Settings
+from ddt_llama.generation import Model, Settings, programs
+from ddt_llama.generation.engine import Answer
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
@@ -62,6 +65,11 @@ class Cells(StandIn):
     def from_language(self, codes: Tensor) -> Tensor:
         """Reverse the columns."""
         return codes.flip(1)
+
+
+def cut_answers_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let answers be of 12 tokens at most: an untrained model never ends one."""
+    monkeypatch.setattr(programs, "Answer", functools.partial(Answer, most=12))
 
 
 def tiny_model(settings: Settings | None = None, **changes: Any) -> Model:
