@@ -20,7 +20,7 @@ from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts
 from ddt_llama.tokenizer import Tokenizer
 
 SHOWN = 8
-SCORED = ShapesSuite(prompts=8, images=1, edits=36, questions=60, seed=0)
+SCORED = ShapesSuite(prompts=8, images=1, edits=36, questions=60, seed=0, use="tuning")
 
 
 class DrawingSamples:
@@ -60,7 +60,7 @@ class DrawingSamples:
             return self._scores(model) if SHAPES in self.recipe.data.paths else {}
 
     def _scores(self, model: Model) -> Mapping[str, float]:
-        found = dict(SCORED.drawing(model, "tuning"))
+        found = dict(SCORED.drawing(model))
         if self.recipe.stage == "instruct":
             found |= SCORED.editing(model) | SCORED.asking(model)
         wanted = ("overall", "edit.both", "questions", "readable")
