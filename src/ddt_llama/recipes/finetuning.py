@@ -52,10 +52,10 @@ def guidance_free() -> LanguageRecipe:
         text_weight=3.0,
         alignment=AlignmentConfig(),
         train=TrainConfig(
-            steps=400,
+            steps=100,
             batch=32,
             ema=0.98,
-            sample_every=200,
+            sample_every=100,
             prefetch=1,
             optim=OptimConfig(lr=1e-4, betas=(0.9, 0.99), warmup=20, decay_share=0.5),
         ),
