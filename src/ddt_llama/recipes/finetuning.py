@@ -52,12 +52,12 @@ def guidance_free() -> LanguageRecipe:
         text_weight=3.0,
         alignment=AlignmentConfig(),
         train=TrainConfig(
-            steps=100,
+            steps=60,
             batch=32,
-            ema=0.98,
-            sample_every=100,
+            ema=0.95,
+            sample_every=60,
             prefetch=1,
-            optim=OptimConfig(lr=1e-4, betas=(0.9, 0.99), warmup=20, decay_share=0.5),
+            optim=OptimConfig(lr=3e-5, betas=(0.9, 0.99), warmup=10, decay_share=0.5),
         ),
         data=DataConfig(seed=3, scenes=200_000, grid=8, in_words=True, repeats=0.125),
     )

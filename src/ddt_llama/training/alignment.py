@@ -44,7 +44,7 @@ class AlignmentConfig:
     """
 
     beta: float = 0.1
-    weight: float = 3.0
+    weight: float = 1.0
     kinds: tuple[Literal["draw", "edit"], ...] = ("draw", "edit")
 
     def __post_init__(self) -> None:
