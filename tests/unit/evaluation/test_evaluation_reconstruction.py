@@ -38,6 +38,7 @@ class Memory:
     codebook_size = 8
     image_size = SIZE
     refines = prefixes = True
+    renders = False
 
     def __init__(self) -> None:
         self.seen: dict[bytes, int] = {}

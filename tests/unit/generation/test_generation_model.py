@@ -46,6 +46,7 @@ class QuarterTokenizer:
     codebook_size = 64
     image_size = SIZE
     refines = prefixes = True
+    renders = False
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
