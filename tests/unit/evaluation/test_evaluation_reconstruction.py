@@ -183,7 +183,7 @@ def test_batches_cover_everything_once() -> None:
     ("changes", "message"),
     [
         ({"scenes": 0}, "scenes: given 0"),
-        ({"steps": (0,)}, "steps are"),
+        ({"steps": (-1,)}, "steps are"),
         ({"steps": ()}, "steps are"),
     ],
 )
