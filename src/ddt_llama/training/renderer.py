@@ -52,9 +52,7 @@ class RendererObjective:
     ) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """Return the loss of one batch; what is hidden comes from `step_seed`."""
         patches = model.to_patches(images)
-        # In bf16 near codes tie: these are the codes of use.
-        with torch.autocast(images.device.type, enabled=False):
-            codes = model.encode_patches(patches)
+        codes = model.encode_patches(patches)
         generator = Generator().manual_seed(step_seed)
         hides = torch.rand(len(images), generator=generator) < self.config.hide_fine
         first = torch.randint(model.num_tokens, (len(images),), generator=generator) * hides
