@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_pipeline import LANGUAGE, Pipeline
+from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline
 
 import ddt_llama
 from ddt_llama.cli import main
@@ -132,10 +132,17 @@ def test_published_it_is_small_and_the_settings_of_the_language_model_stay(
     assert model.vocabulary is not None
 
 
-def test_a_tokenizer_alone_gets_one_too(pipeline: Pipeline, tmp_path: Path) -> None:
-    assert train(pipeline.tokenizer, tmp_path / "run") == 0
-    assert not (tmp_path / "run" / "release" / "language").exists()
-    assert ddt_llama.load(tmp_path / "run").tokenizer.renders
+def test_a_tokenizer_alone_gets_one_and_loses_it_where_it_learns_on(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    run, on = tmp_path / "run", tmp_path / "on"
+    assert train(pipeline.tokenizer, run) == 0
+    assert not (run / "release" / "language").exists()
+    assert ddt_llama.load(run).tokenizer.renders
+    rounded = ["--objective.round-from", "0", "--objective.round-until", "1", "--steps", "1"]
+    command = ["train", "nano_tokenizer", "--start", str(run), *TOKENIZER, *rounded]
+    assert main([*command, "--out", str(on)]) == 0
+    assert not ddt_llama.load(on).tokenizer.renders
 
 
 def test_a_start_without_timesteps_is_refused(

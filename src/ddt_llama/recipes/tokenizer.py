@@ -50,11 +50,11 @@ class TokenizerRecipe:
 
     `start`: a run or release (or "nano") whose tokenizer of the same shape training goes on from;
     its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1. It may be
-    smaller than the recipe's: the codes it lacks come from the first batches.
-    `keep_codes` trains the decoder alone, so that a language model trained on the codes of `start`
-    goes on speaking them. `image_stream` is the `transformer` folder of a local diffusers SD3
-    checkpoint, from which the decoder's image stream starts (Selftok); SD3 answers a velocity, so
-    it goes with `tokenizer.prediction` "velocity".
+    smaller than the recipe's: the codes it lacks come from the first batches. Its renderer, if it
+    has one, stays behind. `keep_codes` trains the decoder alone, so that a language model trained
+    on the codes of `start` goes on speaking them. `image_stream` is the `transformer` folder of a
+    local diffusers SD3 checkpoint, from which the decoder's image stream starts (Selftok); SD3
+    answers a velocity, so it goes with `tokenizer.prediction` "velocity".
     """
 
     rival: ClassVar[None] = None  # others are compared with it
