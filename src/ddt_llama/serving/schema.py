@@ -42,7 +42,7 @@ class Chance(Given):
     steps: int | None = Field(
         None,
         ge=0,
-        description="Denoising steps; the server has a limit. 0 is the renderer of a model with one.",
+        description="Denoising steps; the server has a limit. 0 is the renderer, if there is one.",
     )
     temperature: float | None = Field(
         None, ge=0, description="Below 1 safer, above 1 more varied pictures. Not of text."
