@@ -10,6 +10,8 @@ from tiny_pipeline import LANGUAGE, TOKENIZER, Pipeline
 import ddt_llama
 from ddt_llama.cli import main
 from ddt_llama.config import load_json
+from ddt_llama.evaluation.bench import decoding, scenes
+from ddt_llama.evaluation.metrics import psnr
 
 PLAIN = ["--train.batch=4", "--train.prefetch=0", "--train.tensorboard=false"]
 RENDERER = Path("tokenizer", "renderer.safetensors")
@@ -70,6 +72,21 @@ def test_the_model_draws_and_rebuilds_by_it(
     assert main(["evaluate", str(rendered), *suite, "--json", str(file)]) == 0
     figures = load_json(file)
     assert figures["reconstruction.psnr.0"] != figures["reconstruction.psnr.1"]
+
+
+def test_the_bench_takes_it_for_the_fast_way(rendered: Path) -> None:
+    model = ddt_llama.load(rendered)
+    figures = decoding(model, 1)
+    for what in ("vs_all_steps", "db_less"):
+        assert figures[f"decode.fast.{what}"] == figures[f"decode.renderer.{what}"]
+    images = scenes(model)
+    codes, most = model.encode(images), model.tokenizer.num_tokens
+    few, all_steps = (
+        psnr(model.decode(codes, range(len(codes)), steps), images).mean() for steps in (0, most)
+    )
+    assert figures["decode.renderer.db_less"].value == pytest.approx(
+        float(all_steps - few), abs=1e-4
+    )
 
 
 def test_without_one_it_says_how_to_get_one(
