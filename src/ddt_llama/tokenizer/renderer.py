@@ -39,5 +39,5 @@ class Renderer(nn.Module):
     ) -> Float[Tensor, "b n p"]:
         """Return the picture of these tokens, as patches."""
         canvas = self.canvas.expand(len(values), -1, -1)
-        t = self.canvas.new_ones(len(values))
+        t = self.canvas.new_ones(1)  # one for all: products of few rows depend on how many
         return self.decoder(canvas, t, self.decoder.read(values, visible), visible)
