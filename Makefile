@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+WORKERS ?= 2
 
 .PHONY: setup demo test lint check
 
@@ -17,9 +18,9 @@ $(READY): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ddt demo $(ARGS)
 
-# make test ARGS="tests/unit -x"
+# make test ARGS="tests/unit -x"; a file's tests stay in one of the two processes, each on a thread
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

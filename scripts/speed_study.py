@@ -2,7 +2,7 @@
 
 Each fast path and the plain way that its test compares it with, in turns in one process, forward
 and backward where it is trained. Writes metrics.json: seconds of both and their ratio, medians over
-the rounds with lowest and highest. (Drawing has a suite of its own: `ddt evaluate --suite speed`.)
+the rounds with lowest and highest. (Drawing is timed by `ddt bench`.)
 
     python scripts/speed_study.py --out experiments/0011-speed
 """

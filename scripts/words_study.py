@@ -24,7 +24,6 @@ from ddt_llama.config import save_json
 from ddt_llama.evaluation.intervals import flat, proportion
 from ddt_llama.generation import Model, load
 from ddt_llama.generation.tries import likeness
-from ddt_llama.generation.writer import Writer
 from ddt_llama.language import documents
 from ddt_llama.shapes.captions import description, plan_of_edit
 from ddt_llama.shapes.edits import EDIT_KINDS, edit
@@ -36,7 +35,6 @@ from ddt_llama.shapes.verify import read
 from ddt_llama.shapes.words import ZONES, zone
 
 SEED = 0x70E5_5EED_0000  # of scenes on which nothing is trained
-BATCH = 32
 MIDDLES = (0.2, 0.5, 0.8)  # of the columns and rows of ZONES
 OBJECT = re.compile(r"(\w+) (\w+) (\w+) ([a-z ]+)")
 Outcomes = dict[str, list[bool]]
@@ -78,10 +76,7 @@ def alike(scene: Scene | None, other: Scene | None) -> bool:
 
 def answers(model: Model, requests: list[documents.Document]) -> list[str]:
     """Return the most likely answer to each request for text."""
-    assert model.engine is not None
-    assert model.vocabulary is not None
-    assert model.text is not None
-    return Writer(model.engine, model.vocabulary, model.text, BATCH).texts(requests)
+    return model.run(model.programs.texts(requests))
 
 
 def drawing(model: Model, prompts: int, tries: tuple[int, ...]) -> Outcomes:

@@ -87,4 +87,4 @@ def test_abilities_are_asked_for_by_name() -> None:
         if isinstance(node, ast.Attribute) and node.attr in ("refines", "prefixes")
     }
     probes = {f"probes/{name}.py" for name in ("levels", "prefix", "sources", "swap", "variants")}
-    assert users == {"evaluation/reconstruction.py", *probes}
+    assert users == {"evaluation/bench.py", "evaluation/reconstruction.py", *probes}

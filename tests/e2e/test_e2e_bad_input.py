@@ -129,6 +129,12 @@ TYPED = {
     ),
     "a probe of text without text": ("probe synergy {tokenizer} --out {out}", "needs text"),
     "another one": ("probe scaling {model} {tokenizer} --out {out}", "needs text"),
+    "a tokenizer for other programs": ("export {tokenizer} {out}", "give a model with one"),
+    "exporting into a folder of other things": (
+        "export {model} {pictures}",
+        "exists and is no exported model",
+    ),
+    "a format of no program": ("export {model} {out} --format gguf", "--format"),
     "nothing to compare": ("compare --out {out}", "no model was given"),
     "comparing into a folder of other things": (
         "compare {model} --out {pictures}",
@@ -341,6 +347,7 @@ def test_a_place_that_refuses(
         ["train", "nano_tokenizer", "--out", bench.path("run"), *TOKENIZER],
         ["demo", "--model", bench.model, "--out", bench.path("demo")],
         ["publish", bench.model, bench.path("mine")],
+        ["export", bench.model, bench.path("plain")],
         ["report", bench.path("pictures")],
         ["probe", "swap", bench.model, "--out", bench.path("probe")],
         ["compare", bench.model, "--out", bench.path("side-by-side")],

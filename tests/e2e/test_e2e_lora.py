@@ -75,6 +75,15 @@ def test_merged_or_beside_the_model_it_draws_the_same_without_peft(
         assert torch.equal(one.language(ids).logits, other.language(ids).logits)
 
 
+def test_an_adapter_is_exported_merged(pipeline: Pipeline, run: Path, tmp_path: Path) -> None:
+    place = tmp_path / "plain"
+    fields = ["--adapter", str(run), "--dtype", "float32"]
+    assert main(["export", str(pipeline.instruct), str(place), *fields]) == 0
+    opened = AutoModelForCausalLM.from_pretrained(place).state_dict()
+    for name, weight in ddt_llama.load(run).language.state_dict().items():
+        assert torch.equal(opened[name], weight)
+
+
 def test_only_what_is_aimed_at_has_changed(pipeline: Pipeline, run: Path) -> None:
     before, after = weights(pipeline.instruct, "language"), weights(run, "language")
     assert before.keys() == after.keys()

@@ -155,14 +155,32 @@ def test_evaluate_and_report(pipeline: Pipeline, tmp_path: Path) -> None:
     assert "step-00000003.png" in (pipeline.instruct / "report.html").read_text()
 
 
-def test_speed_is_measured_inside_and_outside_a_process(pipeline: Pipeline, tmp_path: Path) -> None:
-    file = tmp_path / "speed.json"
-    command = ["evaluate", str(pipeline.instruct), "--suite", "speed", "--json", str(file)]
-    assert main([*command, "--batches", "1", "--rounds", "1"]) == 0
+def test_every_line_of_the_bench_is_measured(
+    pipeline: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bench.json"
+    assert main(["bench", str(pipeline.instruct), "--quick", "--json", str(file)]) == 0
     figures = json.loads(file.read_text())
-    assert figures["draw.ratio.1"] > 0
-    assert figures["draw.process_seconds"] > figures["draw.image_seconds.1"]
-    assert figures["render.images_per_second"] > 100
+    for name in (
+        "draw.b1.vs_plain",
+        "draw.b8.vs_plain",
+        "draw.b8.vs_transformers",
+        "decode.fast.vs_all_steps",
+        "decode.kept_tokens.vs_each_step",
+        "encode.vs_bare",
+        "token.b1.vs_bandwidth",
+        "prefill.b8.vs_bandwidth",
+        "documents.late_codes.vs_laid_out",
+        "train.language.vs_products",
+        "train.tokenizer.vs_products",
+    ):
+        assert figures[f"bench.{name}"] > 0
+    assert figures["bench.draw.b1.same_codes"] == 1
+    assert figures["bench.draw.command.seconds"] > figures["bench.draw.b1.seconds"]
+    assert figures["bench.render.images_per_second"] > 100
+    assert "times as fast as two full forwards a token" in capsys.readouterr().out
+    assert main(["bench", str(pipeline.tokenizer), "--quick"]) == 2
+    assert "no language model" in capsys.readouterr().err
 
 
 def test_evaluate_on_pictures(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from ddt_llama.generation.engine import Engine, decoder_of
+from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder, obstacle
+from ddt_llama.generation.rows import Rows
 from ddt_llama.generation.sampling import Sampling, TopK, choose, uniforms
 from ddt_llama.language.vocabulary import Vocabulary
 
@@ -104,23 +105,33 @@ def test_the_fast_path_is_taken_where_it_is_right(backbone: tuple[str, Any]) -> 
     assert (obstacle(model.config.to_dict()) is None) == (name in LEAN)
 
 
-def test_logits_of_padded_cached_rows_equal_full_forwards(backbone: tuple[str, Any]) -> None:
+def test_logits_of_rows_that_come_and_go_equal_full_forwards(backbone: tuple[str, Any]) -> None:
     _, model = backbone
     everything = slice(0, VOCABULARY.size)
-    written = torch.randint(0, VOCABULARY.size, (len(PROMPTS), 5), generator=torch.manual_seed(1))
-    length = max(map(len, PROMPTS))
-    padding = torch.tensor([length - len(prompt) for prompt in PROMPTS])
-    ids = torch.tensor([[97] * (length - len(p)) + p for p in PROMPTS])
+    written = torch.randint(0, VOCABULARY.size, (5, 8), generator=torch.manual_seed(1)).tolist()
     for decoder in (decoder_of(model), GenericDecoder(model)):
+        texts = [[*prompt] for prompt in PROMPTS]
         with torch.inference_mode():
-            rows = torch.arange(len(PROMPTS))
-            logits, cache = decoder.prefill(ids, padding, rows, length + 5, everything)
-            for step in range(6):
-                for row, prompt in enumerate(PROMPTS):
-                    expected = full_logits(model, prompt + written[row, :step].tolist())
-                    torch.testing.assert_close(logits[row], expected, atol=1e-4, rtol=1e-4)
-                if step < 5:
-                    logits = decoder.step(written[:, step], cache, everything)
+            length = max(map(len, texts))
+            ids = torch.tensor([row + [97] * (length - len(row)) for row in texts])
+            prompts = decoder.read(ids, [len(row) for row in texts])
+            rows = Rows(5, 20, torch.device("cpu"))
+            rows.put(prompts, range(4))
+            states = prompts.states
+            for step in range(8):
+                assert len(states) == len(texts) == rows.count
+                for logits, row in zip(decoder.logits(states, everything), texts, strict=True):
+                    expected = full_logits(model, row)
+                    torch.testing.assert_close(logits, expected, atol=1e-4, rtol=1e-4)
+                if step == 2:  # the second leaves, the last moves into its place
+                    assert rows.drop(1) == 3
+                    texts[1] = texts.pop()
+                if step == 4:  # a prompt joins in two rows
+                    rows.put(prompts, [2, 2])
+                    texts += [[*PROMPTS[2]], [*PROMPTS[2]]]
+                new = [written[row][step] for row in range(len(texts))]
+                states = decoder.step(torch.tensor(new), rows)
+                texts = [[*row, one] for row, one in zip(texts, new, strict=True)]
 
 
 def test_codes_equal_the_plain_loop(backbone: tuple[str, Any]) -> None:
@@ -128,12 +139,11 @@ def test_codes_equal_the_plain_loop(backbone: tuple[str, Any]) -> None:
     engine = Engine(decoder_of(model), VOCABULARY)
     sampling = Sampling(TopK(20), temperature=2.0)
     seeds = [5, 6, 2**63 - 1, 8]
-    drawn = engine.codes(
-        PROMPTS,
-        unconditional=[EMPTY] * len(PROMPTS),
-        guidance_scale=2.5,
-        sampling=sampling,
-        seeds=seeds,
+    drawn = engine.write(
+        [
+            Codes(tuple(prompt), tuple(EMPTY), 2.5, sampling, seed)
+            for prompt, seed in zip(PROMPTS, seeds, strict=True)
+        ]
     )
     for row, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
         assert drawn[row].tolist() == plain_codes(model, prompt, EMPTY, 2.5, sampling, seed)
@@ -143,12 +153,10 @@ def test_codes_equal_the_plain_loop(backbone: tuple[str, Any]) -> None:
 def test_lean_weights_do_not_follow_the_module_and_half_precision_stays_close() -> None:
     model = tiny("Llama").to(torch.bfloat16)
     decoder = decoder_of(model)
-    ids, rows = torch.tensor([PROMPTS[2]]), torch.zeros(1, dtype=torch.int64)
     expected = full_logits(model, PROMPTS[2])
     with torch.inference_mode():
-        logits, _ = decoder.prefill(
-            ids, torch.zeros_like(rows), rows, 16, slice(0, VOCABULARY.size)
-        )
+        prompts = decoder.read(torch.tensor([PROMPTS[2]]), [len(PROMPTS[2])])
+        logits = decoder.logits(prompts.states, slice(0, VOCABULARY.size))
     assert logits.dtype == torch.float32
     assert (logits[0] - expected).abs().max() < 0.03 * expected.abs().max()
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ddt_llama.cli import demo, measure, plan, teach, use
+from ddt_llama.cli import bench, demo, measure, plan, serve, teach, use
 from ddt_llama.config import UserError
 
 VERBS: dict[str, Callable[..., int | None]] = {
@@ -23,15 +23,18 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "ask": use.ask,
     "describe": use.describe,
     "reconstruct": use.reconstruct,
+    "serve": serve.serve,
     "recipes": teach.recipes,
     "plan": plan.plan,
     "train": teach.train,
     "report": teach.report,
     "publish": teach.publish,
+    "export": teach.export,
     "encode": measure.encode,
     "evaluate": measure.evaluate,
     "compare": measure.compare,
     "probe": measure.probe,
+    "bench": bench.bench,
 }
 # Verbs that pass the options they do not know on, as fields of a recipe, a suite or a plan.
 OWN_OPTIONS = {

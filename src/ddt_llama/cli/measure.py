@@ -22,14 +22,14 @@ def evaluate(
     """Measure a model, with 95 % intervals.
 
     Suite reconstruction: how well pictures survive encoding and decoding. Suite shapes: drawing,
-    editing and questions on held-out scenes. Suite text: how well captions are known. Suite speed:
-    the decode engine against the plain loop. Any field of a suite can be changed: --prompts 20.
+    editing and questions on held-out scenes. Suite text: how well captions are known. Any field of
+    a suite can be changed: --prompts 20. How fast a model is: ddt bench.
 
     Example: ddt evaluate nano --suite shapes --json shapes.json
 
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
-        suite: reconstruction, shapes, text or speed.
+        suite: reconstruction, shapes or text.
         json: Write the figures to this file, too.
         data: For reconstruction: pictures in place of scenes.
         split: Which of them; "val" of data without splits is the share that training leaves out.

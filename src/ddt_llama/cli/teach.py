@@ -1,11 +1,11 @@
-"""The verbs that train: recipes, train, report, publish."""
+"""The verbs that train, and give away what was trained: recipes, train, report, publish, export."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from ddt_llama.cli.kinds import Fields, Number, WholeNumber
+from ddt_llama.cli.kinds import Adapter, Fields, Model, Number, WholeNumber
 
 
 def recipes(name: Annotated[Positional[str | None], arg(metavar="NAME")] = None) -> None:
@@ -115,3 +115,30 @@ def publish(
 
     check_folder(out)
     write(run, out, name or out.name, bits, adapter=adapter)
+
+
+def export(
+    model: Model,
+    out: Annotated[Positional[Path], arg(metavar="OUT")],
+    *,
+    adapter: Adapter = None,
+    format: Literal["hf"] = "hf",
+    dtype: Literal["float16", "bfloat16", "float32"] = "float16",
+) -> None:
+    """Write a model as a plain Hugging Face folder, which transformers and vLLM open.
+
+    Image tokens are text to it: <img_00017>. OUT/README.md shows how to draw with transformers, and
+    how prompts are written; OUT/image_tokenizer turns image tokens into pixels and back.
+
+    Example: ddt export nano models/plain --format hf
+
+    Args:
+        model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
+        out: The folder to write.
+        adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        format: hf is that of transformers.
+        dtype: How weights are stored; float16 keeps those of ddt publish as they are.
+    """
+    from ddt_llama.recipes.export import export as write
+
+    write(model, out, dtype, adapter=adapter)

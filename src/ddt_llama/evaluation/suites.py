@@ -1,18 +1,10 @@
 """The suites by name: what `ddt evaluate --suite NAME` can run."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, cast
 
 from ddt_llama.config import UserError, override
 from ddt_llama.data.sources import ImageSource, Sample
-from ddt_llama.evaluation.bench import (
-    ROUNDS,
-    bench_documents,
-    bench_draw,
-    bench_process,
-    bench_render,
-)
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.pictures import Pictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite
@@ -20,34 +12,11 @@ from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.evaluation.text import TextSuite
 from ddt_llama.generation.model import Model
 
-
-@dataclass(frozen=True)
-class SpeedSuite:
-    """Times drawing: the decode engine against the plain loop (see `bench`)."""
-
-    batches: tuple[int, ...] = (1, 8)
-    rounds: int = ROUNDS
-
-    def run(self, model: Model) -> dict[str, Figure]:
-        """Measure a model.
-
-        Keys: `draw.*`, of the whole command `draw.process_seconds`, of the renderer of scenes
-        `render.images_per_second`, and `documents.ratio` (see `bench_documents`).
-        """
-        figures = bench_draw(model, batches=self.batches, rounds=self.rounds)
-        return figures | {
-            "draw.process_seconds": bench_process(model, self.rounds),
-            "render.images_per_second": bench_render(model, self.rounds),
-            "documents.ratio": bench_documents(model, self.rounds),
-        }
-
-
-Suite = ReconstructionSuite | ShapesSuite | SpeedSuite | TextSuite
+Suite = ReconstructionSuite | ShapesSuite | TextSuite
 
 SUITES: Mapping[str, type[Suite]] = {
     "reconstruction": ReconstructionSuite,
     "shapes": ShapesSuite,
-    "speed": SpeedSuite,
     "text": TextSuite,
 }
 

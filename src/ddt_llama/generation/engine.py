@@ -1,11 +1,12 @@
-"""Prompts in, codes or text out: prefill, decode, guidance rows and the rules of an image span.
+"""Prompts in, codes or text out: what is to be written, and the rules for writing it.
 
-Stands between `model`, which knows images and strings, and the decoders, which know weights. Inside
-an image only codes can be drawn, and exactly `num_tokens` of them; in an answer only text and the
-end mark.
+Stands between `writer`, which knows documents, and the decoders, which know weights. Inside an
+image only codes can be drawn, and exactly `num_tokens` of them; in an answer only text and the end
+mark. How many answers are written side by side is `batch`'s matter.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,17 +14,13 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ddt_llama.config import UserError
-from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.sampling import (
-    FULL,
-    GREEDY,
-    Sampling,
-    choose,
-    guide,
-    uniforms,
-)
+from ddt_llama.generation.rows import Prompts, Rows, rounded
+from ddt_llama.generation.sampling import FULL, GREEDY, Sampling
 from ddt_llama.language.vocabulary import Vocabulary
+
+Ids = tuple[int, ...]
+KEPT = 8  # prompts whose keys and values are kept, because many images share them
 
 
 @runtime_checkable
@@ -37,20 +34,58 @@ class Decoder(Protocol):
         """Where ids are expected."""
         ...
 
-    def prefill(
-        self,
-        ids: Int[Tensor, "u p"],
-        padding: Int[Tensor, " u"],
-        rows: Int[Tensor, " r"],
-        capacity: int,
-        head: slice,
-    ) -> tuple[Float[Tensor, "r v"], Any]:
-        """Read left-padded prompts; row i continues prompt rows[i]."""
+    def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
+        """Read prompts that are padded at their ends."""
         ...
 
-    def step(self, ids: Int[Tensor, " r"], cache: Any, head: slice) -> Float[Tensor, "r v"]:
-        """Append one token a row and return the next logits of the vocabulary rows `head`."""
+    def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
+        """Append one token to each row and return the states that the next ones are drawn from."""
         ...
+
+    def logits(self, states: Float[Tensor, "r s"], head: slice) -> Float[Tensor, "r v"]:
+        """Return the logits of the vocabulary rows `head`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Codes:
+    """An image to be written behind `prompt`.
+
+    `unconditional` is the prompt's twin without text, for classifier-free guidance; without it, or
+    at scale 1, the image takes one row instead of two. `source` are the codes that it edits: then
+    the mark `same` may be drawn, too, and stands for the code of the source at its place.
+    """
+
+    prompt: Ids
+    unconditional: Ids | None = None
+    guidance_scale: float = 1.0
+    sampling: Sampling = FULL
+    seed: int = 0
+    source: Ids | None = None
+
+    @property
+    def prompts(self) -> tuple[Ids, ...]:
+        """One prompt a row."""
+        if self.unconditional is None or self.guidance_scale == 1.0:
+            return (self.prompt,)
+        return self.prompt, self.unconditional
+
+
+@dataclass(frozen=True)
+class Answer:
+    """Text to be written behind `prompts`, up to the end mark or `most` tokens.
+
+    Several prompts, such as views of one picture, get one answer, written by the mean of their
+    log-probabilities: a product of experts.
+    """
+
+    prompts: tuple[Ids, ...]
+    sampling: Sampling = GREEDY
+    seed: int = 0
+    most: int = 96
+
+
+Task = Codes | Answer
 
 
 def decoder_of(module: nn.Module) -> Decoder:
@@ -62,11 +97,13 @@ def decoder_of(module: nn.Module) -> Decoder:
     described: Mapping[str, Any] = config.to_dict()
     if obstacle(described) is None:
         return LeanDecoder(described, module.state_dict())
+    from ddt_llama.generation.generic import GenericDecoder
+
     return GenericDecoder(module)
 
 
 class Engine:
-    """Batched generation over one decoder and one vocabulary."""
+    """One decoder and one vocabulary, and what both allow."""
 
     def __init__(
         self, decoder: Decoder, vocabulary: Vocabulary, num_text: int | None = None
@@ -75,137 +112,120 @@ class Engine:
         self.decoder = decoder
         self.vocabulary = vocabulary
         self.num_text = vocabulary.text_size if num_text is None else num_text
-
-    def codes(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        unconditional: Sequence[Sequence[int]] | None = None,
-        guidance_scale: float = 1.0,
-        sampling: Sampling = FULL,
-        seeds: Sequence[int],
-        sources: Sequence[Sequence[int]] | None = None,
-    ) -> Int[Tensor, "b k"]:
-        """Return `num_tokens` codes (0 .. codebook_size-1, in language order) after each prompt.
-
-        `sources` are the codes that each prompt edits: then the mark `same` may be drawn, too, and
-        stands for the code of the source at its place.
-
-        `unconditional` are the prompts' twins without text for classifier-free guidance; without
-        them, or at scale 1, each image costs one row instead of two. `seeds` holds one seed a
-        prompt; a row's draws depend on its own prompt and seed only.
-        """
-        if guidance_scale == 1.0:
-            unconditional = None
-        with torch.inference_mode():
-            codes = self._codes(
-                prompts, unconditional, guidance_scale, sampling, seeds, same=sources is not None
-            )
-            if sources is not None:
-                there = torch.tensor(sources, device=codes.device)
-                codes = torch.where(codes < 0, there, codes)
-        return codes.clone()  # a plain tensor, so that a training step may take it as input
-
-    def text(
-        self,
-        prompts: Sequence[Sequence[int]],
-        *,
-        sampling: Sampling = GREEDY,
-        seeds: Sequence[int] | None = None,
-        max_tokens: int = 96,
-        together: int = 1,
-    ) -> list[list[int]]:
-        """Return the text ids after each prompt, up to the end mark or `max_tokens`.
-
-        Each `together` prompts in turn get one answer, written by the mean of their
-        log-probabilities: a product of experts, such as views of one picture. `seeds` holds one
-        seed an answer. Raises UserError for a prompt behind which `max_tokens` find no room.
-        """
-        seeds = [0] * (len(prompts) // together) if seeds is None else seeds
-        with torch.inference_mode():
-            ids = self._text(prompts, sampling, seeds, max_tokens, together)
-        eos = self.vocabulary.eos
-        return [row[: row.index(eos)] if eos in row else row for row in ids.tolist()]
-
-    def _codes(
-        self,
-        prompts: Sequence[Sequence[int]],
-        unconditional: Sequence[Sequence[int]] | None,
-        guidance_scale: float,
-        sampling: Sampling,
-        seeds: Sequence[int],
-        *,
-        same: bool,
-    ) -> Tensor:
-        """Draw codes and, where `same` is possible, -1 for it."""
-        vocabulary, steps, device = self.vocabulary, self.vocabulary.num_tokens, self.decoder.device
-        head = slice(vocabulary.same if same else vocabulary.code_offset, vocabulary.size)
-        logits, cache = self._prefill([*prompts, *(unconditional or ())], steps, head)
-        codes = torch.empty(len(prompts), steps, dtype=torch.int64, device=device)
-        chance = uniforms(seeds, steps, device)
-        for step in range(steps):
-            if unconditional is not None:
-                conditional, empty = logits.chunk(2)
-                logits = guide(conditional, empty, guidance_scale)
-            ids = choose(logits, sampling, chance[step]) + head.start
-            codes[:, step] = ids - vocabulary.code_offset
-            if step + 1 < steps:
-                ids = ids if unconditional is None else ids.repeat(2)
-                logits = self.decoder.step(ids, cache, head)
-        return codes
-
-    def _text(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        seeds: Sequence[int],
-        max_tokens: int,
-        together: int,
-    ) -> Tensor:
-        vocabulary, device = self.vocabulary, self.decoder.device
-        head = slice(0, vocabulary.code_offset)
-        impossible = torch.ones(vocabulary.code_offset, dtype=torch.bool, device=device)
+        impossible = torch.ones(vocabulary.code_offset, dtype=torch.bool, device=decoder.device)
         impossible[: self.num_text] = False
         impossible[vocabulary.eos] = False
-        chance = uniforms(seeds, max_tokens, device)
-        logits, cache = self._prefill(prompts, max_tokens, head)
-        written: list[Tensor] = []
-        ended = torch.zeros(len(seeds), dtype=torch.bool, device=device)
-        for step in range(max_tokens):
-            logits = logits.masked_fill(impossible, -torch.inf)
-            if together > 1:
-                logits = logits.log_softmax(-1).unflatten(0, (-1, together)).mean(1)
-            written.append(choose(logits, sampling, chance[step]))
-            ended |= written[-1] == vocabulary.eos
-            # Asking costs a wait on an accelerator; a few steps too many cost less.
-            asked = device.type == "cpu" or step % 8 == 7
-            if step + 1 == max_tokens or (asked and bool(ended.all())):
-                break
-            ids = written[-1].repeat_interleave(together)
-            logits = self.decoder.step(ids, cache, head)
-        return torch.stack(written, dim=1)
+        self._impossible = impossible
+        self._kept: dict[Ids, Prompts] = {}
 
-    def _prefill(
-        self, prompts: Sequence[Sequence[int]], steps: int, head: slice
-    ) -> tuple[Tensor, Any]:
-        """Read each different prompt once, left-padded to the longest."""
-        if not prompts or not all(len(prompt) for prompt in prompts):
+    def write(self, tasks: Sequence[Task], together: int = 32) -> list[Int[Tensor, " n"]]:
+        """Carry tasks out, `together` side by side; results as of `Batch.step`.
+
+        Raises UserError for prompts that are empty, or too long for what is to follow.
+        """
+        from ddt_llama.generation.batch import Batch
+
+        for task in tasks:
+            self.check(task)
+        if not tasks:
+            return []
+        rows = max(len(task.prompts) for task in tasks) * min(together, len(tasks))
+        batch = Batch(self, rows, max(map(self.length, tasks)))
+        results: dict[int, Tensor] = {}
+        begun: dict[int, int] = {}  # ticket -> place among the tasks
+        waiting = list(range(len(tasks)))
+        while waiting or batch:
+            if 4 * batch.room >= rows:  # to read few prompts at a time costs more than it gives
+                fit = batch.fitting(tasks[place] for place in waiting)
+                tickets = batch.join([tasks[place] for place in waiting[:fit]])
+                begun |= dict(zip(tickets, waiting, strict=False))
+                del waiting[:fit]
+            results |= {begun[ticket]: ids for ticket, ids in batch.step()}
+        return [results[place] for place in range(len(tasks))]
+
+    def steps(self, task: Task) -> int:
+        """Return how many tokens a task may write."""
+        return task.most if isinstance(task, Answer) else self.vocabulary.num_tokens
+
+    def length(self, task: Task) -> int:
+        """Return the tokens of a task's longest row at its end."""
+        return max(map(len, task.prompts)) + self.steps(task)
+
+    def head(self, task: Task) -> slice:
+        """Return the rows of the vocabulary that a task may write."""
+        vocabulary = self.vocabulary
+        if isinstance(task, Answer):
+            return slice(0, vocabulary.code_offset)
+        edits = task.source is not None
+        return slice(vocabulary.same if edits else vocabulary.code_offset, vocabulary.size)
+
+    def possible(self, logits: Float[Tensor, "... v"]) -> Float[Tensor, "... v"]:
+        """Leave text and the end mark in the logits of an answer."""
+        return logits.masked_fill(self._impossible, -torch.inf)
+
+    def finish(self, task: Task, ids: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+        """Return codes 0 .. codebook_size-1 (in language order) or text ids of what was written."""
+        if isinstance(task, Answer):
+            return ids
+        codes = ids - self.vocabulary.code_offset
+        if task.source is not None:
+            there = torch.tensor(task.source[: len(codes)], device=codes.device)
+            codes = torch.where(codes < 0, there, codes)
+        return codes
+
+    def check(self, task: Task, limit: int | None = None) -> None:
+        """Raise UserError for a task behind whose prompts there is not enough room."""
+        if not task.prompts or not all(map(len, task.prompts)):
             raise UserError("a prompt has no tokens; every prompt needs at least the start mark")
-        unique = list(dict.fromkeys(tuple(prompt) for prompt in prompts))
-        place = {prompt: index for index, prompt in enumerate(unique)}
-        length = max(map(len, unique))
-        if length + steps > self.decoder.max_positions:
-            room = self.decoder.max_positions - steps
+        most = min(self.decoder.max_positions, limit or self.decoder.max_positions)
+        if self.length(task) > most:
+            steps = self.steps(task)
             raise UserError(
-                f"the prompt is {length} tokens long; this model reads at most {room} and then "
-                f"writes {steps}: shorten the prompt"
+                f"the prompt is {max(map(len, task.prompts))} tokens long; this model reads at "
+                f"most {most - steps} and then writes {steps}: shorten the prompt"
             )
-        device, pad = self.decoder.device, self.vocabulary.pad
-        ids = [[pad] * (length - len(prompt)) + list(prompt) for prompt in unique]
-        return self.decoder.prefill(
-            torch.tensor(ids, device=device),
-            torch.tensor([length - len(prompt) for prompt in unique], device=device),
-            torch.tensor([place[tuple(prompt)] for prompt in prompts], device=device),
-            length + steps,
-            head,
-        )
+
+    def read(self, tasks: Sequence[Task]) -> tuple[Prompts, list[int]]:
+        """Read what rows begin with, each different prompt once; also which one each row begins.
+
+        A prompt of text alone that guidance compares with is the same for many images: it is kept.
+        """
+        wanted = [prompt for task in tasks for prompt in task.prompts]
+        unique = list(dict.fromkeys(wanted))
+        fresh = [prompt for prompt in unique if prompt not in self._kept]
+        read = [self._kept[prompt] for prompt in unique if prompt in self._kept]
+        if fresh:
+            device, longest = self.decoder.device, rounded(max(map(len, fresh)))
+            pad = self.vocabulary.pad
+            ids = [[*prompt, *[pad] * (longest - len(prompt))] for prompt in fresh]
+            read.insert(
+                0, self.decoder.read(torch.tensor(ids, device=device), [len(p) for p in fresh])
+            )
+            self._keep(tasks, fresh, read[0])
+        order = {p: i for i, p in enumerate([*fresh, *(p for p in unique if p not in fresh)])}
+        return joined(read), [order[prompt] for prompt in wanted]
+
+    def _keep(self, tasks: Sequence[Task], fresh: Sequence[Ids], read: Prompts) -> None:
+        twins = {task.unconditional for task in tasks if isinstance(task, Codes)}
+        for index, prompt in enumerate(fresh):
+            if prompt in twins and max(prompt) < self.vocabulary.code_offset:
+                while len(self._kept) >= KEPT:
+                    del self._kept[next(iter(self._kept))]
+                self._kept[prompt] = read.row(index)
+
+
+def joined(parts: Sequence[Prompts]) -> Prompts:
+    """Put prompts that were read apart behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    longest = max(part.layers[0][0].shape[1] for part in parts)
+
+    def wide(one: Tensor) -> Tensor:
+        return nn.functional.pad(one, (0, 0, 0, 0, 0, longest - one.shape[1]))
+
+    layers: Any = [
+        tuple(torch.cat([wide(one) for one in same]) for same in zip(*pairs, strict=True))
+        for pairs in zip(*(part.layers for part in parts), strict=True)
+    ]
+    lengths = [length for part in parts for length in part.lengths]
+    return Prompts(layers, lengths, torch.cat([part.states for part in parts]))

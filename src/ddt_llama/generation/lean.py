@@ -1,12 +1,12 @@
 """The forward pass of LLaMA-like language models, stripped to what generation needs.
 
 Same weights and same numbers as transformers' modules (parity tests), without their Python cost:
-fused projections, rotation tables, one preallocated cache, and a head cut to the rows that may be
-drawn. Reads weights by name from a module or straight from a release folder, so that drawing with
-the bundled model never imports transformers. What `obstacle` names goes the way of `generic`.
+fused projections, preallocated rows, and a head cut to the ids that may be drawn. Reads weights by
+name from a module or straight from a release folder, so that drawing with the bundled model never
+imports transformers. What `obstacle` names goes the way of `generic`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,24 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ddt_llama.generation.kernels import Product, RmsNorm
+from ddt_llama.generation.rows import Layers, Prompts, Rows
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-
-
-@dataclass
-class LeanCache:
-    """Keys and values of every layer, `[layer, 0 or 1, row, head, slot, dim]`, filled up to `used`.
-
-    Rows are left-padded: slot s of row r holds position s - padding[r]. `blocked` is 0 or -inf a
-    slot, None when no row is padded.
-    """
-
-    slots: Float[Tensor, "layers 2 r heads slots dim"]
-    padding: Int[Tensor, " r"]
-    blocked: Float[Tensor, "r 1 1 slots"] | None
-    cos: Float[Tensor, "positions dim"]
-    sin: Float[Tensor, "positions dim"]
-    used: int = 0
 
 
 @dataclass(frozen=True)
@@ -101,104 +86,88 @@ class LeanDecoder:
         """Where the weights live."""
         return self.embedding.device
 
-    def prefill(
-        self,
-        ids: Int[Tensor, "u p"],
-        padding: Int[Tensor, " u"],
-        rows: Int[Tensor, " r"],
-        capacity: int,
-        head: slice,
-    ) -> tuple[Float[Tensor, "r v"], LeanCache]:
-        """Read left-padded prompts and make room for `capacity` tokens a row.
-
-        Row i of the cache continues prompt `rows[i]`, so that a prompt shared by many rows (the
-        empty one of guidance, several images of one prompt) is read once. Returns the logits of
-        the vocabulary rows `head` after each prompt.
-        """
-        num_prompts, length = ids.shape
-        cos, sin = self._rotation(capacity)
+    def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
+        """Read prompts that are padded at their ends, to be put into rows as often as needed."""
+        count, length = ids.shape
         places = torch.arange(length, device=self.device)
-        seen = (places[None, :] <= places[:, None]) & (places >= padding[:, None])[:, None, :]
-        seen |= torch.eye(length, dtype=torch.bool, device=self.device)  # no row without a key
-        mask = _blocked(seen, self.embedding.dtype)[:, None]
-        shape = (len(self.layers), 2, num_prompts, self.num_kv_heads, length, self.head_dim)
-        prompts = LeanCache(self.embedding.new_empty(shape), padding, None, cos, sin)
-        hidden = self._forward(ids, prompts, mask)[:, -1].index_select(0, rows)
-        slots = self.embedding.new_empty((*shape[:2], len(rows), shape[3], capacity, shape[5]))
-        slots[..., :length, :] = prompts.slots.index_select(2, rows)
-        blocked = None
-        if bool(padding.any()):
-            open_slots = torch.arange(capacity, device=self.device) >= padding[rows, None]
-            blocked = _blocked(open_slots, self.embedding.dtype)[:, None, None, :]
-        cache = LeanCache(slots, padding[rows], blocked, cos, sin, used=length)
-        return self._head(head)(hidden).float(), cache
+        mask = _blocked(places <= places[:, None], self.embedding.dtype)
+        layers: Layers = []
 
-    def step(self, ids: Int[Tensor, " r"], cache: LeanCache, head: slice) -> Float[Tensor, "r v"]:
-        """Append one token a row and return the next logits of the vocabulary rows `head`."""
-        mask = None if cache.blocked is None else cache.blocked[..., : cache.used + 1]
-        hidden = self._forward(ids[:, None], cache, mask)[:, -1]
-        return self._head(head)(hidden).float()
+        def remember(_: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+            layers.append((keys, values))
+            return keys, values
 
-    def _forward(self, ids: Tensor, cache: LeanCache, mask: Tensor | None) -> Tensor:
-        """Run `r n` new tokens through all layers, fill the cache and return `r n dim`."""
-        start, stop = cache.used, cache.used + ids.shape[1]
-        positions = torch.arange(start, stop, device=self.device) - cache.padding[:, None]
-        positions = positions.clamp_(min=0)
-        rotation = cache.cos[positions][:, :, None], cache.sin[positions][:, :, None]
+        hidden = self._forward(ids, places.expand(count, -1), remember, mask)
+        ends = torch.tensor(lengths, device=self.device) - 1
+        return Prompts(layers, lengths, hidden[torch.arange(count, device=self.device), ends])
+
+    def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
+        """Append one token to each row and return the states that the next ones are drawn from."""
+        count, stop, places = rows.count, rows.stop, rows.places()
+        mask = _blocked(rows.behind() >= 0, self.embedding.dtype)[:, None, None, :]
+
+        def remember(layer: int, *new: Tensor) -> tuple[Tensor, ...]:
+            for slots, values in zip(rows.layers[layer], new, strict=True):
+                slots.flatten(0, 1).index_copy_(0, places, values[:, 0])
+            return tuple(slots[:count, :stop] for slots in rows.layers[layer])
+
+        hidden = self._forward(ids[:, None], rows.positions[:count, None], remember, mask)
+        rows.grow()
+        return hidden[:, 0]
+
+    def logits(self, states: Float[Tensor, "r s"], head: slice) -> Float[Tensor, "r v"]:
+        """Return the logits of the vocabulary rows `head`; each cut is laid out once."""
+        key = (head.start, head.stop)
+        if key not in self._heads:
+            self._heads[key] = Product(self.head[head], None)
+        return self._heads[key](states).float()
+
+    def _forward(
+        self, ids: Tensor, positions: Tensor, remember: Callable[..., Any], mask: Tensor
+    ) -> Tensor:
+        """Run `r n` tokens through all layers and return `r n dim`.
+
+        `remember(layer, keys, values)` takes the new ones and returns those to look at.
+        """
+        cos, sin = self._rotation(positions)
         x = F.embedding(ids, self.embedding)
         for index, layer in enumerate(self.layers):
-            keys, values = cache.slots[index].unbind(0)
-            normed = layer.attention_norm(x)
-            x = x + self._attend(layer, normed, rotation, keys, values, start, mask)
+            q, k, v = self._turned(layer, layer.attention_norm(x), cos, sin)
+            keys, values = remember(index, k, v)
+            x = x + layer.out(self._attend(q, keys, values, mask))
             gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
             x = x + layer.down(F.silu(gate) * up)
-        cache.used = stop
         return self.final_norm(x)
 
-    def _attend(
-        self,
-        layer: _Layer,
-        x: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        keys: Tensor,
-        values: Tensor,
-        start: int,
-        mask: Tensor | None,
-    ) -> Tensor:
-        rows, count, _ = x.shape
-        stop, groups = start + count, self.num_heads // self.num_kv_heads
-        heads = layer.qkv(x).view(rows, count, -1, self.head_dim)
+    def _turned(
+        self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries, keys (both turned by their positions) and values, `r n heads e`."""
+        heads = layer.qkv(x).unflatten(-1, (-1, self.head_dim))
         turned = self.num_heads + self.num_kv_heads
         qk, v = heads[:, :, :turned], heads[:, :, turned:]
         if layer.query_norm is not None and layer.key_norm is not None:
             q, k = qk[:, :, : self.num_heads], qk[:, :, self.num_heads :]
             qk = torch.cat((layer.query_norm(q), layer.key_norm(k)), dim=2)
-        cos, sin = rotation
         qk = torch.addcmul(qk * cos, qk.roll(self.head_dim // 2, -1), sin)
-        keys[:, :, start:stop] = qk[:, :, self.num_heads :].transpose(1, 2)
-        values[:, :, start:stop] = v.transpose(1, 2)
+        return qk[:, :, : self.num_heads], qk[:, :, self.num_heads :], v
+
+    def _attend(self, q: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+        count, groups = q.shape[1], self.num_heads // self.num_kv_heads
         # Query heads that share a key head become further queries of it: no key is ever repeated.
-        q = qk[:, :, : self.num_heads].unflatten(2, (self.num_kv_heads, groups))
-        q = q.permute(0, 2, 3, 1, 4).flatten(2, 3)
-        if mask is not None and count > 1 and groups > 1:
-            mask = mask.repeat(1, 1, groups, 1)
-        mixed = F.scaled_dot_product_attention(q, keys[:, :, :stop], values[:, :, :stop], mask)
-        mixed = mixed.unflatten(2, (groups, count)).permute(0, 3, 1, 2, 4).flatten(2)
-        return layer.out(mixed)
+        q = q.unflatten(2, (self.num_kv_heads, groups)).permute(0, 2, 3, 1, 4).flatten(2, 3)
+        if count > 1 and groups > 1:
+            mask = mask.repeat(groups, 1)
+        keys, values = keys.transpose(1, 2), values.transpose(1, 2)
+        mixed = F.scaled_dot_product_attention(q, keys, values, mask)
+        return mixed.unflatten(2, (groups, count)).permute(0, 3, 1, 2, 4).flatten(2)
 
-    def _head(self, rows: slice) -> Product:
-        """Return the head cut to the vocabulary rows that may be drawn; made once per cut."""
-        key = (rows.start, rows.stop)
-        if key not in self._heads:
-            self._heads[key] = Product(self.head[rows], None)
-        return self._heads[key]
-
-    def _rotation(self, length: int) -> tuple[Tensor, Tensor]:
-        """Return cosines and signed sines of `length` positions.
+    def _rotation(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cosines and signed sines of positions, for every head alike.
 
         rotate_half(x) = (-x2, x1) is x rolled by half a head, with the sign moved into the sine.
         """
-        angles = torch.arange(length, device=self.device)[:, None] * self._frequencies
+        angles = positions[..., None, None] * self._frequencies
         cos, sin = angles.cos(), angles.sin()
         dtype = self.embedding.dtype
         return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)

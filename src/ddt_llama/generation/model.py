@@ -18,22 +18,17 @@ from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.history import History
-from ddt_llama.generation.pictures import ImageInput, read_images, views
-from ddt_llama.generation.sampling import Sampling, TopP
-from ddt_llama.generation.settings import Options, Settings, given_texts, plan_seed, row_seeds
-from ddt_llama.generation.tries import best_tries
-from ddt_llama.generation.writer import Writer, split
-from ddt_llama.language import documents
-from ddt_llama.language.documents import Document
+from ddt_llama.generation.pictures import ImageInput, read_images
+from ddt_llama.generation.programs import Images, Programs, Stage
+from ddt_llama.generation.settings import Options, Settings, row_seeds
+from ddt_llama.generation.work import Decode, Encode, Program, R, Work
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.tokenizer.base import Tokenizer
 
-Stage = Literal["pretrain", "instruct"]
 FORMAT = "ddt-llama"  # of release folders
 PARTS = {"config.json", "README.md", "tokenizer", "language"}  # of a release folder
 VERSION = 2  # 1: language models without the mark `same`
-PLANNING = Sampling(TopP(0.9))  # of plans: layouts differ from seed to seed, oddities are left out
 # How tokenizer and language model are stored in so many bits.
 _STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {
     None: (None, None),
@@ -98,7 +93,7 @@ class Model:
         Raises UserError for a model without one.
         """
         if self._language is None:
-            self._writer()
+            _ = self.programs
             raise UserError(f"model {self.name} was made from an engine alone; give its module")
         if not isinstance(self._language, nn.Module):
             self._language = self._language()
@@ -118,10 +113,7 @@ class Model:
         temperature, top_k, top_p, steps) replace the release's own. Raises UserError for an empty
         or too long prompt and for values out of range.
         """
-        steps = self.settings.changed(options).steps
-        seeds = row_seeds(seed, len(given_texts(prompts, "prompt")), num)
-        codes = self.draw_codes(prompts, num=num, seed=seed, **options)
-        return to_pil(self.decode(codes, seeds, steps=steps))
+        return to_pil(self.run(self.programs.draw(prompts, num, seed, options)))
 
     def draw_codes(
         self,
@@ -132,31 +124,17 @@ class Model:
         **options: Unpack[Options],
     ) -> Int[Tensor, "b k"]:
         """Return the codes (index 0 finest) of the images that `draw` would show."""
-        settings = self.settings.changed(options)
-        given = given_texts(prompts, "prompt")
-        seeds = row_seeds(seed, len(given), num)
-        told = [prompt for prompt in given for _ in range(num)]
-        plans = self._plans(told, seeds) if settings.plan else None
-        constructor = documents.text_to_image if self.stage == "pretrain" else documents.draw
-        requests = [constructor(text, None) for text in plans or told]
-        return self._write_images(requests, seeds, settings, plans)
+        return self.run(self.programs.draw_codes(prompts, num, seed, options))[0]
 
     def plan(
         self, prompts: str | Sequence[str], *, num: int = 1, seed: int | Sequence[int] = 0
     ) -> list[str]:
         """Return the descriptions that `draw` draws from where the release plans."""
-        given = given_texts(prompts, "prompt")
-        seeds = row_seeds(seed, len(given), num)
-        return self._plans([prompt for prompt in given for _ in range(num)], seeds)
-
-    def _plans(self, prompts: Sequence[str], seeds: Sequence[int]) -> list[str]:
-        self._need_instruct("plan")
-        requests = [documents.plan(prompt, None) for prompt in prompts]
-        return self._writer().texts(requests, PLANNING, [plan_seed(seed) for seed in seeds])
+        return self.run(self.programs.plan(prompts, num, seed))
 
     def edit(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: Images,
         instructions: str | Sequence[str],
         *,
         num: int = 1,
@@ -167,13 +145,11 @@ class Model:
 
         `num`, `seed` and `options` as in `draw`.
         """
-        steps = self.settings.changed(options).steps
-        codes, seeds = self._edit(images, instructions, num, seed, options)
-        return to_pil(self.decode(codes, seeds, steps=steps))
+        return to_pil(self.run(self.programs.edit(images, instructions, num, seed, options)))
 
     def edit_codes(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: Images,
         instructions: str | Sequence[str],
         *,
         num: int = 1,
@@ -181,43 +157,61 @@ class Model:
         **options: Unpack[Options],
     ) -> Int[Tensor, "b k"]:
         """Return the codes (index 0 finest) of the images that `edit` would show."""
-        return self._edit(images, instructions, num, seed, options)[0]
+        return self.run(self.programs.edit_codes(images, instructions, num, seed, options))[0]
 
     def ask(self, image: ImageInput, question: str) -> str:
         """Answer a question about an image, the most likely words one by one."""
         return self.ask_many([image], [question])[0]
 
-    def ask_many(
-        self, images: ImageInput | Sequence[ImageInput], questions: str | Sequence[str]
-    ) -> list[str]:
+    def ask_many(self, images: Images, questions: str | Sequence[str]) -> list[str]:
         """Answer each question about its image; one image or one question serves for all."""
-        self._need_instruct("ask")
-        look, writer = self.settings.look, self._writer()
-        shown, given = self._paired(images, given_texts(questions, "question"), look)
-        if not look:
-            pairs = zip(shown, given, strict=True)
-            return writer.texts([documents.ask(rows[0], text, None) for rows, text in pairs])
-        answers = writer.texts(
-            [
-                documents.ask(rows[0], documents.DESCRIBE, told, [(text, None)])
-                for rows, told, text in zip(shown, writer.described(shown), given, strict=True)
-            ]
-        )
-        return [documents.conclusion(answer) for answer in answers]
+        return self.run(self.programs.ask(images, questions))
 
     def describe(self, image: ImageInput) -> str:
         """Say what is in an image."""
         return self.describe_many([image])[0]
 
-    def describe_many(self, images: ImageInput | Sequence[ImageInput]) -> list[str]:
+    def describe_many(self, images: Images) -> list[str]:
         """Say what is in each image."""
-        pretrained = self.stage == "pretrain"
-        constructor = documents.image_to_text if pretrained else documents.describe
-        return self._writer().described(self._shown(images, look=True), constructor)
+        return self.run(self.programs.describe(images))
+
+    @property
+    def programs(self) -> Programs:
+        """All that the model can do, to be carried out by `run`.
+
+        Raises UserError for a model without a language model.
+        """
+        if self.engine is None or self.vocabulary is None or self.text is None:
+            raise UserError(
+                f"model {self.name} is an image tokenizer without a language model: it can "
+                "reconstruct only; give a model with a language folder, such as nano"
+            )
+        parts = (self.tokenizer, self.vocabulary, self.text)
+        return Programs(*parts, self.settings, self.stage, self.name)
+
+    def run(self, program: Program[R]) -> R:
+        """Carry a program out, one piece of work after the other."""
+        result = None
+        while True:
+            try:
+                work = program.send(result)
+            except StopIteration as end:
+                return end.value
+            result = self.perform(work)
+
+    def perform(self, work: Work) -> Any:
+        """Do one piece of work; each kind says what it results in."""
+        if isinstance(work, Encode):
+            return self.encode(work.images)
+        if isinstance(work, Decode):
+            return self.decode(work.codes, work.seeds, work.steps, work.visible)
+        if self.engine is None:
+            raise UserError(f"model {self.name} has no language model; give one that writes")
+        return self.engine.write(work.tasks, self.batch_size)
 
     def reconstruct(
         self,
-        images: ImageInput | Sequence[ImageInput],
+        images: Images,
         *,
         steps: int | None = None,
         visible: int | None = None,
@@ -228,13 +222,11 @@ class Model:
         codes = self.encode(images)
         return to_pil(self.decode(codes, row_seeds(seed, len(codes), 1), steps, visible))
 
-    def encode(self, images: ImageInput | Sequence[ImageInput]) -> Int[Tensor, "b k"]:
+    def encode(self, images: Images) -> Int[Tensor, "b k"]:
         """Return the codes (index 0 finest) of images: paths, bytes, PIL images or tensors."""
         pixels = read_images(images, self.tokenizer.image_size)
-        parts = [
-            self.tokenizer.encode(part.to(self.device)) for part in split(pixels, self.batch_size)
-        ]
-        return torch.cat(parts)
+        parts = pixels.split(self.batch_size)
+        return torch.cat([self.tokenizer.encode(part.to(self.device)) for part in parts])
 
     def decode(
         self,
@@ -245,10 +237,14 @@ class Model:
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1] of codes, the noise of row i started by `seeds[i]`."""
         steps = self.settings.steps if steps is None else steps
-        codes, size = codes.to(self.device), self.batch_size
         images = [
-            self.tokenizer.decode(part, steps=steps, visible=visible, seed=list(own))
-            for part, own in zip(*(split(rows, size) for rows in (codes, seeds)), strict=True)
+            self.tokenizer.decode(
+                codes[start : start + self.batch_size].to(self.device),
+                steps=steps,
+                visible=visible,
+                seed=list(seeds[start : start + self.batch_size]),
+            )
+            for start in range(0, len(codes), self.batch_size)
         ]
         return torch.cat(images).float().cpu()
 
@@ -299,88 +295,6 @@ class Model:
             "generation": to_dict(self.settings),
             **to_dict(self.history),
         }
-
-    def _edit(
-        self,
-        images: ImageInput | Sequence[ImageInput],
-        instructions: str | Sequence[str],
-        num: int,
-        seed: int | Sequence[int],
-        options: Options,
-    ) -> tuple[Tensor, list[int]]:
-        self._need_instruct("edit")
-        settings = self.settings.for_edits().changed(options)
-        texts = given_texts(instructions, "instruction")
-        shown, given = self._paired(images, texts, settings.plan)
-        seeds = row_seeds(seed, len(given), num)
-        rows = [codes[0] for codes in shown for _ in range(num)]
-        told = [text for text in given for _ in range(num)]
-        plans = None
-        if settings.plan:
-            seen = self._writer().described(shown)
-            changes = [documents.to_change(*pair) for pair in zip(seen, given, strict=True)]
-            wanted = self._plans([change for change in changes for _ in range(num)], seeds)
-            there = [one for one in seen for _ in range(num)]
-            plans = [documents.changed(*pair) for pair in zip(there, wanted, strict=True)]
-            told = [documents.with_result(*pair) for pair in zip(told, plans, strict=True)]
-        requests = [documents.edit(*pair, None) for pair in zip(rows, told, strict=True)]
-        return self._write_images(requests, seeds, settings, plans), seeds
-
-    def _write_images(
-        self,
-        requests: Sequence[Document],
-        seeds: Sequence[int],
-        settings: Settings,
-        plans: Sequence[str] | None = None,
-    ) -> Tensor:
-        """Write a picture for each request; look at it, and try again, where there are plans."""
-        writer = self._writer()
-
-        def write(rows: Sequence[int], own: Sequence[int]) -> Tensor:
-            return writer.codes([requests[row] for row in rows], own, settings)
-
-        def describe(codes: Tensor) -> list[str]:
-            return writer.described([[row] for row in codes.tolist()])
-
-        if plans is None or settings.tries == 1:
-            return self.tokenizer.from_language(write(range(len(requests)), seeds))
-        return self.tokenizer.from_language(best_tries(write, describe, plans, seeds, settings))
-
-    def _paired(
-        self, images: ImageInput | Sequence[ImageInput], texts: list[str], look: bool
-    ) -> tuple[list[list[list[int]]], list[str]]:
-        shown = self._shown(images, look)
-        count = max(len(shown), len(texts))
-        if {len(shown), len(texts)} - {1, count}:
-            raise UserError(
-                f"{len(shown)} images for {len(texts)} texts; give as many of each, or one of one"
-            )
-        return (shown * count)[:count], (texts * count)[:count]
-
-    def _shown(
-        self, images: ImageInput | Sequence[ImageInput], look: bool
-    ) -> list[list[list[int]]]:
-        """Return the codes of each image, in language order, and of its views for a look at it."""
-        self._writer()  # complain before the images are read
-        count = self.settings.views if look else 1
-        codes = self.encode(views(read_images(images, self.tokenizer.image_size), count))
-        rows = self.tokenizer.to_language(codes).tolist()
-        return [rows[i : i + count] for i in range(0, len(rows), count)]
-
-    def _writer(self) -> Writer:
-        if self.engine is None or self.vocabulary is None or self.text is None:
-            raise UserError(
-                f"model {self.name} is an image tokenizer without a language model: it can "
-                "reconstruct only; give a model with a language folder, such as nano"
-            )
-        return Writer(self.engine, self.vocabulary, self.text, self.batch_size)
-
-    def _need_instruct(self, what: str) -> None:
-        self._writer()
-        if self.stage != "instruct":
-            raise UserError(
-                f"model {self.name} cannot {what}: it is pretrained only; train it on instructions"
-            )
 
 
 def _check_belongs(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:

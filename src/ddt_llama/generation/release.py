@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.config import UserError, from_dict, load_json
 from ddt_llama.generation.engine import Decoder, Engine
-from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.history import history_of
 from ddt_llama.generation.lean import LeanDecoder, obstacle
-from ddt_llama.generation.model import FORMAT, VERSION, Model, Stage
+from ddt_llama.generation.model import FORMAT, VERSION, Model
+from ddt_llama.generation.programs import Stage
 from ddt_llama.generation.settings import Settings
 from ddt_llama.language.lora import CONFIG_FILE, Adapter
 from ddt_llama.language.text import TextTokenizer
@@ -129,6 +129,8 @@ def open_decoder(
     except (TypeError, ValueError, AttributeError) as error:
         raise UserError(f"{folder / 'config.json'}: damaged ({error}); fetch it again") from None
     if slow:
+        from ddt_llama.generation.generic import GenericDecoder
+
         return GenericDecoder(_open_language(folder, device, adapter))
     weights = _read_weights(folder, torch.float32 if device.type == "cpu" else None, device)
     if adapter is not None:

@@ -68,7 +68,9 @@ GREEDY = Sampling(Greedy())
 
 
 def guide(
-    conditional: Float[Tensor, "b v"], unconditional: Float[Tensor, "b v"], scale: float
+    conditional: Float[Tensor, "b v"],
+    unconditional: Float[Tensor, "b v"],
+    scale: float | Float[Tensor, "b 1"],
 ) -> Float[Tensor, "b v"]:
     """Move from the unconditional logits through the conditional ones: u + scale (c - u).
 

@@ -19,7 +19,8 @@ from torch import nn
 from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.data.samples import Sample
 from ddt_llama.data.sources import ImageSource
-from ddt_llama.evaluation.bench import PROMPTS, counted
+from ddt_llama.evaluation.bench import PROMPTS
+from ddt_llama.evaluation.flops import counted
 from ddt_llama.evaluation.intervals import Figure, difference, flat
 from ddt_llama.evaluation.pictures import EVALUATION_SEED, ScenePictures, SourcePictures
 from ddt_llama.evaluation.reconstruction import ReconstructionSuite, device_of, useful_steps

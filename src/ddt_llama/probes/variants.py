@@ -18,7 +18,7 @@ from torch import nn
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError, check_range
-from ddt_llama.evaluation.bench import counted
+from ddt_llama.evaluation.flops import counted
 from ddt_llama.evaluation.intervals import Figure, contrasts, mean
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.pictures import ScenePictures

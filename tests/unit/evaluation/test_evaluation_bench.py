@@ -1,7 +1,9 @@
 """The speed bench: its plain loop is the engine's slow twin, and its figures are what they say."""
 
 import math
-from collections.abc import Sequence
+import time
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -9,12 +11,24 @@ import torch
 from torch import Tensor
 
 from ddt_llama.config import UserError
-from ddt_llama.evaluation.bench import PROMPTS, bench_documents, bench_draw, counted, plain_codes
+from ddt_llama.evaluation.bench import (
+    Requests,
+    decoding,
+    drawing,
+    generated_codes,
+    laying_out,
+    plain_codes,
+    requests,
+)
+from ddt_llama.evaluation.flops import counted
+from ddt_llama.evaluation.intervals import Figure
+from ddt_llama.evaluation.race import Race, median, run
 from ddt_llama.generation import Model
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
+from ddt_llama.recipes.bench import learning_language, measure
 from stand_in import StandIn
 
 
@@ -43,45 +57,54 @@ def model() -> Model:
 
 
 def test_the_plain_loop_draws_what_the_engine_draws(model: Model) -> None:
+    asked = Requests([[256, 5, 9, 259], [256, 7, 259]], [[256, 259]] * 2, [4, 5])
+    slow = plain_codes(model, asked)
     assert model.engine is not None
-    prompts: Sequence[list[int]] = [[256, 5, 9, 259], [256, 7, 259]]
-    twins = [[256, 259]] * 2
-    slow = plain_codes(model, prompts, twins, 2.0, [4, 5])
-    fast = model.engine.codes(prompts, unconditional=twins, guidance_scale=2.0, seeds=[4, 5])
-    assert torch.equal(slow, fast)
-    assert not torch.equal(slow, plain_codes(model, prompts, twins, 2.0, [4, 6]))
+    assert torch.equal(slow, torch.stack(model.engine.write(asked.tasks())))
+    assert not torch.equal(slow, plain_codes(model, replace(asked, seeds=[4, 6])))
+
+
+def test_transformers_draws_codes_too(model: Model) -> None:
+    codes = generated_codes(model, requests(model, 3))
+    assert codes.shape == (3, 6)
+    assert 0 <= int(codes.min()) <= int(codes.max()) < 32
 
 
 def test_figures_are_consistent(model: Model) -> None:
-    figures = bench_draw(model, batches=(1, 3), rounds=2)
-    assert {key.rsplit(".", 1)[0] for key in figures} == {
-        f"draw.{name}"
-        for name in ("ratio", "engine_seconds", "plain_seconds", "image_seconds", "same_codes")
-    }
-    for size in (1, 3):
-        assert figures[f"draw.same_codes.{size}"].value == 1.0
-        ratio = figures[f"draw.ratio.{size}"]
-        assert 0 < ratio.low <= ratio.value <= ratio.high
-        plain, engine = (figures[f"draw.{name}_seconds.{size}"] for name in ("plain", "engine"))
-        assert plain.low / engine.high <= ratio.value <= plain.high / engine.low
+    figures = drawing(model, 3, rounds=2)
+    names = {"vs_plain", "vs_transformers", "seconds", "same_codes"}
+    assert set(figures) == {f"draw.b3.{name}" for name in names} | {"token.b3.vs_bandwidth"}
+    assert figures["draw.b3.same_codes"].value == 1.0
+    for name in ("draw.b3.vs_plain", "token.b3.vs_bandwidth"):
+        assert 0 < figures[name].low <= figures[name].value <= figures[name].high
+    assert decoding(model, 1) == {}  # nothing to refine
 
 
-def test_one_round_has_no_interval(model: Model) -> None:
-    ratio = bench_documents(model, rounds=1)
-    assert (ratio.low, ratio.high) == (-math.inf, math.inf)
+def test_a_ratio_is_of_one_round_and_one_round_has_no_interval() -> None:
+    waits = {"slow": iter((0.0, 0.05, 0.02)), "fast": iter((0.0, 0.01, 0.01))}
+    ways = {name: partial(lambda one: time.sleep(next(one)), wait) for name, wait in waits.items()}
+    race = Race(ways, {"ratio": ("slow", "fast")}, {"seconds": "fast"})
+    figures = run(race, torch.device("cpu"), 2, "sleep")
+    assert figures["ratio"].low < 3 < figures["ratio"].high
+    assert figures["seconds"].low >= 0.01
+    assert median([2.0]) == Figure(2.0, -math.inf, math.inf)
 
 
 def test_codes_enter_laid_out_documents_faster_than_these_are_laid_out(model: Model) -> None:
-    ratio = bench_documents(model, rounds=4)
-    assert 1 < ratio.low <= ratio.value <= ratio.high
+    assert laying_out(model, 5)["documents.late_codes.vs_laid_out"].value > 1
 
 
-def test_wrong_batches_and_models_are_refused(model: Model) -> None:
-    for batches, rounds in (((0,), 1), ((len(PROMPTS) + 1,), 1), ((), 1), ((1,), 0)):
-        with pytest.raises(UserError, match="allowed are batches"):
-            bench_draw(model, batches=batches, rounds=rounds)
+def test_a_step_of_training_is_less_than_all_products(model: Model) -> None:
+    ratio = learning_language(model, 3)["train.language.vs_products"]
+    assert 0 < ratio.value < 1
+    before = {name: one.clone() for name, one in model.language.state_dict().items()}
+    learning_language(model, 1)  # a copy learns, the model stays
+    assert all(torch.equal(one, before[n]) for n, one in model.language.state_dict().items())
+
+
+def test_a_tokenizer_alone_draws_nothing() -> None:
     with pytest.raises(UserError, match="no language model"):
-        bench_draw(Model(FlatTokenizer()), rounds=1)
+        measure(Model(FlatTokenizer()), quick=True)
 
 
 def test_flops_of_products_attention_and_convolutions_are_counted() -> None:

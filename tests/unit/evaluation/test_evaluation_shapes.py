@@ -20,7 +20,7 @@ from ddt_llama.evaluation.shapes_suite import (
     tune_editing,
     tune_words,
 )
-from ddt_llama.evaluation.suites import SpeedSuite, suite_named
+from ddt_llama.evaluation.suites import suite_named
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.settings import Options, Settings, row_seeds
 from ddt_llama.shapes.captions import description
@@ -476,11 +476,10 @@ def test_the_model_of_this_project_is_an_artist() -> None:
 
 
 def test_unknown_suites_and_fields_name_what_exists() -> None:
-    with pytest.raises(UserError, match="reconstruction, shapes, speed"):
+    with pytest.raises(UserError, match="reconstruction, shapes, text"):
         suite_named("geneval")
     with pytest.raises(UserError, match="codebook_scenes"):
         suite_named("reconstruction", {"scene": 3})
     suite = suite_named("shapes", {"prompts": "5", "guidance_scale": "1.5"})
     assert suite == ShapesSuite(prompts=5, guidance_scale=1.5)
-    assert suite_named("speed", {"batches": "1,4"}) == SpeedSuite(batches=(1, 4))
     assert suite_named("reconstruction", {"visible": "1,4"}) == ReconstructionSuite(visible=(1, 4))

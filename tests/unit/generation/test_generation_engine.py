@@ -1,5 +1,6 @@
 """The rules of the decode engine: only codes in an image, only text in an answer, rows apart."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -8,8 +9,10 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ddt_llama.config import UserError
-from ddt_llama.generation.engine import Engine, decoder_of
-from ddt_llama.generation.sampling import Sampling, TopK, choose, guide, uniforms
+from ddt_llama.generation.batch import Batch
+from ddt_llama.generation.engine import Answer, Codes, Engine, Task, decoder_of
+from ddt_llama.generation.kernels import layout_for
+from ddt_llama.generation.sampling import Sampling, TopK, TopP, choose, guide, uniforms
 from ddt_llama.language.vocabulary import Vocabulary
 
 VOCABULARY = Vocabulary(text_size=300, codebook_size=256, num_tokens=16)
@@ -51,10 +54,35 @@ def prompts(count: int) -> list[list[int]]:
 EMPTY = [VOCABULARY.bos, VOCABULARY.begin_image]
 
 
-def draw(engine: Engine, rows: list[list[int]], seeds: list[int], **options: Any) -> Tensor:
-    return engine.codes(
-        rows, unconditional=[EMPTY] * len(rows), guidance_scale=3.0, seeds=seeds, **options
-    )
+def last(engine: Engine, ids: Tensor, head: slice) -> Tensor:
+    """Return the logits behind one text, read from nothing."""
+    return engine.decoder.logits(engine.decoder.read(ids, [ids.shape[1]]).states, head)
+
+
+def draw(
+    engine: Engine,
+    rows: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    scale: float = 3.0,
+    sources: Sequence[Sequence[int]] | None = None,
+) -> Tensor:
+    """Return the codes of an image behind each prompt, guided."""
+    there = [None] * len(rows) if sources is None else [tuple(one) for one in sources]
+    tasks = [
+        Codes(tuple(row), tuple(EMPTY), scale, seed=seed, source=source)
+        for row, seed, source in zip(rows, seeds, there, strict=True)
+    ]
+    return torch.stack(engine.write(tasks))
+
+
+def answers(
+    engine: Engine, rows: Sequence[Sequence[int]], together: int = 1, **options: Any
+) -> list[list[int]]:
+    """Return the answer to each `together` prompts; row i has the seed i."""
+    prompts = [tuple(row) for row in rows]
+    grouped = [tuple(prompts[i : i + together]) for i in range(0, len(prompts), together)]
+    tasks = [Answer(each, seed=seed, **options) for seed, each in enumerate(grouped)]
+    return [ids.tolist() for ids in engine.write(tasks)]
 
 
 def test_an_image_is_exactly_num_tokens_codes(engine: Engine) -> None:
@@ -86,59 +114,62 @@ def test_the_seed_decides_and_the_prompt_decides(engine: Engine) -> None:
 
 def test_guidance_at_one_reads_no_second_row_and_at_zero_forgets_the_prompt(engine: Engine) -> None:
     rows = prompts(3)
-    plain = engine.codes(rows, seeds=[1, 2, 3])
-    one = engine.codes(rows, unconditional=[EMPTY] * 3, guidance_scale=1.0, seeds=[1, 2, 3])
-    zero = engine.codes(rows, unconditional=[EMPTY] * 3, guidance_scale=0.0, seeds=[1, 2, 3])
+    seeds = [1, 2, 3]
+    plain = torch.stack(
+        engine.write([Codes(tuple(r), seed=s) for r, s in zip(rows, seeds, strict=True)])
+    )
+    one, zero = draw(engine, rows, seeds, scale=1.0), draw(engine, rows, seeds, scale=0.0)
+    assert len(Codes((1,), (2,), 1.0).prompts) == 1 < len(Codes((1,), (2,), 0.0).prompts)
     assert torch.equal(plain, one)
-    assert torch.equal(zero, engine.codes([EMPTY] * 3, seeds=[1, 2, 3]))
+    assert torch.equal(zero, draw(engine, [EMPTY] * 3, seeds, scale=1.0))
     assert not torch.equal(plain, zero)
 
 
 def test_an_answer_holds_only_known_text(engine: Engine) -> None:
     asked = Engine(engine.decoder, VOCABULARY, num_text=40)
-    answers = asked.text(prompts(6), sampling=Sampling(temperature=3.0), seeds=list(range(6)))
-    assert any(answers)
-    assert all(0 <= token < 40 for answer in answers for token in answer)
-    assert all(len(answer) <= 96 for answer in answers)
+    told = answers(asked, prompts(6), sampling=Sampling(temperature=3.0))
+    assert any(told)
+    assert all(0 <= token < 40 for answer in told for token in answer)
+    assert all(len(answer) <= 96 for answer in told)
 
 
 def test_an_answer_ends_at_the_end_mark_alone_and_in_company(engine: Engine) -> None:
     asked = Engine(engine.decoder, VOCABULARY, num_text=6)  # so few that the end comes up
-    rows, options = prompts(6), {"sampling": Sampling(TopK(5), temperature=4.0), "max_tokens": 40}
-    together = asked.text(rows, seeds=list(range(6)), **options)
+    rows, sampling = prompts(6), Sampling(TopK(5), temperature=4.0)
+    together = answers(asked, rows, sampling=sampling, most=40)
     assert len({len(answer) for answer in together}) > 2
     assert min(map(len, together)) < 40
     for row, answer in enumerate(together):
-        assert asked.text([rows[row]], seeds=[row], **options) == [answer]
+        alone = asked.write([Answer((tuple(rows[row]),), sampling, seed=row, most=40)])
+        assert alone[0].tolist() == answer
 
 
 def test_answers_are_greedy_unless_told_otherwise(engine: Engine) -> None:
     rows = prompts(3)
-    assert engine.text(rows, max_tokens=9) == engine.text(rows, seeds=[7, 8, 9], max_tokens=9)
+    others = engine.write([Answer((tuple(row),), seed=9 + i, most=9) for i, row in enumerate(rows)])
+    assert answers(engine, rows, most=9) == [ids.tolist() for ids in others]
 
 
 def test_prompts_answered_together_are_written_by_the_mean_of_their_log_probabilities(
     engine: Engine,
 ) -> None:
     rows, steps = prompts(6), 12
-    answers = engine.text(rows, together=3, max_tokens=steps)
-    assert len(answers) == 2
+    told = answers(engine, rows, together=3, most=steps)
+    assert len(told) == 2
     ids = torch.arange(VOCABULARY.code_offset)
     impossible = (ids >= VOCABULARY.text_size) & (ids != VOCABULARY.eos)
-    start = torch.zeros(1, dtype=torch.int64)
-    for group, answer in zip((rows[:3], rows[3:]), answers, strict=True):
+    for group, answer in zip((rows[:3], rows[3:]), told, strict=True):
         written: list[int] = []
         while len(written) < steps and VOCABULARY.eos not in written:
             logs = []
             for row in group:  # the plain way: every prompt read anew for every token
                 whole = torch.tensor([[*row, *written]])
-                head = slice(0, VOCABULARY.code_offset)
-                logits, _ = engine.decoder.prefill(whole, start, start, whole.shape[1], head)
+                logits = last(engine, whole, slice(0, VOCABULARY.code_offset))
                 logs.append(logits[0].masked_fill(impossible, -torch.inf).log_softmax(0))
             written.append(int(torch.stack(logs).mean(0).argmax()))
         assert [one for one in written if one != VOCABULARY.eos] == answer
-    same = engine.text([row for row in rows[:2] for _ in range(4)], together=4, max_tokens=steps)
-    assert same == engine.text(rows[:2], max_tokens=steps)
+    same = answers(engine, [row for row in rows[:2] for _ in range(4)], together=4, most=steps)
+    assert same == answers(engine, rows[:2], most=steps)
 
 
 def test_an_edit_takes_codes_of_its_source_where_it_writes_same() -> None:
@@ -146,17 +177,14 @@ def test_an_edit_takes_codes_of_its_source_where_it_writes_same() -> None:
     engine, rows, seeds = untrained(vocabulary), prompts(4), [5, 6, 7, 8]
     sources = torch.randint(0, 4, (4, 16), generator=torch.Generator().manual_seed(1))
     codes = draw(engine, rows, seeds, sources=sources.tolist())
-    start, head = torch.zeros(1, dtype=torch.int64), slice(vocabulary.same, vocabulary.size)
+    head = slice(vocabulary.same, vocabulary.size)
     marks = []
     for row, prompt in enumerate(rows):  # the plain way: everything read anew for every token
         written: list[int] = []
         chance = uniforms([seeds[row]], 16)
         for step in range(16):
             wholes = [torch.tensor([[*begin, *written]]) for begin in (prompt, EMPTY)]
-            told, empty = (
-                engine.decoder.prefill(whole, start, start, whole.shape[1], head)[0]
-                for whole in wholes
-            )
+            told, empty = (last(engine, whole, head) for whole in wholes)
             drawn = choose(guide(told, empty, 3.0), Sampling(), chance[step])
             written.append(int(drawn) + vocabulary.same)
         marks.append(torch.tensor(written) == vocabulary.same)
@@ -174,14 +202,99 @@ def test_a_prompt_longer_than_the_context_is_refused(engine: Engine) -> None:
     assert draw(engine, [fits], [0]).shape == (1, 16)
     with pytest.raises(UserError, match=r"113 tokens long; this model reads at most 112"):
         draw(engine, [[VOCABULARY.bos, *fits]], [0])
-    alone = engine.text([[1] * 3], max_tokens=96)
-    assert engine.text([[1] * 3, [1] * 32], max_tokens=96)[:1] == alone  # as it is alone
+    alone = answers(engine, [[1] * 3])
+    assert answers(engine, [[1] * 3, [1] * 32])[:1] == alone  # as it is alone
     with pytest.raises(UserError, match="33 tokens long; this model reads at most 32 and"):
-        engine.text([[1] * 3, [1] * 33], max_tokens=96)
+        answers(engine, [[1] * 3, [1] * 33])
 
 
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:
-    with pytest.raises(UserError, match="no tokens"):
-        engine.codes([[]], seeds=[0])
-    with pytest.raises(UserError, match="no tokens"):
-        engine.text([])
+    for task in (Codes(()), Answer(()), Answer(((),))):
+        with pytest.raises(UserError, match="no tokens"):
+            engine.write([task])
+    assert engine.write([]) == []
+
+
+def mixed() -> list[Task]:
+    """Tasks of all kinds: images guided and not, edits, answers to one prompt and to three."""
+    rows, source = [tuple(row) for row in prompts(8)], (1, 2, 3, 4) * 4
+    return [
+        Codes(rows[0], tuple(EMPTY), 3.0, seed=1),
+        Answer((rows[1],), Sampling(TopK(9), 2.0), seed=5, most=7),
+        Codes(rows[2], seed=3),
+        Codes(rows[3], (VOCABULARY.bos, 5), 1.5, Sampling(TopP(0.8)), seed=4, source=source),
+        Answer(tuple(rows[4:7]), seed=6, most=12),
+        Codes(rows[7], tuple(EMPTY), 2.0, Sampling(temperature=0.5), seed=7),
+    ]
+
+
+def test_answers_that_join_and_leave_at_any_step_are_those_written_alone(engine: Engine) -> None:
+    tasks = mixed()
+    alone = [engine.write([task])[0] for task in tasks]
+    for start in range(3):  # who begins, and who joins how late
+        batch = Batch(engine, rows=7, capacity=64)
+        waiting, places, results = [*range(start, 6), *range(start)], {}, {}
+        for step in range(200):
+            if step % 3 == 0:
+                fit = min(1, batch.fitting([tasks[place] for place in waiting]))
+                tickets = batch.join([tasks[place] for place in waiting[:fit]])
+                places |= dict(zip(tickets, waiting, strict=False))
+                del waiting[:fit]
+            results |= {places[ticket]: ids for ticket, ids in batch.step()}
+        assert len(batch) == 0
+        assert batch.room == 7
+        for place, ids in enumerate(alone):
+            assert torch.equal(results[place], ids), f"task {place}, start {start}"
+
+
+def test_who_goes_away_leaves_its_rows_and_disturbs_nobody(engine: Engine) -> None:
+    tasks = mixed()
+    alone = [engine.write([task])[0] for task in tasks]
+    batch = Batch(engine, rows=11, capacity=64)
+    tickets = batch.join(tasks)
+    assert batch.room == 0
+    for _ in range(3):
+        assert batch.step() == []
+    assert torch.equal(batch.so_far(tickets[0]), alone[0][:3])
+    assert torch.equal(batch.so_far(tickets[3]), alone[3][:3])
+    batch.leave(tickets[0])
+    batch.leave(tickets[4])
+    assert batch.room == 5  # two and three rows
+    left = {}
+    while batch:
+        left |= dict(batch.step())
+    assert set(left) == {tickets[place] for place in (1, 2, 3, 5)}
+    for place in (1, 2, 3, 5):
+        assert torch.equal(left[tickets[place]], alone[place])
+
+
+def test_company_changes_no_bit_of_a_row_where_products_are_packed(engine: Engine) -> None:
+    if layout_for(torch.zeros(8, 8)) != "packed":
+        pytest.skip("products of this CPU depend on the number of rows in their last bits")
+    rows = [*prompts(20), *prompts(20)]
+    company = Batch(engine, rows=40, capacity=64)
+    company.join([Codes(tuple(row), seed=seed) for seed, row in enumerate(rows)])
+    alone = Batch(engine, rows=1, capacity=40)
+    alone.join([Codes(tuple(rows[3]), seed=3)])
+    for _ in range(15):
+        company.step(), alone.step()
+        assert company._states is not None
+        assert alone._states is not None
+        assert torch.equal(company._states[3], alone._states[0])
+
+
+def test_the_prompt_that_guidance_compares_with_is_read_once(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fresh, read = Engine(engine.decoder, VOCABULARY), []
+    plain = engine.decoder.read
+
+    def watched(ids: Tensor, lengths: Sequence[int]) -> Any:
+        read.append([row[:n] for row, n in zip(ids.tolist(), lengths, strict=True)])
+        return plain(ids, lengths)
+
+    monkeypatch.setattr(engine.decoder, "read", watched)
+    rows = prompts(2)
+    first, second = draw(fresh, rows[:1], [1]), draw(fresh, rows[1:], [2])
+    assert read == [[rows[0], EMPTY], [rows[1]]]
+    assert torch.equal(torch.cat([first, second]), draw(engine, rows, [1, 2]))

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
+from ddt_llama.generation.engine import Answer, Codes, Task
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.pictures import SHIFTS, read_images, views
+from ddt_llama.generation.sampling import Sampling, TopK
 from ddt_llama.generation.settings import plan_seed, retry_seed
 from ddt_llama.generation.tries import likeness
 from ddt_llama.language import backbone, documents
@@ -148,35 +150,36 @@ def test_prompts_and_twins_are_the_documents_of_training(
     assert model.engine is not None
     seen: list[Any] = []
 
-    def codes(prompts: Any, **options: Any) -> Tensor:
-        seen.append((prompts, options))
-        return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        seen.extend(tasks)
+        return [torch.tensor([1, 2, 3, 4] if isinstance(one, Codes) else [65]) for one in tasks]
 
-    monkeypatch.setattr(model.engine, "codes", codes)
-    monkeypatch.setattr(model.engine, "text", lambda prompts, **_: seen.append(prompts) or [[65]])
-    drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5)
+    def ids(document: Document) -> tuple[int, ...]:
+        return tuple(render(document, VOCABULARY, text).ids)
+
+    monkeypatch.setattr(model.engine, "write", write)
+    drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5, seed=3)
     assert drawn.tolist() == [[4, 3, 2, 1]]  # back from the language order
     request = draw("a ring", None)
-    assert seen[0][0] == [render(request, VOCABULARY, text).ids]
-    assert seen[0][1]["unconditional"] == [render(without_text(request), VOCABULARY, text).ids]
-    assert seen[0][1]["guidance_scale"] == 2.0
-    assert seen[0][1]["sampling"].method.k == 5
-    assert seen[0][1]["sampling"].temperature == 0.5
+    first = seen[0]
+    assert (first.prompt, first.unconditional) == (ids(request), ids(without_text(request)))
+    assert (first.guidance_scale, first.seed, first.source) == (2.0, 3, None)
+    assert first.sampling == Sampling(TopK(5), 0.5)
     source = torch.stack([image(10)])
     source[:, :, :8, :8] = image(20)[:, :8, :8]
     model.edit_codes(source, "make it red")
     request = edit([10, 10, 10, 20], "make it red", None)
-    assert seen[1][0] == [render(request, VOCABULARY, text).ids]
-    assert seen[1][1]["unconditional"] == [render(without_text(request), VOCABULARY, text).ids]
-    assert seen[1][1]["sampling"].temperature == 1.0
+    changed = seen[1]
+    assert (changed.prompt, changed.unconditional) == (ids(request), ids(without_text(request)))
+    assert (changed.sampling.temperature, changed.source) == (1.0, (10, 10, 10, 20))
     tuned = replace(model.settings, edit_temperature=0.25, edit_guidance_scale=1.5)
     monkeypatch.setattr(model, "settings", tuned)
     model.edit_codes(source, "make it red", guidance_scale=2.0)
-    assert (seen[2][1]["sampling"].temperature, seen[2][1]["guidance_scale"]) == (0.25, 2.0)
+    assert (seen[2].sampling.temperature, seen[2].guidance_scale) == (0.25, 2.0)
     model.draw_codes("a ring")
-    assert seen[3][1]["sampling"].temperature == 1.0
+    assert seen[3].sampling.temperature == 1.0
     model.ask(image(9), "how many?")
-    assert seen[4] == [render(ask([9] * 4, "how many?", None), VOCABULARY, text).ids]
+    assert seen[4] == Answer((ids(ask([9] * 4, "how many?", None)),))
 
 
 def test_words_come_first_where_the_release_says_so(
@@ -186,21 +189,20 @@ def test_words_come_first_where_the_release_says_so(
     asked: list[list[int]] = []
     drawn: list[list[int]] = []
 
-    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
-        assert len(prompts) == together * len(seeds)
-        asked.extend(prompts)
-        verb = "change answer 1 0 to" if "redder" in text.decode(prompts[0]) else "answer"
-        return [text.encode(f"{verb} {len(asked)} {seed}") for seed in seeds]
-
-    def codes(prompts: Any, **_: Any) -> Tensor:
-        drawn.extend(prompts)
-        return torch.tensor([[1, 2, 3, 4]]).repeat(len(prompts), 1)
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        if isinstance(tasks[0], Codes):
+            drawn.extend(list(prompt) for task in tasks for prompt in task.prompts[:1])
+            return [torch.tensor([1, 2, 3, 4])] * len(tasks)
+        asked.extend(list(prompt) for task in tasks for prompt in task.prompts)
+        first = text.decode(list(tasks[0].prompts[0]))
+        verb = "change answer 1 0 to" if "redder" in first else "answer"
+        told = [f"{verb} {len(asked)} {task.seed}" for task in tasks]
+        return [torch.tensor(text.encode(one)) for one in told]
 
     def ids(document: Document) -> list[int]:
         return render(document, VOCABULARY, text).ids
 
-    monkeypatch.setattr(model.engine, "text", write)
-    monkeypatch.setattr(model.engine, "codes", codes)
+    monkeypatch.setattr(model.engine, "write", write)
     monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
     model.draw_codes("a ring", num=2, seed=5)
     assert asked == [ids(plan("a ring", None))] * 2
@@ -265,22 +267,21 @@ def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
     }
     read = {code % 64: words for code, words in shown.values()}
 
-    def write(prompts: Any, *, sampling: Any, seeds: Any, together: int) -> list[list[int]]:
-        assert together == 1  # a try is read by its own codes
+    def written(task: Task) -> Tensor:
+        if isinstance(task, Codes):
+            return torch.tensor([shown[task.seed][0] % 64] * 4)
+        assert len(task.prompts) == 1  # a try is read by its own codes
+        codes = [i - VOCABULARY.code_offset for i in task.prompts[0]]
+        codes = [code for code in codes if code >= 0]
+        return torch.tensor(text.encode(read[codes[0]] if codes else plans[task.seed]))
 
-        def answer(ids: list[int], seed: int) -> str:
-            codes = [i - VOCABULARY.code_offset for i in ids if i >= VOCABULARY.code_offset]
-            return read[codes[0]] if codes else plans[seed]
-
-        return [text.encode(answer(*pair)) for pair in zip(prompts, seeds, strict=True)]
-
-    def codes(prompts: Any, *, seeds: Any, **_: Any) -> Tensor:
-        tries.append(list(seeds))
-        return torch.tensor([[shown[seed][0] % 64] * 4 for seed in seeds])
+    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+        if isinstance(tasks[0], Codes):
+            tries.append([task.seed for task in tasks if isinstance(task, Codes)])
+        return [written(task) for task in tasks]
 
     assert model.engine is not None
-    monkeypatch.setattr(model.engine, "text", write)
-    monkeypatch.setattr(model.engine, "codes", codes)
+    monkeypatch.setattr(model.engine, "write", write)
     monkeypatch.setattr(model, "settings", Settings(plan=True, tries=3))
     kept = model.draw_codes("what", num=3, seed=5)
     assert kept[:, 0].tolist() == [50, 62, 71 % 64]
@@ -303,8 +304,9 @@ def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(
     model = Model(QuarterTokenizer(), language(), VOCABULARY, text, stage="pretrain", name="p")
     assert len(model.draw("a ring")) == 1
     assert model.engine is not None
-    expected = model.engine.text([render(image_to_text([9] * 4, None), VOCABULARY, text).ids])
-    assert model.describe(image(9)) == text.decode(expected[0]).strip()
+    asked = render(image_to_text([9] * 4, None), VOCABULARY, text).ids
+    expected = model.engine.write([Answer((tuple(asked),))])
+    assert model.describe(image(9)) == text.decode(expected[0].tolist()).strip()
     for call in (lambda: model.ask(image(9), "what?"), lambda: model.edit(image(9), "redder")):
         with pytest.raises(UserError, match="pretrained only"):
             call()

@@ -55,6 +55,21 @@ def test_of_codes_nearly_as_near_the_commonest_is_taken():
     assert (torch.tensor(found) == 2).sum() > (plain.nearest(unit) == 2).sum()
 
 
+@pytest.mark.parametrize("size", [100, 128, 300])
+def test_the_search_by_groups_finds_what_the_whole_search_finds(size: int):
+    net = Quantizer(QuantizerConfig(codebook_size=size, code_dim=DIM, rate=0.1), TOKENS)
+    torch.manual_seed(0)
+    net.codebook.copy_(F.normalize(torch.randn(size, DIM), dim=-1))
+    net.codebook[-1] = net.codebook[3]  # of two that are alike the first is taken
+    net.weigh(torch.rand(size))
+    net.lengths[-1] = net.lengths[3]
+    unit = F.normalize(torch.cat([features(2, 50), net.codebook[None, -TOKENS:]]), dim=-1)
+    gain = unit @ net.codebook.t()
+    assert torch.equal(net.nearest(unit), gain.argmax(-1))
+    assert torch.equal(net.cheapest(unit), (gain - 0.05 * net.lengths).argmax(-1))
+    assert int(net.nearest(unit)[-1, -1]) == 3
+
+
 def test_lengths_follow_the_usage_in_training():
     net = quantizer(decay=0.5)
     assert not net.lengths.any()  # all alike before
