@@ -180,6 +180,18 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
+def rows_of(table: Tensor, places: Tensor) -> Tensor:
+    """Return rows of a table of which every process may hold a shard; all take part."""
+    table = table.detach()
+    if not _is_sharded(table):
+        return table[places]
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = table.device_mesh
+    wanted = DTensor.from_local(places.to(table.device), mesh, [Replicate()] * mesh.ndim)
+    return nn.functional.embedding(wanted, table).full_tensor()  # sums what each has of them
+
+
 def gathered(tensor: Tensor) -> Tensor | None:
     """Return `whole_tensor` on the CPU of the main process, None in the others."""
     whole = whole_tensor(tensor)

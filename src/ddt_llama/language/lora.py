@@ -104,8 +104,9 @@ def begin(model: Any, seed: int) -> None:
         else:
             adapter = layer.token_adapter
             rows = adapter.trainable_tokens_delta[NAME]
-            table = distributed.whole_tensor(adapter.base_layer.weight)
-            rows.copy_(distributed.like_shards(table[adapter.token_indices[NAME]], rows))
+            places = torch.tensor(adapter.token_indices[NAME])
+            first = distributed.rows_of(adapter.base_layer.weight, places)
+            rows.copy_(distributed.like_shards(first, rows))
 
 
 def targets_in(model: Any, wanted: Iterable[str]) -> list[str]:
