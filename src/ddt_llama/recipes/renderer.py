@@ -76,7 +76,7 @@ def nano_renderer() -> RendererRecipe:
         "nano_renderer",
         start="nano",
         train=TrainConfig(
-            steps=4000,
+            steps=1500,
             batch=64,
             sample_every=1000,
             prefetch=1,
