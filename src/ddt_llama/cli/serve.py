@@ -11,6 +11,7 @@ from ddt_llama.config import UserError
 from ddt_llama.serving.limits import Limits
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
+OF_PAGE = "gradio"
 
 
 def serve(
@@ -22,8 +23,9 @@ def serve(
     port: int = 8000,
     api_key_file: Path | None = None,
     log_prompts: bool = False,
+    page: bool = True,
 ) -> None:
-    """Serve a model by OpenAI's interface: draw, edit, chat (docs/serving.md).
+    """Serve a model by OpenAI's interface, and a page for people at "/" (docs/serving.md).
 
     Example: ddt serve nano --port 8000
 
@@ -35,10 +37,12 @@ def serve(
         port: 0 takes any that is free; the line that is printed names it.
         api_key_file: A file with the keys that clients may give, one a line.
         log_prompts: Write what clients ask for into the log.
+        page: The page beside the interface, where ddt-llama[page] is installed.
     """
     missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"{', '.join(missing)} is not installed; install ddt-llama[serve]")
+    there = importlib.util.find_spec(OF_PAGE) is not None
     from ddt_llama.generation import load
     from ddt_llama.serving.logs import write_json_lines
     from ddt_llama.serving.served import LOOPBACK, Served, read_keys
@@ -47,6 +51,10 @@ def serve(
     keys = [] if api_key_file is None else read_keys(api_key_file)
     with listener(host, port) as bound:
         opened = load(model, adapter=adapter)
-        served = Served(opened, limits, keys, loopback=host in LOOPBACK, log_prompts=log_prompts)
+        local = host in LOOPBACK
+        served = Served(opened, limits, keys, local, log_prompts, page=page and there)
         write_json_lines()
-        Server(served, bound, f"serving {opened.name}").run_until_stopped()
+        server = Server(served, bound, f"serving {opened.name}")
+        if page and not there:
+            server.more = "the interface alone; for the page install ddt-llama[page]"
+        server.run_until_stopped()

@@ -85,7 +85,7 @@ class Guard:
         except (ApiError, Closed):
             await _discard(receive)
             raise
-        await self.app(scope, _again(body, receive), answer)
+        await self.app(scope, again(body, receive), answer)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ApiError for a request that is not to be read."""
@@ -175,7 +175,7 @@ def _check_local(headers: Headers) -> None:
         )
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def again(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was read, then what comes after it."""
     left = [body]
 
