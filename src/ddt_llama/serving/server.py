@@ -45,7 +45,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, served: Served, bound: socket.socket, line: str | None = None) -> None:
         """Serve at the socket; `line` is printed, with the address, once that is so."""
-        self.served, self.bound, self.line = served, bound, line
+        self.served, self.bound, self.line, self.more = served, bound, line, ""
         config = uvicorn.Config(
             application(served),
             log_config=None,
@@ -71,6 +71,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.line is not None:
             print(f"{self.line} at {self.address}", flush=True)
+        if self.more:
+            print(self.more, flush=True)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
