@@ -13,9 +13,10 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import unquote, urlsplit
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.routing import Match, Mount
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -52,7 +53,7 @@ def add_page(app: FastAPI, served: Served) -> None:
     place = Path(folder.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(place)
     limits = served.limits
-    blocks = layout.page(served, delete_cache=(KEPT // 4, KEPT))
+    blocks = layout.page(served, place, delete_cache=(KEPT // 4, KEPT))
     blocks.queue(max_size=limits.max_queue + limits.rows, default_concurrency_limit=None)
     gradio.mount_gradio_app(
         app,
@@ -106,7 +107,9 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or raise ApiError."""
-        path = scope["path"]
+        path, headers = scope["path"], Headers(scope=scope)
+        if not _of_this_site(headers):
+            raise ApiError(403, "this page is for its own site only", code="not_same_site")
         if path.startswith(FILE):
             self._check_file(path.removeprefix(FILE))
         if path == UPLOAD and self._kept() > MOST_KEPT * self.served.limits.max_body * 1e6:
@@ -149,6 +152,14 @@ class Door:
         for name in names:
             self._check_file(name)
         return again(body, receive)
+
+
+def _of_this_site(headers: Headers) -> bool:
+    """Return whether no other site sends this; browsers add a password to what those send, too."""
+    try:
+        return urlsplit(headers.get("origin", "")).netloc in ("", headers.get("host"))
+    except ValueError:  # a broken bracket
+        return False
 
 
 def _files(value: Any) -> Iterator[str]:
