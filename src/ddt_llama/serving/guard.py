@@ -172,7 +172,9 @@ def _check_key(served: Served, path: str, given: str) -> None:
             401,
             "no valid API key was given; send it as 'Authorization: Bearer KEY'",
             code="invalid_api_key",
-            headers={"WWW-Authenticate": 'Basic realm="the key is the password"' if page else "Bearer"},
+            headers={
+                "WWW-Authenticate": 'Basic realm="the key is the password"' if page else "Bearer"
+            },
         )
 
 

@@ -54,7 +54,9 @@ def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
     return follow.chosen(served, given)
 
 
-async def opened(served: Served, file: Path | None, what: str = "picture") -> Float[Tensor, "3 h w"]:
+async def opened(
+    served: Served, file: Path | None, what: str = "picture"
+) -> Float[Tensor, "3 h w"]:
     """Open a picture that was sent to the page, in a process of the opener."""
     if file is None:
         raise gradio.Error(f"Give a {what} first.", title="Nothing to do", print_exception=False)

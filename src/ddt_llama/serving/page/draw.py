@@ -1,6 +1,7 @@
 """The tab Draw: words to pictures, which form while their tokens arrive."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gradio
@@ -10,6 +11,7 @@ from torch import Tensor
 from ddt_llama.data.images import to_pil
 from ddt_llama.serving.jobs import Preview
 from ddt_llama.serving.page.asking import drawing, followed, told
+from ddt_llama.serving.page.pictures import Picture
 from ddt_llama.serving.served import Served
 
 EXAMPLES = (
@@ -18,53 +20,95 @@ EXAMPLES = (
     "a large yellow triangle on a black background",
     "a purple ring to the left of a white heart",
 )
+WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
+EMPTY = "Nothing to do"
 MOST = 8  # pictures at once
 PREVIEWS = 7  # of each picture while it is written
 
 Shown = list[tuple[PIL.Image.Image, str]]
 
 
-def tab(served: Served) -> gradio.Gallery:
-    """Lay the tab out; return the gallery of what was drawn."""
-    settings = served.model.settings
-    gradio.Markdown("Say what to draw. The same words, seed and guidance draw the same picture.")
-    with gradio.Row():
-        with gradio.Column(scale=2, min_width=280):
-            prompt = gradio.Textbox(
-                EXAMPLES[0], label="Prompt", max_length=served.limits.max_prompt, lines=1
-            )
-            with gradio.Row():
-                seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=100)
-                count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=140)
-            guidance = gradio.Slider(
-                0,
-                max(8.0, settings.guidance_scale),
-                settings.guidance_scale,
-                step=0.1,
-                label="Guidance",
-                info="1: the plain model; more follows the words more closely",
-            )
-            with gradio.Row():
-                go = gradio.Button("Draw", variant="primary", min_width=100)
-                again = gradio.Button("Another seed", min_width=100)
-        with gradio.Column(scale=3, min_width=280):
-            gallery = gradio.Gallery(
-                label="Drawn", format="png", columns=4, object_fit="contain", elem_id="drawn"
-            )
-            status = gradio.Markdown("", elem_id="draw-status")
-    gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
+class Drawn:
+    """The tab of one server, and what was drawn in it."""
 
-    async def run(*given: Any) -> AsyncIterator[tuple[Shown, str]]:
+    def __init__(self, served: Served) -> None:
+        """Lay it out."""
+        self.served = served
+        settings = served.model.settings
+        gradio.Markdown(
+            "Say what to draw. The same words, seed and guidance draw the same picture."
+        )
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=240):
+                prompt = gradio.Textbox(
+                    EXAMPLES[0], label="Prompt", max_length=served.limits.max_prompt, lines=1
+                )
+                gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
+                with gradio.Row():
+                    seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
+                    count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
+                guidance = gradio.Slider(
+                    0,
+                    max(8.0, settings.guidance_scale),
+                    settings.guidance_scale,
+                    step=0.1,
+                    label="Guidance",
+                    info="1: the plain model; more follows the words more closely",
+                )
+                with gradio.Row():
+                    go = gradio.Button("Draw", variant="primary", min_width=100)
+                    again = gradio.Button("Another seed", min_width=100)
+            with gradio.Column(scale=3, min_width=240):
+                self.gallery = gradio.Gallery(
+                    label="Drawn",
+                    format="png",
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    elem_id="drawn",
+                )
+                status = gradio.Markdown("", elem_id="draw-status")
+                self.chosen = gradio.State(0)
+                with gradio.Row():
+                    self.ways = {
+                        name: gradio.Button(label, size="sm", min_width=90)
+                        for name, label in WAYS.items()
+                    }
+        self.gallery.select(_place, None, self.chosen, show_progress="hidden")
+        asked: Any = {
+            "fn": self.run,
+            "inputs": [prompt, seed, guidance, count],
+            "outputs": [self.gallery, status],
+            "show_progress": "hidden",
+        }
+        gradio.on([go.click, prompt.submit], **asked)
+        again.click(None, None, seed, js="() => Math.floor(Math.random() * 1e6)").then(**asked)
+
+    async def run(self, *given: Any) -> AsyncIterator[tuple[Shown, str]]:
+        """Draw, and show it."""
         with told():
-            async for shown in drawn(served, *given):
+            async for shown in drawn(self.served, *given):
                 yield shown
 
-    asked = {"fn": run, "inputs": [prompt, seed, guidance, count], "outputs": [gallery, status]}
-    gradio.on([go.click, prompt.submit], **asked, show_progress="hidden")
-    again.click(None, None, seed, js="() => Math.floor(Math.random() * 1e6)").then(
-        **asked, show_progress="hidden"
-    )
-    return gallery
+    def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, Picture]) -> None:
+        """Let the chosen picture be taken to the other tabs."""
+
+        def taken(gallery: Sequence[tuple[str, str]] | None, place: int, name: str) -> Any:
+            if not gallery:
+                raise gradio.Error("Draw a picture first.", title=EMPTY, print_exception=False)
+            return gallery[min(place, len(gallery) - 1)][0], gradio.Tabs(selected=name)
+
+        for name, button in self.ways.items():
+            button.click(
+                partial(taken, name=name),
+                [self.gallery, self.chosen],
+                [places[name], tabs],
+                show_progress="hidden",
+            )
+
+
+def _place(event: gradio.SelectData) -> int:
+    return int(event.index)
 
 
 async def drawn(

@@ -6,7 +6,8 @@ from typing import Any
 import gradio
 from gradio.themes import Base
 
-from ddt_llama.serving.page import draw
+from ddt_llama.serving.page import draw, edit, inside_tab
+from ddt_llama.serving.page.pictures import edit_examples, question_examples
 from ddt_llama.serving.served import Served
 
 ABOUT = """# ddt-llama
@@ -27,19 +28,28 @@ def theme() -> Base:
     )
 
 
-def page(served: Served, **more: Any) -> gradio.Blocks:
-    """Return the page of a model that is being served."""
+def page(served: Served, folder: Path, **more: Any) -> gradio.Blocks:
+    """Return the page of a model that is being served; its pictures lie in `folder`."""
     tokenizer = served.model.tokenizer
+    size = tokenizer.image_size
+    edits, questions = edit_examples(folder, size, 6), question_examples(folder, size, 6)
     with gradio.Blocks(title="ddt-llama", analytics_enabled=False, **more) as blocks:
         gradio.Markdown(
             ABOUT.format(
                 tokens=tokenizer.num_tokens,
                 name=served.model.name,
-                size=tokenizer.image_size,
+                size=size,
                 codes=tokenizer.codebook_size,
             )
         )
-        with gradio.Tabs():
+        with gradio.Tabs() as tabs:
             with gradio.Tab("Draw", id="draw"):
-                draw.tab(served)
+                drawn = draw.Drawn(served)
+            with gradio.Tab("Edit", id="edit"):
+                edited = edit.edit_tab(served, edits)
+            with gradio.Tab("Ask", id="ask"):
+                asked = edit.ask_tab(served, questions)
+            with gradio.Tab("Inside", id="inside") as own:
+                seen = inside_tab.tab(served, edits[1:], own)
+        drawn.lead_to(tabs, {"edit": edited, "ask": asked, "inside": seen})
     return blocks

@@ -121,7 +121,11 @@ class Door:
         async def answer(message: Any) -> None:
             if message["type"] == "http.response.start":
                 own = (b"content-security-policy", POLICY.encode())
-                message["headers"] = [*message["headers"], own, (b"referrer-policy", b"same-origin")]
+                message["headers"] = [
+                    *message["headers"],
+                    own,
+                    (b"referrer-policy", b"same-origin"),
+                ]
             await send(message)
 
         if not path.startswith(HEARTBEAT):
