@@ -25,6 +25,7 @@ from ddt_llama.serving.schema import Drawing, Generation
 from ddt_llama.serving.served import Served
 
 D = TypeVar("D", bound=Drawing)
+NOTHING = "Nothing to do"
 log = logging.getLogger(__name__)
 
 
@@ -54,13 +55,11 @@ def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
     return follow.chosen(served, given)
 
 
-async def opened(
-    served: Served, file: Path | None, what: str = "picture"
-) -> Float[Tensor, "3 h w"]:
+async def opened(served: Served, file: str | None) -> Float[Tensor, "3 h w"]:
     """Open a picture that was sent to the page, in a process of the opener."""
     if file is None:
-        raise gradio.Error(f"Give a {what} first.", title="Nothing to do", print_exception=False)
-    return await served.opener.open(await asyncio.to_thread(file.read_bytes))
+        raise gradio.Error("Give a picture first.", title=NOTHING, print_exception=False)
+    return await served.opener.open(await asyncio.to_thread(Path(file).read_bytes))
 
 
 async def followed(

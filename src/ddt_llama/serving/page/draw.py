@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ddt_llama.data.images import to_pil
 from ddt_llama.serving.jobs import Preview
-from ddt_llama.serving.page.asking import drawing, followed, told
-from ddt_llama.serving.page.pictures import Picture
+from ddt_llama.serving.page.asking import NOTHING, drawing, followed, told
+from ddt_llama.serving.page.pictures import Files
 from ddt_llama.serving.served import Served
 
 EXAMPLES = (
@@ -21,19 +21,19 @@ EXAMPLES = (
     "a purple ring to the left of a white heart",
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
-EMPTY = "Nothing to do"
+GREY = (128, 128, 128)
 MOST = 8  # pictures at once
 PREVIEWS = 7  # of each picture while it is written
 
-Shown = list[tuple[PIL.Image.Image, str]]
+Shown = list[tuple[str, str]]
 
 
 class Drawn:
     """The tab of one server, and what was drawn in it."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: Served, files: Files) -> None:
         """Lay it out."""
-        self.served = served
+        self.served, self.files = served, files
         settings = served.model.settings
         gradio.Markdown(
             "Say what to draw. The same words, seed and guidance draw the same picture."
@@ -87,15 +87,15 @@ class Drawn:
     async def run(self, *given: Any) -> AsyncIterator[tuple[Shown, str]]:
         """Draw, and show it."""
         with told():
-            async for shown in drawn(self.served, *given):
+            async for shown in drawn(self.served, self.files, *given):
                 yield shown
 
-    def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, Picture]) -> None:
+    def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, gradio.Image]) -> None:
         """Let the chosen picture be taken to the other tabs."""
 
         def taken(gallery: Sequence[tuple[str, str]] | None, place: int, name: str) -> Any:
             if not gallery:
-                raise gradio.Error("Draw a picture first.", title=EMPTY, print_exception=False)
+                raise gradio.Error("Draw a picture first.", title=NOTHING, print_exception=False)
             return gallery[min(place, len(gallery) - 1)][0], gradio.Tabs(selected=name)
 
         for name, button in self.ways.items():
@@ -112,21 +112,23 @@ def _place(event: gradio.SelectData) -> int:
 
 
 async def drawn(
-    served: Served, prompt: str, seed: int | None, guidance: float, count: int
+    served: Served, files: Files, prompt: str, seed: int | None, guidance: float, count: int
 ) -> AsyncIterator[tuple[Shown, str]]:
     """Draw; give what there is of the pictures each time that there is more."""
     first, options = drawing(served, prompt=prompt, seed=seed, guidance_scale=guidance, n=count)
     size = served.model.tokenizer.image_size
-    pictures = [PIL.Image.new("RGB", (size, size), (128, 128, 128))] * count
+    pictures = [files.kept(PIL.Image.new("RGB", (size, size), GREY))] * count
     labels = [f"seed {first + place}" for place in range(count)]
     yield list(zip(pictures, labels, strict=True)), "Reading and planning ..."
     program = served.model.programs.draw(prompt, count, first, options)
     tokens = served.model.tokenizer.num_tokens
     async for made in followed(served, program, PREVIEWS):
         if isinstance(made, Preview):
-            (pictures[made.place],) = to_pil(made.image[None])
+            pictures[made.place] = files.kept(to_pil(made.image[None])[0])
             written = tokens * (made.index + 1) // (PREVIEWS + 1)
-            yield list(zip(pictures, labels, strict=True)), f"{written} of {tokens} tokens written"
+            status = f"{written} of {tokens} tokens written"
         else:
             assert isinstance(made, Tensor)
-            yield list(zip(to_pil(made), labels, strict=True)), "Done."
+            pictures = [files.kept(picture) for picture in to_pil(made)]
+            status = "Done."
+        yield list(zip(pictures, labels, strict=True)), status

@@ -1,11 +1,10 @@
-"""The tab Inside: a picture from few tokens to all, tokens of two swapped, what each one changes."""
+"""The tab Inside: pictures from few tokens to all, tokens swapped, what each of them changes."""
 
-from pathlib import Path
 from typing import Any
 
 import gradio
-import PIL.Image
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama.evaluation.metrics import psnr
@@ -13,8 +12,7 @@ from ddt_llama.evaluation.reconstruction import useful_levels
 from ddt_llama.serving.page import inside
 from ddt_llama.serving.page.asking import done, opened, told
 from ddt_llama.serving.page.pictures import (
-    Examples,
-    Picture,
+    Files,
     difference,
     factor,
     large,
@@ -30,27 +28,27 @@ The decoder sees the first tokens only, the coarsest ones; the others are hidden
 SWAP = """### Tokens swapped between two pictures
 A range of A's tokens is replaced by those of B, at the same places."""
 WHICH = """### Which token changed what
-One token is hidden, and the picture is rebuilt without it. On the map each pixel has the colour of the
-token that matters most to it, from red (token 1, the coarsest) to violet (the finest); dark is what hardly
-depends on any single one. Click on the map to see that token."""
+One token is hidden, and the picture is rebuilt without it. On the map each pixel has the colour of
+the token that matters most to it, from red (token 1, the coarsest) to violet (the finest); what
+hardly depends on any single one is dark. Click on the map to choose that token."""
 Owners = list[list[int]]
 
 
 class InsideTab:
     """The tab of one server."""
 
-    def __init__(self, served: Served, examples: Examples, tab: gradio.Tab) -> None:
+    def __init__(self, served: Served, files: Files, tab: gradio.Tab) -> None:
         """Lay it out."""
-        self.served, self.tab = served, tab
+        self.served, self.files, self.tab = served, files, tab
         self.tokens = served.model.tokenizer.num_tokens
         self.steps = served.model.settings.steps
         gradio.Markdown(
-            f"Every picture is {self.tokens} tokens, numbered from 1, the coarsest, to {self.tokens}, "
-            "the finest. Upload your own, or look into these two."
+            f"Every picture is {self.tokens} tokens, numbered from 1, the coarsest, to "
+            f"{self.tokens}, the finest. Upload your own, or look into these two."
         )
         with gradio.Row():
-            self.a = sent("Picture A", examples[0][0], min_width=150, height=220)
-            self.b = sent("Picture B", examples[1][0], min_width=150, height=220)
+            self.a = sent("Picture A", files.edits[1][0], min_width=150, height=220)
+            self.b = sent("Picture B", files.edits[3][0], min_width=150, height=220)
         self._few()
         self._swap()
         self._which()
@@ -86,12 +84,11 @@ class InsideTab:
             with gradio.Column(min_width=240):
                 first = self._number(1, "From token", elem_id="first")
                 last = self._number(self.tokens // 2, "To token", elem_id="last")
-            with gradio.Column(min_width=240):
-                with gradio.Row():
-                    mixed = shown(
-                        "A with these tokens of B", min_width=120, height=260, elem_id="mixed"
-                    )
-                    changed = shown("Changed in A", min_width=120, height=260)
+            with gradio.Column(min_width=240), gradio.Row():
+                mixed = shown(
+                    "A with these tokens of B", min_width=120, height=260, elem_id="mixed"
+                )
+                changed = shown("Changed in A", min_width=120, height=260)
         gradio.on(
             [self.tab.select, self.a.change, self.b.change, first.change, last.change],
             self.swap,
@@ -110,12 +107,9 @@ class InsideTab:
                 token = self._number(1, "Token", elem_id="token")
             with gradio.Column(min_width=240):
                 chart = shown("Map of A: which token matters most", height=260, elem_id="map")
-            with gradio.Column(min_width=240):
-                with gradio.Row():
-                    lacking = shown(
-                        "A without the token", min_width=120, height=260, elem_id="lacking"
-                    )
-                    change = shown("What it changed", min_width=120, height=260, elem_id="change")
+            with gradio.Column(min_width=240), gradio.Row():
+                lacking = shown("A without the token", min_width=120, height=260, elem_id="lacking")
+                change = shown("What it changed", min_width=120, height=260, elem_id="change")
         go.click(self.map, self.a, [chart, found])
         gradio.on(
             [self.tab.select, self.a.change, token.change],
@@ -132,7 +126,10 @@ class InsideTab:
 
         chart.select(choose, found, token, show_progress="hidden")
 
-    async def few(self, file: Path | None, count: int) -> tuple[Any, str]:
+    def _kept(self, image: Float[Tensor, "3 h w"]) -> str:
+        return self.files.kept(large(image))
+
+    async def few(self, file: str | None, count: int) -> tuple[Any, str]:
         """Show A from its first `count` tokens."""
         if file is None:
             return None, ""
@@ -140,9 +137,9 @@ class InsideTab:
             image = await opened(self.served, file)
             (made,) = await done(self.served, inside.from_first(image, [count], self.steps))
             near = float(psnr(made[None], image[None]))
-            return large(made), f"{count} of {self.tokens} tokens: PSNR {near:.1f} dB"
+            return self._kept(made), f"{count} of {self.tokens} tokens: PSNR {near:.1f} dB"
 
-    async def strip(self, file: Path | None) -> list[tuple[PIL.Image.Image, str]]:
+    async def strip(self, file: str | None) -> list[tuple[str, str]]:
         """Show A from more and more of its tokens."""
         if file is None:
             return []
@@ -150,10 +147,10 @@ class InsideTab:
             image = await opened(self.served, file)
             levels = useful_levels(self.served.model.tokenizer)
             made = await done(self.served, inside.from_first(image, levels, self.steps))
-            return [(large(one), str(count)) for one, count in zip(made, levels, strict=True)]
+            return [(self._kept(one), str(count)) for one, count in zip(made, levels, strict=True)]
 
     async def swap(
-        self, file: Path | None, other: Path | None, first: int, last: int
+        self, file: str | None, other: str | None, first: int, last: int
     ) -> tuple[Any, Any]:
         """Show A with some tokens of B, and what is other in A then."""
         if file is None or other is None or first > last:
@@ -161,9 +158,9 @@ class InsideTab:
         with told():
             pair = torch.stack([await opened(self.served, one) for one in (file, other)])
             a, _, mixed = await done(self.served, inside.swapped(pair, first, last, self.steps))
-            return large(mixed), large(marked(a, difference(a, mixed)))
+            return self._kept(mixed), self._kept(marked(a, difference(a, mixed)))
 
-    async def lacking(self, file: Path | None, token: int) -> tuple[Any, Any]:
+    async def lacking(self, file: str | None, token: int) -> tuple[Any, Any]:
         """Show A without a token, and what is other in A then."""
         if file is None:
             return None, None
@@ -171,9 +168,9 @@ class InsideTab:
             image = await opened(self.served, file)
             program = inside.without(image, [range(token, token + 1)], self.steps)
             whole, made = await done(self.served, program)
-            return large(made), large(marked(whole, difference(whole, made)))
+            return self._kept(made), self._kept(marked(whole, difference(whole, made)))
 
-    async def map(self, file: Path | None) -> tuple[Any, Owners]:
+    async def map(self, file: str | None) -> tuple[Any, Owners]:
         """Show for each pixel of A which token matters most to it."""
         with told():
             image = await opened(self.served, file)
@@ -181,7 +178,7 @@ class InsideTab:
             whole, *made = await done(self.served, inside.without(image, groups, self.steps))
             owner, picture = owners(difference(torch.stack(made), whole))
             firsts = torch.tensor([group[0] for group in groups])
-            return large(picture), firsts[owner].tolist()
+            return self._kept(picture), firsts[owner].tolist()
 
     def chosen(self, found: Owners, x: int, y: int) -> Any:
         """Return the token of the pixel at a place of the map that is shown."""
@@ -192,6 +189,6 @@ class InsideTab:
         return found[min(y // scale, size - 1)][min(x // scale, size - 1)]
 
 
-def tab(served: Served, examples: Examples, own: gradio.Tab) -> Picture:
+def tab(served: Served, files: Files, own: gradio.Tab) -> gradio.Image:
     """Lay out the tab Inside; return the place of its first picture."""
-    return InsideTab(served, examples, own).a
+    return InsideTab(served, files, own).a

@@ -1,19 +1,16 @@
 """The page as it is seen: its tabs, its words, its colours."""
 
-from pathlib import Path
-from typing import Any
-
 import gradio
-from gradio.themes import Base
+from gradio.themes import Base, Default
 
 from ddt_llama.serving.page import draw, edit, inside_tab
-from ddt_llama.serving.page.pictures import edit_examples, question_examples
+from ddt_llama.serving.page.pictures import Files
 from ddt_llama.serving.served import Served
 
 ABOUT = """# ddt-llama
-One model that **draws**, **edits**, **answers** and shows its **inside**. A picture is a sentence of
-{tokens} tokens, one for each step of the noise that destroys it; a LLaMA reads and writes them like words.
-Model **{name}**: {size} x {size} pixels, {tokens} tokens of {codes} kinds."""
+One model that **draws**, **edits**, **answers** and shows its **inside**. A picture is a sentence
+of {tokens} tokens, one for each step of the noise that destroys it; a LLaMA reads and writes them
+like words. Model **{name}**: {size} x {size} pixels, {tokens} tokens of {codes:,} kinds."""
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 img { image-rendering: pixelated; }
@@ -23,17 +20,16 @@ img { image-rendering: pixelated; }
 def theme() -> Base:
     """Return colours and fonts; only fonts of the reader's machine, none is loaded."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return gradio.themes.Default(
+    return Default(
         primary_hue="indigo", font=fonts, font_mono=("ui-monospace", "Consolas", "monospace")
     )
 
 
-def page(served: Served, folder: Path, **more: Any) -> gradio.Blocks:
-    """Return the page of a model that is being served; its pictures lie in `folder`."""
+def page(served: Served, files: Files) -> gradio.Blocks:
+    """Return the page of a model that is being served; `files` are its pictures."""
     tokenizer = served.model.tokenizer
     size = tokenizer.image_size
-    edits, questions = edit_examples(folder, size, 6), question_examples(folder, size, 6)
-    with gradio.Blocks(title="ddt-llama", analytics_enabled=False, **more) as blocks:
+    with gradio.Blocks(title="ddt-llama", analytics_enabled=False) as blocks:
         gradio.Markdown(
             ABOUT.format(
                 tokens=tokenizer.num_tokens,
@@ -44,12 +40,12 @@ def page(served: Served, folder: Path, **more: Any) -> gradio.Blocks:
         )
         with gradio.Tabs() as tabs:
             with gradio.Tab("Draw", id="draw"):
-                drawn = draw.Drawn(served)
+                drawn = draw.Drawn(served, files)
             with gradio.Tab("Edit", id="edit"):
-                edited = edit.edit_tab(served, edits)
+                edited = edit.edit_tab(served, files)
             with gradio.Tab("Ask", id="ask"):
-                asked = edit.ask_tab(served, questions)
+                asked = edit.ask_tab(served, files)
             with gradio.Tab("Inside", id="inside") as own:
-                seen = inside_tab.tab(served, edits[1:], own)
+                seen = inside_tab.tab(served, files, own)
         drawn.lead_to(tabs, {"edit": edited, "ask": asked, "inside": seen})
     return blocks

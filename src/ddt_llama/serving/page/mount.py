@@ -27,9 +27,10 @@ from ddt_llama.serving.served import Served
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported, and later
 
-import gradio  # noqa: E402
+import gradio
 
-from ddt_llama.serving.page import layout  # noqa: E402
+from ddt_llama.serving.page import layout
+from ddt_llama.serving.page.pictures import Files
 
 # What a browser that shows the page asks for; whatever else Gradio offers is not there.
 ALLOWED = re.compile(
@@ -53,7 +54,8 @@ def add_page(app: FastAPI, served: Served) -> None:
     place = Path(folder.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(place)
     limits = served.limits
-    blocks = layout.page(served, place, delete_cache=(KEPT // 4, KEPT))
+    files = Files(place, served.model.tokenizer.image_size)
+    blocks = layout.page(served, files)
     blocks.queue(max_size=limits.max_queue + limits.rows, default_concurrency_limit=None)
     gradio.mount_gradio_app(
         app,
@@ -72,16 +74,25 @@ def add_page(app: FastAPI, served: Served) -> None:
     )
     mounted = app.router.routes.pop()
     assert isinstance(mounted, Mount)
-    app.router.routes.append(Page(Door(mounted.app, served, place)))
+    app.router.routes.append(Page(Door(mounted.app, served, files)))
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         with folder:
+            forgetting = asyncio.create_task(_forget(files))
             async with inner(app) as state:
                 yield state
+            forgetting.cancel()
 
     app.router.lifespan_context = lifespan
+
+
+async def _forget(files: Files) -> None:
+    """Remove, until the end of the server, what nobody looks at any more."""
+    while True:
+        await asyncio.sleep(KEPT / 4)
+        await asyncio.to_thread(files.forget, KEPT)
 
 
 class Page(Mount):
@@ -101,9 +112,9 @@ class Page(Mount):
 class Door:
     """Before Gradio: names of files and addresses checked, streams ended with the server."""
 
-    def __init__(self, app: ASGIApp, served: Served, folder: Path) -> None:
-        """Stand before `app`, whose files lie in `folder`."""
-        self.app, self.served, self.folder = app, served, folder
+    def __init__(self, app: ASGIApp, served: Served, files: Files) -> None:
+        """Stand before `app`, whose pictures are `files`."""
+        self.app, self.served, self.files = app, served, files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or raise ApiError."""
@@ -112,7 +123,7 @@ class Door:
             raise ApiError(403, "this page is for its own site only", code="not_same_site")
         if path.startswith(FILE):
             self._check_file(path.removeprefix(FILE))
-        if path == UPLOAD and self._kept() > MOST_KEPT * self.served.limits.max_body * 1e6:
+        if path == UPLOAD and self.files.size() > MOST_KEPT * self.served.limits.max_body * 1e6:
             message = "too many pictures lie here; come again later"
             raise ApiError(429, message, code="storage_full", headers={"Retry-After": "60"})
         if scope["method"] == "POST" and path in NAMING:
@@ -140,11 +151,8 @@ class Door:
             beating.cancel()
 
     def _check_file(self, name: str) -> None:
-        if not Path(os.path.abspath(name)).is_relative_to(self.folder):
+        if not Path(os.path.abspath(name)).is_relative_to(self.files.folder):
             raise ApiError(404, "there is nothing at this address", code="not_found")
-
-    def _kept(self) -> int:
-        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
 
     async def _checked(self, scope: Scope, receive: Receive) -> Receive:
         """Return a `receive` of a body whose files are all the page's own."""

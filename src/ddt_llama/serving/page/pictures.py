@@ -1,5 +1,8 @@
 """Pictures in the page: how they are sent to it, shown large, coloured, and those to begin with."""
 
+import hashlib
+import io
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,10 +13,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ddt_llama.data.images import save_png, to_pil
+from ddt_llama.config import replace_file
+from ddt_llama.data.images import to_pil
 from ddt_llama.shapes.prompts import edit_suite, question_suite
 from ddt_llama.shapes.render import render
 
+EXAMPLES = 6
 LARGE = 384  # pixels of a side that is shown, at least, in whole multiples of the picture's own
 GAIN = 3.0  # of differences, so that small ones are seen
 SEED = 7  # of the pictures to begin with
@@ -21,25 +26,69 @@ MARK = torch.tensor([1.0, -0.75, -0.2])  # colour of a difference
 Examples = list[tuple[str, str]]  # a file, and what is said about it
 
 
-class Picture(gradio.Image):
-    """A picture that people send; it comes as a file that nobody has opened yet."""
+class Files:
+    """The folder of the page's pictures: those to begin with, sent and made."""
 
-    def preprocess(self, payload: Any) -> Path | None:
-        """Return the file; Gradio's own way would have Pillow open it in this process."""
-        return None if payload is None or not payload.path else Path(payload.path)
+    def __init__(self, folder: Path, size: int) -> None:
+        """Write the pictures to begin with, of `size` pixels a side, into the folder."""
+        self.folder = folder
+        edits = edit_suite(EXAMPLES, SEED)
+        self.edits = self._examples(
+            render([one.source for one in edits], size), [one.instruction for one in edits]
+        )
+        questions = question_suite(EXAMPLES, SEED)
+        self.questions = self._examples(
+            render([scene for scene, _ in questions], size), [one.question for _, one in questions]
+        )
+        self._first = set(folder.rglob("*"))
+
+    def kept(self, picture: PIL.Image.Image) -> str:
+        """Write a picture, unless it is there, and return where.
+
+        Gradio would write it again each time, also while a browser is reading it.
+        """
+        content = io.BytesIO()
+        picture.save(content, format="PNG")
+        name = hashlib.blake2b(content.getvalue(), digest_size=16).hexdigest()
+        place = self.folder / f"{name}.png"
+        if not place.exists():
+            replace_file(place, content.getvalue())
+        return str(place)
+
+    def size(self) -> int:
+        """Return how many bytes lie in the folder."""
+        return sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file())
+
+    def forget(self, seconds: float) -> None:
+        """Remove what was sent and made longer ago than so many seconds."""
+        now = time.time()
+        for file in set(self.folder.rglob("*")) - self._first:
+            if file.is_file() and now - file.stat().st_mtime > seconds:
+                file.unlink()
+
+    def _examples(self, images: Tensor, words: Sequence[str]) -> Examples:
+        places = [self.kept(picture) for picture in to_pil(images)]
+        return list(zip(places, words, strict=True))
 
 
-def sent(label: str, value: str | None = None, **more: Any) -> Picture:
-    """Lay out a place for a picture that people send."""
-    return Picture(
+def sent(label: str, value: str | None = None, **more: Any) -> gradio.Image:
+    """Lay out a place for a picture that people send; it is given on as a file, unopened."""
+    more = {"height": 320, **more}
+    place = gradio.Image(
         value,
         label=label,
+        type="filepath",
         format="png",
         sources=["upload", "clipboard"],
         buttons=["fullscreen"],
-        height=more.pop("height", 320),
         **more,
     )
+    place.preprocess = _unopened  # Gradio's own has Pillow open it in this process
+    return place
+
+
+def _unopened(payload: Any) -> str | None:
+    return None if payload is None else payload.path
 
 
 def shown(label: str, **more: Any) -> gradio.Image:
@@ -87,32 +136,3 @@ def owners(
     colours = 1 - torch.minimum(ramp, 4 - ramp).clamp(0, 1)
     light = (strongest * GAIN).clamp(0, 1).sqrt()[None]
     return owner, colours * light * 2 - 1
-
-
-def edit_examples(folder: Path, size: int, count: int) -> Examples:
-    """Write pictures of the shapes world into a folder; return them with what to change."""
-    suite = edit_suite(count, SEED)
-    return _examples(
-        folder,
-        "edit",
-        render([one.source for one in suite], size),
-        [one.instruction for one in suite],
-    )
-
-
-def question_examples(folder: Path, size: int, count: int) -> Examples:
-    """Write pictures of the shapes world into a folder; return them with what to ask."""
-    suite = question_suite(count, SEED)
-    return _examples(
-        folder,
-        "ask",
-        render([scene for scene, _ in suite], size),
-        [one.question for _, one in suite],
-    )
-
-
-def _examples(folder: Path, name: str, images: Tensor, words: Sequence[str]) -> Examples:
-    places = [folder / f"{name}-{number}.png" for number in range(1, len(words) + 1)]
-    for image, place in zip(images, places, strict=True):
-        save_png(image, place)
-    return [(str(place), text) for place, text in zip(places, words, strict=True)]
