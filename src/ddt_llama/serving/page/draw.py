@@ -65,6 +65,7 @@ class Drawn:
                     columns=2,
                     height="auto",
                     object_fit="contain",
+                    interactive=False,
                     elem_id="drawn",
                 )
                 status = gradio.Markdown("", elem_id="draw-status")

@@ -14,9 +14,9 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
     gradio.Markdown("Give a picture and say what to change. Pull the line to compare.")
     with gradio.Row():
         with gradio.Column(min_width=240):
-            picture = sent("Picture", files.edits[0][0])
+            picture = sent("Picture", files.edits[1][0])
             text = gradio.Textbox(
-                files.edits[0][1], label="What to change", max_length=served.limits.max_prompt
+                files.edits[1][1], label="What to change", max_length=served.limits.max_prompt
             )
             with gradio.Row():
                 seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.reconstruction import useful_levels
 from ddt_llama.serving.page import inside
@@ -68,6 +69,7 @@ class InsideTab:
                     height="auto",
                     object_fit="contain",
                     allow_preview=False,
+                    interactive=False,
                     buttons=[],
                 )
             with gradio.Column(min_width=240):
@@ -85,9 +87,7 @@ class InsideTab:
                 first = self._number(1, "From token", elem_id="first")
                 last = self._number(self.tokens // 2, "To token", elem_id="last")
             with gradio.Column(min_width=240), gradio.Row():
-                mixed = shown(
-                    "A with these tokens of B", min_width=120, height=260, elem_id="mixed"
-                )
+                mixed = shown("A with tokens of B", min_width=120, height=260, elem_id="mixed")
                 changed = shown("Changed in A", min_width=120, height=260)
         gradio.on(
             [self.tab.select, self.a.change, self.b.change, first.change, last.change],
@@ -104,12 +104,13 @@ class InsideTab:
         with gradio.Row():
             with gradio.Column(min_width=240):
                 go = gradio.Button("Make the map", variant="primary")
-                token = self._number(1, "Token", elem_id="token")
+                chart = shown("Map of A: which token matters most", elem_id="map")
             with gradio.Column(min_width=240):
-                chart = shown("Map of A: which token matters most", height=260, elem_id="map")
-            with gradio.Column(min_width=240), gradio.Row():
-                lacking = shown("A without the token", min_width=120, height=260, elem_id="lacking")
-                change = shown("What it changed", min_width=120, height=260, elem_id="change")
+                token = self._number(1, "Token", elem_id="token")
+                with gradio.Row():
+                    small: Any = {"min_width": 120, "height": 260}
+                    lacking = shown("A without it", elem_id="lacking", **small)
+                    change = shown("What it changed", elem_id="change", **small)
         go.click(self.map, self.a, [chart, found])
         gradio.on(
             [self.tab.select, self.a.change, token.change],
@@ -147,7 +148,10 @@ class InsideTab:
             image = await opened(self.served, file)
             levels = useful_levels(self.served.model.tokenizer)
             made = await done(self.served, inside.from_first(image, levels, self.steps))
-            return [(self._kept(one), str(count)) for one, count in zip(made, levels, strict=True)]
+            return [
+                (self.files.kept(to_pil(one[None])[0]), str(count))
+                for one, count in zip(made, levels, strict=True)
+            ]
 
     async def swap(
         self, file: str | None, other: str | None, first: int, last: int

@@ -14,6 +14,11 @@ like words. Model **{name}**: {size} x {size} pixels, {tokens} tokens of {codes:
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 img { image-rendering: pixelated; }
+.image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
+.grid-wrap { max-height: none !important; overflow: visible !important; min-height: 0 !important; }
+.grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+.caption-label { opacity: 0.8; font-size: 11px !important; padding: 0 6px !important; }
+@media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }
 """
 
 

@@ -18,7 +18,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.shapes.prompts import edit_suite, question_suite
 from ddt_llama.shapes.render import render
 
-EXAMPLES = 6
+EXAMPLES = 5
 LARGE = 384  # pixels of a side that is shown, at least, in whole multiples of the picture's own
 GAIN = 3.0  # of differences, so that small ones are seen
 SEED = 7  # of the pictures to begin with
