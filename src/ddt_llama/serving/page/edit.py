@@ -58,10 +58,10 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
     gradio.Markdown("Give a picture and ask about it, or have it described.")
     with gradio.Row():
         with gradio.Column(min_width=240):
-            picture = sent("Picture", files.questions[0][0])
+            picture = sent("Picture", files.questions[1][0])
         with gradio.Column(min_width=240):
             text = gradio.Textbox(
-                files.questions[0][1], label="Question", max_length=served.limits.max_prompt
+                files.questions[1][1], label="Question", max_length=served.limits.max_prompt
             )
             with gradio.Row():
                 go = gradio.Button("Ask", variant="primary", min_width=100)

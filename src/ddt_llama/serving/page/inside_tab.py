@@ -106,7 +106,7 @@ class InsideTab:
                 go = gradio.Button("Make the map", variant="primary")
                 chart = shown("Map of A: which token matters most", elem_id="map")
             with gradio.Column(min_width=240):
-                token = self._number(1, "Token", elem_id="token")
+                token = self._number(self.tokens // 2, "Token", elem_id="token")
                 with gradio.Row():
                     small: Any = {"min_width": 120, "height": 260}
                     lacking = shown("A without it", elem_id="lacking", **small)
