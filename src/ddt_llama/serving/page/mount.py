@@ -53,9 +53,30 @@ def add_page(app: FastAPI, served: Served) -> None:
     folder = tempfile.TemporaryDirectory(prefix="ddt-page-")
     place = Path(folder.name).resolve()
     os.environ["GRADIO_TEMP_DIR"] = str(place)
-    limits = served.limits
     files = Files(place, served.model.tokenizer.image_size)
-    blocks = layout.page(served, files)
+    asyncio.run(_mount(app, served, files))
+    mounted = app.router.routes.pop()
+    assert isinstance(mounted, Mount)
+    app.router.routes.append(Page(Door(mounted.app, served, files)))
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        with folder:
+            forgetting = asyncio.create_task(_forget(files))
+            async with inner(app) as state:
+                yield state
+            forgetting.cancel()
+
+    app.router.lifespan_context = lifespan
+
+
+async def _mount(app: FastAPI, served: Served, files: Files) -> None:
+    """Let Gradio serve the page, without whatever it offers beside.
+
+    In a loop, as it would make loops of its own, which nobody closes.
+    """
+    blocks, limits = layout.page(served, files), served.limits
     blocks.queue(max_size=limits.max_queue + limits.rows, default_concurrency_limit=None)
     gradio.mount_gradio_app(
         app,
@@ -72,20 +93,6 @@ def add_page(app: FastAPI, served: Served) -> None:
         theme=layout.theme(),
         css=layout.CSS,
     )
-    mounted = app.router.routes.pop()
-    assert isinstance(mounted, Mount)
-    app.router.routes.append(Page(Door(mounted.app, served, files)))
-    inner = app.router.lifespan_context
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
-        with folder:
-            forgetting = asyncio.create_task(_forget(files))
-            async with inner(app) as state:
-                yield state
-            forgetting.cancel()
-
-    app.router.lifespan_context = lifespan
 
 
 async def _forget(files: Files) -> None:
@@ -168,8 +175,10 @@ class Door:
 
 def _of_this_site(headers: Headers) -> bool:
     """Return whether no other site sends this; browsers add a password to what those send, too."""
+    if "origin" not in headers:  # what changes something always has one
+        return True
     try:
-        return urlsplit(headers.get("origin", "")).netloc in ("", headers.get("host"))
+        return urlsplit(headers["origin"]).netloc == headers.get("host", "")
     except ValueError:  # a broken bracket
         return False
 
