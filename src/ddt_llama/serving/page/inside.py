@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama.generation.work import Decode, Encode, Program
-from ddt_llama.tokenizer.base import Tokenizer
 
 SEED = 0  # of the noise that a picture is decoded from, the same for all that are compared
 GROUPS = 64  # of tokens that are left out together: one each, of so many
@@ -50,8 +49,7 @@ def without(
     return torch.cat(made)
 
 
-def groups(tokenizer: Tokenizer) -> list[range]:
-    """Return all tokens, one each, or where there are many, several together."""
-    count = tokenizer.num_tokens
+def groups(count: int) -> list[range]:
+    """Return the numbers of `count` tokens, one each, or where there are many, several together."""
     each = -(-count // GROUPS)
     return [range(first, min(first + each, count + 1)) for first in range(1, count + 1, each)]

@@ -178,7 +178,7 @@ class InsideTab:
         """Show for each pixel of A which token matters most to it."""
         with told():
             image = await opened(self.served, file)
-            groups = inside.groups(self.served.model.tokenizer)
+            groups = inside.groups(self.tokens)
             whole, *made = await done(self.served, inside.without(image, groups, self.steps))
             owner, picture = owners(difference(torch.stack(made), whole))
             firsts = torch.tensor([group[0] for group in groups])
