@@ -152,7 +152,8 @@ class Guard:
             "seconds": round(seconds, 4),
             **state["notes"],
         }
-        quiet = path in OPEN or path == "/metrics" or (path == "page" and status == 200)
+        quiet = path in OPEN or path == "/metrics"
+        quiet = quiet or (path == "page" and scope["method"] == "GET" and status == 200)
         log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
 
 
