@@ -1,6 +1,7 @@
 """The page's door and its pictures; how it is used is in tests/e2e/test_e2e_page.py."""
 
 import base64
+import http.client
 import json
 import os
 import time
@@ -119,6 +120,17 @@ def test_what_is_sent_is_bounded(here: Running, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(mount, "MOST_KEPT", 0)
     assert (sent(png()).status, sent(png()).error["code"]) == (429, "storage_full")
+
+
+def test_an_open_page_does_not_hold_up_the_end() -> None:
+    with running(LIMITS, page=True) as server:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+        connection.request("GET", "/gradio_api/heartbeat/somebody")
+        answer = connection.getresponse()
+        assert answer.readline() == b"data: ALIVE\n"
+        server.served.drain()
+        assert b"data" not in answer.read()
+        connection.close()
 
 
 def test_its_pictures_go_with_time_and_with_the_server(tmp_path: Path) -> None:

@@ -151,11 +151,12 @@ class Door:
             return
         # It would hold up the end of the server for as long as a page is open somewhere.
         beating = asyncio.ensure_future(self.app(scope, receive, answer))
-        try:
-            while not (beating.done() or self.served.draining):
-                await asyncio.wait({beating}, timeout=0.5)
-        finally:
-            beating.cancel()
+        while not (beating.done() or self.served.draining):
+            await asyncio.wait({beating}, timeout=0.5)
+        beating.cancel()
+        await asyncio.wait({beating})  # it ends its answer
+        if not beating.cancelled():
+            beating.result()
 
     def _check_file(self, name: str) -> None:
         if not Path(os.path.abspath(name)).is_relative_to(self.files.folder):
