@@ -13,12 +13,18 @@ from ddt_llama.serving.jobs import Preview
 from ddt_llama.serving.page.asking import NOTHING, drawing, followed, told
 from ddt_llama.serving.page.pictures import Files
 from ddt_llama.serving.served import Served
+from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
 
 EXAMPLES = (
     "a red circle above a blue square",
     "two green stars",
     "a large yellow triangle on a black background",
-    "a purple ring to the left of a white heart",
+    "a purple ring to the left of a yellow cross",
+)
+KNOWN = (
+    f"The bundled model knows nothing but the shapes {', '.join(SHAPES)}, small and large, in "
+    f"{', '.join(name for name, _ in COLOURS)}, on a ground that is "
+    f"{' or '.join(name for name, _ in BACKGROUNDS)}."
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
 GREY = (128, 128, 128)
@@ -35,8 +41,9 @@ class Drawn:
         """Lay it out."""
         self.served, self.files = served, files
         settings = served.model.settings
+        knows = KNOWN if served.model.name == "nano" else ""
         gradio.Markdown(
-            "Say what to draw. The same words, seed and guidance draw the same picture."
+            f"Say what to draw. The same words, seed and guidance draw the same picture. {knows}"
         )
         with gradio.Row():
             with gradio.Column(scale=2, min_width=240):
