@@ -38,6 +38,8 @@ def test_the_page_stands_beside_an_interface_that_is_as_it_was(here: Running) ->
     assert page.status == 200
     assert page.headers["content-security-policy"].startswith("default-src 'self'")
     assert b"ddt-llama" in page.body
+    other = here.send("/?deep_link=..%2Fx&page=y")
+    assert b'"deep_link_state":"none"' in other.body
     with running(LIMITS) as alone:
         assert here.send("/openapi.json").body == alone.send("/openapi.json").body
         assert alone.send("/").status == 404

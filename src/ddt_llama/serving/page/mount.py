@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,11 @@ MOST_KEPT = 32  # times the limit of a body: what lies there at most before no m
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; frame-ancestors 'none'; form-action 'self'; base-uri 'self'"
+)
+HEADERS = (
+    (b"content-security-policy", POLICY.encode()),
+    (b"referrer-policy", b"same-origin"),
+    (b"x-content-type-options", b"nosniff"),
 )
 
 
@@ -125,7 +130,35 @@ class Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or raise ApiError."""
-        path, headers = scope["path"], Headers(scope=scope)
+        path = scope["path"]
+        self._check(path, Headers(scope=scope))
+        if path == "/":  # Gradio would make the page as a file says that was left by somebody
+            scope = {**scope, "query_string": b""}
+        if path in NAMING and scope["method"] == "POST":
+            receive = await self._checked(scope, receive)
+
+        async def answer(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *HEADERS]
+            await send(message)
+
+        if path.startswith(HEARTBEAT):
+            await self._until_the_end(self.app(scope, receive, answer))
+        else:
+            await self.app(scope, receive, answer)
+
+    async def _until_the_end(self, answer: Coroutine[Any, Any, None]) -> None:
+        """Answer until the server shuts down, which would wait while a page is open somewhere."""
+        beating = asyncio.ensure_future(answer)
+        while not (beating.done() or self.served.draining):
+            await asyncio.wait({beating}, timeout=0.5)
+        beating.cancel()
+        await asyncio.wait({beating})  # it ends its answer
+        if not beating.cancelled():
+            beating.result()
+
+    def _check(self, path: str, headers: Headers) -> None:
+        """Raise ApiError for what is no business of a visitor of the page."""
         if not _of_this_site(headers):
             raise ApiError(403, "this page is for its own site only", code="not_same_site")
         if path.startswith(FILE):
@@ -133,30 +166,6 @@ class Door:
         if path == UPLOAD and self.files.size() > MOST_KEPT * self.served.limits.max_body * 1e6:
             message = "too many pictures lie here; come again later"
             raise ApiError(429, message, code="storage_full", headers={"Retry-After": "60"})
-        if scope["method"] == "POST" and path in NAMING:
-            receive = await self._checked(scope, receive)
-
-        async def answer(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                own = (b"content-security-policy", POLICY.encode())
-                message["headers"] = [
-                    *message["headers"],
-                    own,
-                    (b"referrer-policy", b"same-origin"),
-                ]
-            await send(message)
-
-        if not path.startswith(HEARTBEAT):
-            await self.app(scope, receive, answer)
-            return
-        # It would hold up the end of the server for as long as a page is open somewhere.
-        beating = asyncio.ensure_future(self.app(scope, receive, answer))
-        while not (beating.done() or self.served.draining):
-            await asyncio.wait({beating}, timeout=0.5)
-        beating.cancel()
-        await asyncio.wait({beating})  # it ends its answer
-        if not beating.cancelled():
-            beating.result()
 
     def _check_file(self, name: str) -> None:
         if not Path(os.path.abspath(name)).is_relative_to(self.files.folder):
