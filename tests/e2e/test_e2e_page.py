@@ -140,6 +140,7 @@ def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.slow
 def test_draw_then_edit_then_ask(visit: Any, shot: Any, model: ddt_llama.Model) -> None:
     page = visit()
     page.get_by_label("number input for Pictures").fill("2")
@@ -191,6 +192,7 @@ def test_the_slider_compares(visit: Any) -> None:
     assert handle.bounding_box()["x"] > there["x"] + 50
 
 
+@pytest.mark.slow
 def test_inside(visit: Any, shot: Any, tmp_path: Path, model: ddt_llama.Model) -> None:
     page = visit()
     page.get_by_role("tab", name="Inside").click()

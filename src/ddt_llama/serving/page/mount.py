@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -147,7 +147,7 @@ class Door:
         else:
             await self.app(scope, receive, answer)
 
-    async def _until_the_end(self, answer: Coroutine[Any, Any, None]) -> None:
+    async def _until_the_end(self, answer: Awaitable[None]) -> None:
         """Answer until the server shuts down, which would wait while a page is open somewhere."""
         beating = asyncio.ensure_future(answer)
         while not (beating.done() or self.served.draining):
