@@ -32,7 +32,7 @@ PATIENCE = 0.03  # seconds that pictures wait for others while tokens are being 
 TOGETHER = 8  # pictures that wait for no more
 GATHERED = 4  # steps between two readings of new prompts while few rows are free
 LIKE = 1.25  # times the length of the shortest of the prompts that are read together
-PREVIEW_STEPS = 4  # denoising steps of a partial image
+PREVIEW_STEPS = 4  # denoising steps of a partial image; a renderer expects whole ones
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 log = logging.getLogger(__name__)
 
@@ -306,7 +306,7 @@ class Worker:
         padded = torch.nn.functional.pad(codes, (0, missing))
         there = torch.arange(written + missing, device=codes.device)[None] < written
         visible = tokenizer.from_language(there.long())[0].bool()
-        steps = min(self.model.settings.steps, PREVIEW_STEPS)
+        steps = min(self.model.settings.steps or PREVIEW_STEPS, PREVIEW_STEPS)
         own = tokenizer.from_language(padded).to(self.model.device)
         return tokenizer.decode(own, steps=steps, visible=visible, seed=seeds).float().cpu()
 

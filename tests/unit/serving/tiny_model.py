@@ -56,7 +56,7 @@ class Cells(StandIn):
         kept = visible_mask(visible, TOKENS)
         grey = torch.where(kept.view(1, 1, 4, 4), grey, -1.0)
         picture = grey.repeat(1, 3, 1, 1).repeat_interleave(4, -1).repeat_interleave(4, -2)
-        picture[:, 2] *= (torch.tensor(seed).float() % 7 / 7)[:, None, None] / steps
+        picture[:, 2] *= (torch.tensor(seed).float() % 7 / 7)[:, None, None] / (steps + 1)
         return picture
 
     def to_language(self, codes: Tensor) -> Tensor:
