@@ -233,15 +233,16 @@ class Model:
         codes: Int[Tensor, "b k"],
         seeds: Sequence[int],
         steps: int | None = None,
-        visible: int | None = None,
+        visible: int | tuple[bool, ...] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1] of codes, the noise of row i started by `seeds[i]`."""
         steps = self.settings.steps if steps is None else steps
+        used = torch.tensor(visible) if isinstance(visible, tuple) else visible
         images = [
             self.tokenizer.decode(
                 codes[start : start + self.batch_size].to(self.device),
                 steps=steps,
-                visible=visible,
+                visible=used,
                 seed=list(seeds[start : start + self.batch_size]),
             )
             for start in range(0, len(codes), self.batch_size)
