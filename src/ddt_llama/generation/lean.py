@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddt_llama.generation import graphs
 from ddt_llama.generation.kernels import Product, RmsNorm
 from ddt_llama.generation.rows import Layers, Prompts, Rows
 
@@ -80,6 +81,7 @@ class LeanDecoder:
         ]
         powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self._frequencies = (1.0 / (_rope(config)["rope_theta"] ** powers)).to(self.device)
+        self.graphs = graphs.on(self.device)
 
     @property
     def device(self) -> torch.device:
@@ -103,17 +105,26 @@ class LeanDecoder:
 
     def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
         """Append one token to each row and return the states that the next ones are drawn from."""
-        count, stop, places = rows.count, rows.stop, rows.places()
-        mask = _blocked(rows.behind() >= 0, self.embedding.dtype)[:, None, None, :]
+        if self.graphs is None:
+            states = self._step(ids, rows, rows.count, rows.stop)
+        else:
+            states = self.graphs(self._step, ids, rows)
+        rows.grow()
+        return states
+
+    def _step(
+        self, ids: Int[Tensor, " r"], rows: Rows, width: int, stop: int
+    ) -> Float[Tensor, "r s"]:
+        """Write the keys and values of one token for each of the first `width` rows."""
+        places = rows.places(width)
+        mask = _blocked(rows.behind(width, stop) >= 0, self.embedding.dtype)[:, None, None, :]
 
         def remember(layer: int, *new: Tensor) -> tuple[Tensor, ...]:
             for slots, values in zip(rows.layers[layer], new, strict=True):
                 slots.flatten(0, 1).index_copy_(0, places, values[:, 0])
-            return tuple(slots[:count, :stop] for slots in rows.layers[layer])
+            return tuple(slots[:width, :stop] for slots in rows.layers[layer])
 
-        hidden = self._forward(ids[:, None], rows.positions[:count, None], remember, mask)
-        rows.grow()
-        return hidden[:, 0]
+        return self._forward(ids[:, None], rows.positions[:width, None], remember, mask)[:, 0]
 
     def logits(self, states: Float[Tensor, "r s"], head: slice) -> Float[Tensor, "r v"]:
         """Return the logits of the vocabulary rows `head`; each cut is laid out once."""
