@@ -7,6 +7,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import torch
 
 import ddt_llama
 from ddt_llama.cli import main
@@ -41,6 +42,14 @@ def test_it_draws_edits_answers_and_describes(offline: None) -> None:
     assert rebuilt.size == (64, 64)
     assert model.ask(picture[0], "how many shapes are there?")
     assert "background" in model.describe(picture[0])
+
+
+def test_a_picture_decoded_in_company_is_that_decoded_alone_to_the_bit() -> None:
+    model = ddt_llama.load("nano")
+    codes = torch.randint(0, 16384, (5, 64), generator=torch.Generator().manual_seed(1))
+    together = model.decode(codes, range(5))
+    for row in range(5):
+        assert torch.equal(model.decode(codes[row : row + 1], [row])[0], together[row])
 
 
 def test_it_is_small_and_inside_the_package() -> None:

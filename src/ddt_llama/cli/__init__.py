@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ddt_llama.cli import bench, demo, measure, plan, teach, use
+from ddt_llama.cli import bench, demo, measure, plan, serve, teach, use
 from ddt_llama.config import UserError
 
 VERBS: dict[str, Callable[..., int | None]] = {
@@ -23,6 +23,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
     "ask": use.ask,
     "describe": use.describe,
     "reconstruct": use.reconstruct,
+    "serve": serve.serve,
     "recipes": teach.recipes,
     "plan": plan.plan,
     "train": teach.train,

@@ -83,7 +83,7 @@ class DecoderBlock(nn.Module):
     def denoise(
         self,
         image: Float[Tensor, "b n d"],
-        condition: Float[Tensor, "b d"],
+        condition: Float[Tensor, "b_or_1 d"],
         memory: tuple[Tensor, Tensor],
         mask: Bool[Tensor, "b 1 1 l"],
     ) -> Float[Tensor, "b n d"]:
@@ -97,7 +97,7 @@ class DecoderBlock(nn.Module):
         self,
         image: Float[Tensor, "b n d"],
         token: Float[Tensor, "b k d"],
-        condition: Float[Tensor, "b d"],
+        condition: Float[Tensor, "b_or_1 d"],
         mask: Bool[Tensor, "b 1 1 l"],
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b k d"]]:
         """Advance both streams, every one seeing both (SD3's rule)."""
@@ -160,11 +160,11 @@ class Decoder(nn.Module):
     def forward(
         self,
         noisy: Float[Tensor, "b n p"],
-        t: Float[Tensor, " b"],
+        t: Float[Tensor, " b_or_1"],
         tokens: "Memory | Float[Tensor, 'b k e']",
         visible: Bool[Tensor, "b k"],
     ) -> Float[Tensor, "b n p"]:
-        """Return the network's output for the noisy patches.
+        """Return the network's output for the noisy patches, at a time each or one for all.
 
         `tokens` is the `Memory` of a static token stream, or the quantised values of a joint one.
         """

@@ -263,7 +263,8 @@ class TimestepTokenizer(nn.Module):
             return noise.to(device)
 
         def predict(xt: Tensor, t: float) -> tuple[Tensor, Tensor]:
-            times = torch.full((len(xt),), t, device=device)
+            # One time for all rows: products of few rows depend, in their last bits, on how many.
+            times = torch.full((1,), t, device=device)
             window = self.schedule.window(times) & kept
             output = self.decoder(xt, times, tokens, window)
             if guidance_scale != 1.0:
