@@ -117,6 +117,7 @@ class Engine:
         impossible[vocabulary.eos] = False
         self._impossible = impossible
         self._kept: dict[Ids, Prompts] = {}
+        self._idle: Rows | None = None
 
     def write(self, tasks: Sequence[Task], together: int = 32) -> list[Int[Tensor, " n"]]:
         """Carry tasks out, `together` side by side; results as of `Batch.step`.
@@ -130,7 +131,9 @@ class Engine:
         if not tasks:
             return []
         rows = max(len(task.prompts) for task in tasks) * min(together, len(tasks))
-        batch = Batch(self, rows, max(map(self.length, tasks)))
+        room = self._room(rows, max(map(self.length, tasks)))
+        rows = len(room.positions)
+        batch = Batch(self, rows, room.capacity, room)
         results: dict[int, Tensor] = {}
         begun: dict[int, int] = {}  # ticket -> place among the tasks
         waiting = list(range(len(tasks)))
@@ -141,7 +144,16 @@ class Engine:
                 begun |= dict(zip(tickets, waiting, strict=False))
                 del waiting[:fit]
             results |= {begun[ticket]: ids for ticket, ids in batch.step()}
+        if room.recorded:
+            self._idle = room
         return [results[place] for place in range(len(tasks))]
+
+    def _room(self, rows: int, capacity: int) -> Rows:
+        """Return rows that are free: the last ones, for what is recorded of them, if they do."""
+        idle, self._idle = self._idle, None
+        if idle is not None and idle.room >= rows and idle.capacity >= capacity:
+            return idle
+        return Rows(rows, capacity, self.decoder.device)
 
     def steps(self, task: Task) -> int:
         """Return how many tokens a task may write."""

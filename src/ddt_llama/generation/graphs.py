@@ -3,6 +3,8 @@
 A GPU waits for Python where few rows are written. A step is recorded once for so many rows and
 slots and replayed from then on; rows that join and leave reuse what is recorded, because there are
 few widths: powers of two. Source: torch.cuda.CUDAGraph.
+
+Written after its documentation and tested on a CPU by a stand-in for capture: no GPU has run it.
 """
 
 from collections.abc import Callable
@@ -48,9 +50,12 @@ def on(device: torch.device) -> Graphs | None:
     if device.type != "cuda":
         return None
     pool = torch.cuda.graph_pool_handle()
+    # One stream for warm-ups and recordings: cuBLAS takes its workspace once a stream, and here
+    # before a recording, so that it does not lie in the pool.
+    aside = torch.cuda.Stream(device)
 
     def capture(step: Replay) -> Replay:
-        aside, graph = torch.cuda.Stream(device), torch.cuda.CUDAGraph()
+        graph = torch.cuda.CUDAGraph()
         with torch.cuda.device(device):
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -58,7 +63,7 @@ def on(device: torch.device) -> Graphs | None:
                     step()
             torch.cuda.current_stream().wait_stream(aside)
             # Only this thread's calls end a recording: a server's others may use the device.
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool, aside, capture_error_mode="thread_local"):
                 written = step()
 
         def replay() -> Tensor:

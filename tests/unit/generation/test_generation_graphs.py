@@ -109,6 +109,22 @@ def test_recorded_steps_write_the_codes_of_plain_ones() -> None:
     assert remembered.captured <= 5 < 30 < remembered.replayed  # widths 1, 2, 4, 8 and 11
 
 
+def test_the_next_drawings_use_what_is_recorded() -> None:
+    decoder, remembered = decoder_on("cpu"), Remembered()
+    expected = Engine(decoder, VOCABULARY).write(tasks()[:5], together=4)
+    decoder.graphs = Graphs(remembered)
+    engine = Engine(decoder, VOCABULARY)
+    for _ in range(2):
+        for told, codes in zip(engine.write(tasks()[:5], together=4), expected, strict=True):
+            assert torch.equal(told, codes)
+        captured = remembered.captured
+        engine.write(tasks()[:1])  # fewer rows, fewer slots
+        assert captured <= remembered.captured <= captured + 1
+    assert captured == remembered.captured
+    engine.write(tasks())  # more rows than there are
+    assert remembered.captured > captured
+
+
 def test_a_recording_belongs_to_its_rows_its_width_and_its_slots() -> None:
     decoder, remembered = decoder_on("cpu"), Remembered()
     decoder.graphs = Graphs(remembered)
