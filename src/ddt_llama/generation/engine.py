@@ -5,6 +5,7 @@ image only codes can be drawn, and exactly `num_tokens` of them; in an answer on
 mark. How many answers are written side by side is `batch`'s matter.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.lean import LeanDecoder, obstacle
+from ddt_llama.generation.precision import Weights, dtype_of, hold
 from ddt_llama.generation.rows import Prompts, Rows, rounded
 from ddt_llama.generation.sampling import FULL, GREEDY, Sampling
 from ddt_llama.language.vocabulary import Vocabulary
@@ -88,18 +90,23 @@ class Answer:
 Task = Codes | Answer
 
 
-def decoder_of(module: nn.Module) -> Decoder:
+def decoder_of(module: nn.Module, weights: Weights | None = None) -> Decoder:
     """Choose the fast path where the architecture allows it, transformers' own forward otherwise.
 
     The fast path copies the weights (fused), so build it anew after the module was trained further.
+    So does the other where `weights` says how to hold them: None holds them as the module does.
     """
     config: Any = module.config
     described: Mapping[str, Any] = config.to_dict()
     if obstacle(described) is None:
-        return LeanDecoder(described, module.state_dict())
+        state = module.state_dict()
+        if weights is not None:
+            dtype = dtype_of(weights, torch.device("cpu"))
+            state = {name: one.to(dtype) for name, one in state.items()}
+        return LeanDecoder(described, state, int8=weights == "int8")
     from ddt_llama.generation.generic import GenericDecoder
 
-    return GenericDecoder(module)
+    return GenericDecoder(module if weights is None else hold(copy.deepcopy(module), weights))
 
 
 class Engine:

@@ -17,8 +17,10 @@ from torch.nn import functional as F
 
 from ddt_llama.generation import graphs
 from ddt_llama.generation.kernels import Product, RmsNorm
+from ddt_llama.generation.precision import Int8Linear
 from ddt_llama.generation.rows import Layers, Prompts, Rows
 
+Linear = Callable[[Tensor], Tensor]
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -27,13 +29,13 @@ class _Layer:
     """Weights of one block; a fused projection is one matrix product instead of two or three."""
 
     attention_norm: RmsNorm
-    qkv: Product
+    qkv: Linear
     query_norm: RmsNorm | None
     key_norm: RmsNorm | None
-    out: Product
+    out: Linear
     mlp_norm: RmsNorm
-    gate_up: Product
-    down: Product
+    gate_up: Linear
+    down: Linear
 
 
 def obstacle(config: Mapping[str, Any]) -> str | None:
@@ -59,8 +61,13 @@ def obstacle(config: Mapping[str, Any]) -> str | None:
 class LeanDecoder:
     """Prefill and single-token steps over weights in the naming of transformers' LLaMA."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Fuse `weights` (a state dict) described by `config` (the dict of a config.json)."""
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, int8: bool = False
+    ) -> None:
+        """Fuse `weights` (a state dict) described by `config` (the dict of a config.json).
+
+        `int8`: those of products become integers.
+        """
         if (reason := obstacle(config)) is not None:
             raise ValueError(f"no lean path for {reason}")
         self.num_heads: int = config["num_attention_heads"]
@@ -73,10 +80,11 @@ class LeanDecoder:
         self.head = weights.get("lm_head.weight", self.embedding).detach()
         if config.get("tie_word_embeddings", False):
             self.head = self.embedding
-        self._heads: dict[tuple[int, int], Product] = {}
+        self._linear = Int8Linear if int8 else Product
+        self._heads: dict[tuple[int, int], Linear] = {}
         self.final_norm = RmsNorm(weights["model.norm.weight"].detach(), eps)
         self.layers = [
-            _fuse(weights, f"model.layers.{index}.", eps)
+            _fuse(weights, f"model.layers.{index}.", eps, self._linear)
             for index in range(config["num_hidden_layers"])
         ]
         powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
@@ -130,7 +138,7 @@ class LeanDecoder:
         """Return the logits of the vocabulary rows `head`; each cut is laid out once."""
         key = (head.start, head.stop)
         if key not in self._heads:
-            self._heads[key] = Product(self.head[head], None)
+            self._heads[key] = self._linear(self.head[head], None)
         return self._heads[key](states).float()
 
     def _forward(
@@ -192,18 +200,20 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _fuse(weights: Mapping[str, Tensor], prefix: str, eps: float) -> _Layer:
+def _fuse(
+    weights: Mapping[str, Tensor], prefix: str, eps: float, linear: Callable[..., Linear]
+) -> _Layer:
     """Concatenate the projections of one layer that read the same input."""
 
     def find(name: str) -> Tensor | None:
         tensor = weights.get(f"{prefix}{name}")
         return None if tensor is None else tensor.detach()
 
-    def product(*names: str) -> Product:
+    def product(*names: str) -> Linear:
         parts = [weights[f"{prefix}{name}.weight"].detach() for name in names]
         biases = [bias for name in names if (bias := find(f"{name}.bias")) is not None]
         weight = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return Product(weight, torch.cat(biases) if biases else None)
+        return linear(weight, torch.cat(biases) if biases else None)
 
     def norm(name: str) -> RmsNorm | None:
         scale = find(f"{name}.weight")
