@@ -5,10 +5,11 @@ the matrix products: integers with a scale a row, made by torchao, multiplied wi
 activations (weight-only). What is read and kept for each row, keys and values, is bfloat16 then.
 """
 
+import importlib
 import importlib.util
 import logging
 import warnings
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -54,7 +55,8 @@ class Int8Linear(nn.Module):
         layer = nn.Linear(k, n, bias=False, device="meta", dtype=weight.dtype)
         layer.weight = nn.Parameter(weight.detach(), requires_grad=False)
         _quantise(layer)
-        self.weight, self.bias = layer.weight, bias
+        self.weight: Any = layer.weight
+        self.bias = bias
         self.scales: Tensor | None = None
         if weight.device.type == "cpu" and k % VECTOR == 0:
             self.scales = self.weight.scale.flatten().to(weight.dtype)
@@ -65,7 +67,7 @@ class Int8Linear(nn.Module):
         if self.scales is None or rows > FEW:
             return F.linear(x, self.weight, self.bias)
         flat = x.reshape(rows, -1)
-        product = torch._weight_int8pack_mm(flat, self.weight.qdata, self.scales)
+        product = torch.ops.aten._weight_int8pack_mm(flat, self.weight.qdata, self.scales)
         product = product.unflatten(0, x.shape[:-1])
         return product if self.bias is None else product.add_(self.bias)
 
@@ -87,6 +89,5 @@ def _quantise(layer: nn.Linear) -> None:
         warnings.simplefilter("ignore")
         for name in ("torchao", "torch.utils._pytree"):  # complain of what is not used here
             logging.getLogger(name).setLevel(logging.ERROR)
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-        quantize_(layer, Int8WeightOnlyConfig())
+        torchao: Any = importlib.import_module("torchao.quantization")
+        torchao.quantize_(layer, torchao.Int8WeightOnlyConfig())
