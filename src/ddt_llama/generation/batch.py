@@ -140,15 +140,16 @@ class Batch:
     def _choose(self, group: _Group) -> Tensor:
         """Draw the next id of every task of a group."""
         assert self._states is not None
-        logits = self.engine.decoder.logits(self._states[group.rows.flatten()], group.head)
+        states, (count, each) = self._states[group.rows.flatten()], group.rows.shape
+        if group.scale is not None:
+            # Logits are linear in states: guided before the head, they need it once, not twice.
+            told, empty = states.float().unflatten(0, (count, each)).unbind(1)
+            states = guide(told, empty, group.scale).to(states.dtype)
+        logits = self.engine.decoder.logits(states, group.head)
         if isinstance(group.running[0].task, Answer):
             logits = self.engine.possible(logits)
-        if group.rows.shape[1] > 1:
-            apart = logits.unflatten(0, group.rows.shape)
-            if group.scale is not None:
-                logits = guide(apart[:, 0], apart[:, 1], group.scale)
-            else:
-                logits = apart.log_softmax(-1).mean(1)
+            if each > 1:
+                logits = logits.log_softmax(-1).unflatten(0, (count, each)).mean(1)
         return choose(logits, group.sampling, group.chance[self._done]) + group.head.start
 
     def _formed(self) -> list[_Group]:

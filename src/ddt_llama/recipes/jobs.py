@@ -18,6 +18,7 @@ from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Batch, TextTokenizer, Vocabulary, lora
+from ddt_llama.language.lora import Adapter
 from ddt_llama.recipes.data import SHAPES, image_stream
 from ddt_llama.recipes.formulas import document_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
@@ -108,10 +109,10 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     )
 
 
-def _save(model: Model, history: History, to: Path, written: Path | None = None) -> None:
-    """Write the release of a model with these trainings; `written` as in `Model.save`."""
+def _save(model: Model, history: History, to: Path) -> None:
+    """Write the release of a model with these trainings."""
     model.history = history
-    model.save(to, written=written)
+    model.save(to)
 
 
 def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
@@ -153,11 +154,16 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     def keep(to: Path) -> None:
         folder, seed = to / "language", recipe.train.seed
         distributed.on_main(lambda: tokenizer.save(to / "tokenizer"))
-        if weights is not None:
-            streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
-            return
         with lora.without(model):
+            if weights is not None:
+                streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
+                return
             distributed.on_main(lambda: _keep_language(folder, recipe, model, text, vocabulary))
+
+    def fill() -> None:
+        with lora.without(model):
+            streaming.fill(model, known)
+        lora.begin(model, recipe.train.seed)
 
     def flops() -> float:
         with lora.without(model):
@@ -173,40 +179,40 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         keep=None if begun else keep,
         flops=flops,
         release=partial(_release_language, recipe, samples, model),
-        fill=partial(streaming.fill, model, known) if weights else None,
+        fill=fill if weights else None,
     )
 
 
 def _release_language(
     recipe: LanguageRecipe, samples: DrawingSamples, model: Any, to: Path, history: History
 ) -> None:
-    """Write the release; of a model in shards its language folder comes first, file by file.
+    """Write the release, with what LoRA has learned merged into it, and beside it that alone.
 
-    What LoRA has learned is merged into it, and lies beside it alone.
+    Of a model in shards the language folder comes first, file by file.
     """
     from ddt_llama.language import streaming
 
     whole = samples.model(lambda: model.eval(), recipe.name)
-    if is_sharded(recipe.train.shard) and recipe.lora is None:
-        written = to.with_name(f".{to.name}.language")
-        try:
-            streaming.save_shards(written, model, samples.vocabulary, samples.text)
-            distributed.on_main(lambda: _save(whole, history, to, written))
-        finally:  # not moved: the disk is full
-            if distributed.is_main():
-                shutil.rmtree(written, ignore_errors=True)
-        return
-    if is_sharded(recipe.train.shard):
-        gather(model)
+    whole.history = history
+    beside, written = to.with_name(ADAPTER), to.with_name(f".{to.name}.language")
+    if recipe.lora is not None:
+        lora.save(beside, model, Path(recipe.start or "").name, whole.described())
 
     def write() -> None:
         with lora.merged(model):
-            _save(whole, history, to)
-        if recipe.lora is not None:
-            base = Path(recipe.start or "").name
-            lora.save(to.with_name(ADAPTER), model, base, whole.described())
+            whole.save(to)
 
-    distributed.on_main(write)
+    if not is_sharded(recipe.train.shard):
+        distributed.on_main(write)
+        return
+    learned = distributed.on_main(lambda: Adapter.read(beside)) if recipe.lora else None
+    try:
+        with lora.without(model):
+            streaming.save_shards(written, model, samples.vocabulary, samples.text, learned)
+        distributed.on_main(lambda: whole.save(to, written=written))
+    finally:  # not moved: the disk is full
+        if distributed.is_main():
+            shutil.rmtree(written, ignore_errors=True)
 
 
 def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:

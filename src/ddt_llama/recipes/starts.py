@@ -163,7 +163,7 @@ def language_model(
         if recipe.look_back:
             look_back(model, seed)
         return model, None
-    if is_sharded(recipe.train.shard) and recipe.lora is None:  # peft draws no adapter on meta
+    if is_sharded(recipe.train.shard):
         return streaming.open_empty(start, vocabulary, text)
     if not (start / "vocabulary.json").is_file():
         return backbone.grow(start, vocabulary, seed=seed), None
