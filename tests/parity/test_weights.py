@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any, get_args
 
@@ -151,33 +153,44 @@ def test_a_layer_of_integers_is_off_by_their_rounding_alone(
     assert (bias is None) or torch.equal(bias, kept)
 
 
-def held(decoder: Any) -> dict[str, int]:
-    """Count the bytes of what a decoder multiplies with, and of all its weights."""
-    products = [decoder._heads[key] for key in decoder._heads]
-    products += [
-        getattr(layer, name)
-        for layer in decoder.layers
-        for name in ("qkv", "out", "gate_up", "down")
-    ]
-    count = 0
-    for one in products:
-        parts = [one.weight]
-        if isinstance(one, Int8Linear):
-            parts = [one.weight.qdata, one.weight.scale, one.scales]
-        count += sum(part.numel() * part.element_size() for part in parts)
-    return {"products": count, "all": count + decoder.embedding.nbytes}
-
-
 def test_weights_of_half_and_a_quarter_of_the_bytes(folder: Path, vocabulary: Vocabulary) -> None:
-    weighed: dict[str, dict[str, int]] = {}
+    products, tables = {}, {}
     for weights in get_args(Weights):
         decoder: Any = open_decoder(folder, vocabulary, CPU, weights=weights)
         decoder.logits(decoder.embedding[:1], slice(vocabulary.code_offset, vocabulary.size))
-        weighed[weights] = held(decoder)
-    wide = weighed["float32"]
-    for weights, share in (("bfloat16", 0.5), ("int8", 0.25)):
-        assert weighed[weights]["products"] / wide["products"] == pytest.approx(share, abs=0.01)
-    assert weighed["int8"]["all"] < 0.36 * wide["all"]  # the table stays bfloat16, and is large
+        products[weights], tables[weights] = decoder.product_bytes, decoder.embedding.nbytes
+    layer = 256 * (8 + 4) * 64 + 3 * 256 * 576  # nano's: queries and outputs, keys and values, MLP
+    assert products["float32"] == 4 * (6 * layer + 16384 * 256)
+    assert products["bfloat16"] == products["float32"] / 2
+    assert products["int8"] / products["float32"] == pytest.approx(0.25, abs=0.01)
+    assert tables["int8"] == tables["bfloat16"] == tables["float32"] / 2  # no product, a look-up
+
+
+def test_a_process_grows_by_as_much() -> None:
+    """What the numbers of tensors say, asked of the system."""
+    code = """
+import sys, psutil, torch
+from ddt_llama.generation.kernels import Product
+from ddt_llama.generation.precision import Int8Linear
+kind = sys.argv[1]
+dtype = torch.float32 if kind == "float32" else torch.bfloat16
+make = Int8Linear if kind == "int8" else Product
+def held():
+    return psutil.Process().memory_info().rss
+kept = [make(torch.randn(1024, 1024).to(dtype), None) for _ in range(3)]  # imports, first of all
+before = held()
+for _ in range(40):
+    kept.append(make(torch.randn(1024, 1024).to(dtype), None))
+print((held() - before) / 40 / 1024**2)
+"""
+    grown = {}
+    for kind in get_args(Weights):
+        words = [sys.executable, "-c", code, kind]
+        told = subprocess.run(words, capture_output=True, text=True, check=True)
+        grown[kind] = float(told.stdout)  # bytes a weight
+    assert grown["float32"] == pytest.approx(4, rel=0.2)
+    assert grown["bfloat16"] == pytest.approx(2, rel=0.2)
+    assert grown["int8"] == pytest.approx(1, rel=0.3)
 
 
 def test_an_adapter_is_merged_before_weights_are_rounded(

@@ -35,6 +35,11 @@ class Product:
         elif self.layout == "packed":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
 
+    @property
+    def bytes(self) -> int:
+        """What is read of the weight for a product; what is packed does not tell it itself."""
+        return self.weight.numel() * self.weight.element_size()
+
     def __call__(self, x: Float[Tensor, "... k"]) -> Float[Tensor, "... n"]:
         """Multiply the last axis."""
         if self.layout == "transposed":

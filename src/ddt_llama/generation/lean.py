@@ -8,6 +8,7 @@ imports transformers. What `obstacle` names goes the way of `generic`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from ddt_llama.generation.kernels import Product, RmsNorm
 from ddt_llama.generation.precision import Int8Linear
 from ddt_llama.generation.rows import Layers, Prompts, Rows
 
-Linear = Callable[[Tensor], Tensor]
+Linear = Product | Int8Linear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -95,6 +96,12 @@ class LeanDecoder:
     def device(self) -> torch.device:
         """Where the weights live."""
         return self.embedding.device
+
+    @property
+    def product_bytes(self) -> int:
+        """The bytes of weights that products read for a token, with the cuts of the head so far."""
+        inner = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
+        return sum(one.bytes for one in [*self._heads.values(), *chain(*inner)])
 
     def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
         """Read prompts that are padded at their ends, to be put into rows as often as needed."""

@@ -61,6 +61,11 @@ class Int8Linear(nn.Module):
         if weight.device.type == "cpu" and k % VECTOR == 0:
             self.scales = self.weight.scale.flatten().to(weight.dtype)
 
+    @property
+    def bytes(self) -> int:
+        """What is read of the weight for a product: integers and scales."""
+        return self.weight.qdata.nbytes + self.weight.scale.nbytes
+
     def forward(self, x: Float[Tensor, "... k"]) -> Float[Tensor, "... n"]:
         """Multiply the last axis."""
         rows = x.numel() // x.shape[-1]
