@@ -9,7 +9,7 @@ from typing import Annotated
 
 from tyro.conf import arg
 
-from ddt_llama.cli.kinds import Adapter, Model
+from ddt_llama.cli.kinds import Adapter, Model, Weights
 from ddt_llama.config import UserError
 from ddt_llama.serving.limits import Limits
 
@@ -22,6 +22,7 @@ def serve(
     limits: Annotated[Limits, arg(name="")] = Limits(),
     *,
     adapter: Adapter = None,
+    weights: Weights = None,
     host: str = "127.0.0.1",
     port: int = 8000,
     api_key_file: Path | None = None,
@@ -36,6 +37,7 @@ def serve(
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         limits: What clients may ask for.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
         host: The address to listen at; this machine alone, unless told otherwise.
         port: 0 takes any that is free; the line that is printed names it.
         api_key_file: A file with the keys that clients may give, one a line.
@@ -51,7 +53,7 @@ def serve(
     keys = [] if api_key_file is None else read_keys(api_key_file)
     there = not _missing(OF_PAGE)
     with listener(host, port) as bound:
-        opened = load(model, adapter=adapter)
+        opened = load(model, adapter=adapter, weights=weights)
         served = Served(opened, limits, keys, host in LOOPBACK, log_prompts, page and there)
         write_json_lines()
         then = _tell_of_page if page and not there else None

@@ -51,11 +51,11 @@ class _Group:
 class Batch:
     """Rows that write side by side, `rows` at most, of `capacity` tokens each."""
 
-    def __init__(self, engine: Engine, rows: int, capacity: int) -> None:
-        """Make room; an answer takes as many rows as it has prompts."""
+    def __init__(self, engine: Engine, rows: int, capacity: int, room: Rows | None = None) -> None:
+        """Make room, unless some is given; an answer takes as many rows as it has prompts."""
         self.engine = engine
         self.capacity = capacity
-        self._rows = Rows(rows, capacity, engine.decoder.device)
+        self._rows = room or Rows(rows, capacity, engine.decoder.device)
         self._running: list[_Running] = []
         self._groups: list[_Group] | None = None
         self._done = 0  # steps of these groups
