@@ -4,6 +4,7 @@ import importlib.util
 import threading
 import webbrowser
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -17,15 +18,25 @@ NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 OF_PAGE = ("gradio",)
 
 
+@dataclass(frozen=True)
+class Door:
+    """Where clients come in, and who."""
+
+    host: str = "127.0.0.1"
+    """The address to listen at; this machine alone, unless told otherwise."""
+    port: int = 8000
+    """0 takes any that is free; the line that is printed names it."""
+    api_key_file: Path | None = None
+    """A file with the keys that clients may give, one a line."""
+
+
 def serve(
     model: Model,
     limits: Annotated[Limits, arg(name="")] = Limits(),
+    door: Annotated[Door, arg(name="")] = Door(),
     *,
     adapter: Adapter = None,
     weights: Weights = None,
-    host: str = "127.0.0.1",
-    port: int = 8000,
-    api_key_file: Path | None = None,
     log_prompts: bool = False,
     page: bool = True,
 ) -> None:
@@ -36,11 +47,9 @@ def serve(
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         limits: What clients may ask for.
+        door: Where clients come in, and who.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
         weights: Of the language model, while it writes: float32, bfloat16 or int8.
-        host: The address to listen at; this machine alone, unless told otherwise.
-        port: 0 takes any that is free; the line that is printed names it.
-        api_key_file: A file with the keys that clients may give, one a line.
         log_prompts: Write what clients ask for into the log.
         page: A page for people at "/", too, where ddt-llama[page] is installed.
     """
@@ -50,11 +59,11 @@ def serve(
     from ddt_llama.serving.served import LOOPBACK, Served, read_keys
     from ddt_llama.serving.server import Server, listener
 
-    keys = [] if api_key_file is None else read_keys(api_key_file)
+    keys = [] if door.api_key_file is None else read_keys(door.api_key_file)
     there = not _missing(OF_PAGE)
-    with listener(host, port) as bound:
+    with listener(door.host, door.port) as bound:
         opened = load(model, adapter=adapter, weights=weights)
-        served = Served(opened, limits, keys, host in LOOPBACK, log_prompts, page and there)
+        served = Served(opened, limits, keys, door.host in LOOPBACK, log_prompts, page and there)
         write_json_lines()
         then = _tell_of_page if page and not there else None
         Server(served, bound, f"serving {opened.name}", then).run_until_stopped()
