@@ -24,7 +24,7 @@ EXAMPLES = (
 KNOWN = (
     f"The bundled model knows nothing but the shapes {', '.join(SHAPES)}, small and large, in "
     f"{', '.join(name for name, _ in COLOURS)}, on a ground that is "
-    f"{' or '.join(name for name, _ in BACKGROUNDS)}."
+    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}."
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
 GREY = (128, 128, 128)
