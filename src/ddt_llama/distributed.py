@@ -189,7 +189,7 @@ def rows_of(table: Tensor, places: Tensor) -> Tensor:
 
     mesh = table.device_mesh
     wanted = DTensor.from_local(places.to(table.device), mesh, [Replicate()] * mesh.ndim)
-    return nn.functional.embedding(wanted, table).full_tensor()  # sums what each has of them
+    return whole_tensor(nn.functional.embedding(wanted, table))  # sums what each has of them
 
 
 def gathered(tensor: Tensor) -> Tensor | None:

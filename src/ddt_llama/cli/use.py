@@ -36,7 +36,7 @@ class Drawing:
     top_p: Number = None
     """Choose among the most likely codes of this joint probability only."""
     steps: WholeNumber = None
-    """Denoising steps a picture; more is slower."""
+    """Denoising steps a picture; more is slower, 0 is one pass of the renderer, if there is one."""
     tries: WholeNumber = None
     """Draw again, so often at most, what the model itself does not read as it planned it."""
     plan: Literal["yes", "no"] | None = None
@@ -195,7 +195,7 @@ def reconstruct(
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         images: One or more pictures.
-        steps: Denoising steps a picture.
+        steps: Denoising steps a picture; 0 is one pass of the renderer, where there is one.
         visible: Use so many codes only, counted from the coarsest; leave out for all.
         seed: Of the noise that decoding starts from.
         out: The folder to write into.

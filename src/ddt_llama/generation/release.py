@@ -47,13 +47,13 @@ def load(
     on a CPU and as stored on a GPU. Raises UserError that lists what exists.
     """
     folder = find(name)
-    described = _description(folder)
+    described = description(folder)
     if "adapter_of" in described:
         raise UserError(f"{folder}: an adapter alone; give its model, with --adapter {folder}")
     added = None if adapter is None else Adapter.read(find_adapter(adapter))
     own = folder if added is None else added.folder
     if (own / "config.json").is_file():  # not where peft alone wrote an adapter
-        described = _description(own)
+        described = description(own)
     place = _place(device)
     check(weights, place)
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
@@ -171,7 +171,8 @@ def _open_language(folder: Path, device: torch.device, adapter: Adapter | None =
     return model
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def description(folder: Path) -> dict[str, Any]:
+    """Return what a release says of itself; UserError for other folders and other versions."""
     described = load_json(folder / "config.json")
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise UserError(

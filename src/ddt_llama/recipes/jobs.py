@@ -5,6 +5,7 @@ Opening refuses data and models that cannot be used, and writes nothing.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,18 +14,21 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, save_json
 from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Batch, TextTokenizer, Vocabulary, lora
 from ddt_llama.language.lora import Adapter
 from ddt_llama.recipes.data import SHAPES, image_stream
-from ddt_llama.recipes.formulas import document_flops
+from ddt_llama.recipes.formulas import document_flops, timestep_learning_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
+from ddt_llama.recipes.named import Recipe
+from ddt_llama.recipes.renderer import RendererRecipe
 from ddt_llama.recipes.samples import DrawingSamples
 from ddt_llama.recipes.starts import (
     check_room,
+    described_as,
     history_at,
     language_model,
     language_start,
@@ -62,13 +66,15 @@ class Job(NamedTuple):
     fill: Callable[[], None] | None = None  # read the weights of an empty model once it has shards
 
 
-def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Path) -> Job:
+def open_job(recipe: Recipe, parts: Path) -> Job:
     """Open what `recipe` trains; `parts` holds what it began with, where it has begun.
 
     Raises UserError for data, models and places that cannot be used.
     """
     if isinstance(recipe, LanguageRecipe):
         return _language_job(recipe, parts)
+    if isinstance(recipe, RendererRecipe):
+        return _renderer_job(recipe, parts)
     return _tokenizer_job(recipe, parts)
 
 
@@ -76,7 +82,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     device = distributed.setup()
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
-    samples = ReconstructionSamples(recipe)
+    samples = ReconstructionSamples(recipe.data, size)
     folder = parts / "tokenizer"
     begun = (folder / "config.json").is_file()
     model = tokenizer_model(recipe, folder if begun else None).to(device)
@@ -107,6 +113,57 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
         flops=lambda: recipe.learning_flops(model),
         release=release,
     )
+
+
+def _renderer_job(recipe: RendererRecipe, parts: Path) -> Job:
+    device = distributed.setup()
+    begun = (parts / "tokenizer" / "config.json").is_file()
+    start = parts if begun else release_of(recipe.start, "start")
+    model = recipe.open(start).to(device)
+    samples = ReconstructionSamples(recipe.data, model.image_size, (0,), shown_steps=0)
+
+    def keep(to: Path) -> None:
+        def write() -> None:
+            _copy_language(start, to)
+            save_json(to / "config.json", described_as(start, model).described())
+            model.save(to / "tokenizer")  # last: it says that the run has begun
+
+        distributed.on_main(write)
+
+    def release(to: Path, history: History) -> None:
+        if is_sharded(recipe.train.shard):
+            gather(model)
+
+        def write() -> None:
+            whole = described_as(parts, model.eval())
+            whole.name, whole.settings = recipe.name, replace(whole.settings, steps=0)
+            whole.history = history
+            beside = to.with_name(f".{to.name}.parts")
+            try:
+                whole.save(to, written=_copy_language(parts, beside))
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+        distributed.on_main(write)
+
+    return Job(
+        part="tokenizer",
+        model=model,
+        objective=recipe.loss(samples.measured),
+        stream=image_stream(recipe.data, model.image_size, recipe.train.batch, device),
+        samples=samples,
+        past=history_of(start),
+        keep=None if begun else keep,
+        flops=lambda: timestep_learning_flops(model, 1, keep_codes=True),
+        release=release,
+    )
+
+
+def _copy_language(release: Path, to: Path) -> Path | None:
+    """Copy the language folder of a release, and return it; None where there is none."""
+    if not (release / "language").is_dir():
+        return None
+    return Path(shutil.copytree(release / "language", to / "language", dirs_exist_ok=True))
 
 
 def _save(model: Model, history: History, to: Path) -> None:
