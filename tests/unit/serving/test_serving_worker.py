@@ -13,11 +13,12 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model, Settings
+from ddt_llama.generation.model import PREVIEW_STEPS
 from ddt_llama.generation.work import Program
 from ddt_llama.serving.jobs import Closed, Late, Preview, QueueFull
 from ddt_llama.serving.limits import Limits
 from ddt_llama.serving.metrics import Metrics
-from ddt_llama.serving.worker import PREVIEW_STEPS, Worker
+from ddt_llama.serving.worker import Worker
 
 PLANNING = Settings(plan=True, edit_plan=True, look=True, views=3, tries=3, steps=2)
 
