@@ -12,6 +12,7 @@ class StandIn:
 
     num_tokens, codebook_size, image_size = 8, 1000, 64
     refines = prefixes = True
+    renders = False
 
     def encode(self, images: Tensor) -> Tensor:
         """Return codes."""

@@ -9,7 +9,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable, Iterable
-from typing import NoReturn, TypeVar
+from typing import TYPE_CHECKING, NoReturn, TypeGuard, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,6 +17,9 @@ from torch import Tensor, nn
 
 from ddt_llama.config import UserError
 from ddt_llama.hardware import peak_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 T = TypeVar("T")
 LOST = 75  # exit code where another process is gone: the same command goes on (sysexits.h)
@@ -171,6 +174,47 @@ def broadcast(tensor: Tensor, source: int = 0) -> Tensor:
     return tensor
 
 
+def whole_tensor(tensor: Tensor) -> Tensor:
+    """Return all of a tensor of which every process may hold a shard; all take part."""
+    tensor = tensor.detach()
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
+
+
+def rows_of(table: Tensor, places: Tensor) -> Tensor:
+    """Return rows of a table of which every process may hold a shard; all take part."""
+    table = table.detach()
+    if not _is_sharded(table):
+        return table[places]
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = table.device_mesh
+    wanted = DTensor.from_local(places.to(table.device), mesh, [Replicate()] * mesh.ndim)
+    return whole_tensor(nn.functional.embedding(wanted, table))  # sums what each has of them
+
+
+def gathered(tensor: Tensor) -> Tensor | None:
+    """Return `whole_tensor` on the CPU of the main process, None in the others."""
+    whole = whole_tensor(tensor)
+    return whole.cpu() if is_main() else None
+
+
+def own_shard(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: the main one its first rows, at the least."""
+    tensor = tensor.detach()
+    return tensor.to_local() if _is_sharded(tensor) else tensor
+
+
+def like_shards(values: Tensor, like: Tensor) -> Tensor:
+    """Return of `values`, which all processes hold, the shards that `like` has."""
+    if not _is_sharded(like):
+        return values
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh, placements = like.device_mesh, like.placements
+    sharded = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim)
+    return sharded.redistribute(mesh, placements)
+
+
 def barrier() -> None:
     """Wait until every process is here."""
     if world_size() > 1:
@@ -249,6 +293,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         pieces = flat.split([gradient.numel() for gradient in gradients])
         for member, piece, flag in zip(members, pieces, flags, strict=True):
             member.grad = piece.view_as(member) if flag else None
+
+
+def _is_sharded(tensor: Tensor) -> TypeGuard["DTensor"]:
+    from torch.distributed.tensor import DTensor  # takes a second, which drawing is not to wait for
+
+    return isinstance(tensor, DTensor)
 
 
 def _number(name: str, default: int, least: int = 0) -> int:

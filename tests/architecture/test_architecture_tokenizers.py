@@ -12,7 +12,7 @@ KINDS = {"TimestepTokenizer", "SpatialTokenizer"}
 # What has a kind beside them.
 OF_A_KIND = KINDS | {f"{kind}Config" for kind in KINDS} | {"TokenizerRecipe", "SpatialRecipe"}
 # Each objective trains its own kind; recipes build and price them.
-MAKERS = {"training/timestep.py", "training/spatial.py"}
+MAKERS = {"training/timestep.py", "training/spatial.py", "training/renderer.py"}
 
 
 def modules() -> dict[str, ast.Module]:

@@ -14,6 +14,7 @@ from ddt_llama.cli import main
 from ddt_llama.data.images import save_png
 from ddt_llama.shapes.render import render
 from ddt_llama.shapes.scene import sample_scene
+from ddt_llama.tokenizer import TimestepTokenizer
 
 ROOT = Path(__file__).resolve().parents[2]
 NANO = Path(str(files("ddt_llama"))) / "weights" / "nano"
@@ -44,12 +45,15 @@ def test_it_draws_edits_answers_and_describes(offline: None) -> None:
     assert "background" in model.describe(picture[0])
 
 
-def test_a_picture_decoded_in_company_is_that_decoded_alone_to_the_bit() -> None:
+@pytest.mark.parametrize("steps", [0, 1])
+def test_a_picture_decoded_in_company_is_that_decoded_alone_to_the_bit(steps: int) -> None:
     model = ddt_llama.load("nano")
+    assert isinstance(model.tokenizer, TimestepTokenizer)
+    model.tokenizer.add_renderer()
     codes = torch.randint(0, 16384, (5, 64), generator=torch.Generator().manual_seed(1))
-    together = model.decode(codes, range(5))
+    together = model.decode(codes, range(5), steps)
     for row in range(5):
-        assert torch.equal(model.decode(codes[row : row + 1], [row])[0], together[row])
+        assert torch.equal(model.decode(codes[row : row + 1], [row], steps)[0], together[row])
 
 
 def test_it_is_small_and_inside_the_package() -> None:

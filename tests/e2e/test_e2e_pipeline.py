@@ -170,6 +170,8 @@ def test_every_line_of_the_bench_is_measured(
         "encode.vs_bare",
         "token.b1.vs_bandwidth",
         "prefill.b8.vs_bandwidth",
+        "draw.b8.vs_no_preview",
+        "weights.large.float32.b8.seconds",
         "documents.late_codes.vs_laid_out",
         "train.language.vs_products",
         "train.tokenizer.vs_products",

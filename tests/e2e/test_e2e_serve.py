@@ -20,7 +20,7 @@ import pytest
 
 import ddt_llama
 from ddt_llama.cli import main
-from ddt_llama.serving.server import listener
+from ddt_llama.serving.server import Server, listener
 
 ROOT = Path(__file__).resolve().parents[2]
 KEY = "sk-of-this-test"
@@ -29,9 +29,9 @@ KEY = "sk-of-this-test"
 @contextmanager
 def serving(*options: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
     """Start a server of the bundled model; gives the process and its address."""
-    command = [sys.executable, "-m", "ddt_llama", "serve", "nano", "--port", "0", *options]
+    command = [sys.executable, "-m", "ddt_llama", "serve", "nano", "--port", "0", "--no-page"]
     pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes, env=os.environ) as process:
+    with subprocess.Popen([*command, *options], **pipes, env=os.environ) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
@@ -135,3 +135,27 @@ def test_what_it_needs_is_named_where_it_is_not_there(
 
     monkeypatch.setattr(serve, "NEEDED", ("fastapi", "no_such_module"))
     assert "no_such_module is not installed; install ddt-llama[serve]" in refused(capsys, "nano")
+
+
+def test_without_the_page_it_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ddt_llama.cli import serve
+
+    def started(server: Server) -> None:
+        assert not server.served.page
+        assert server.then is not None
+        server.then(server.address)
+        server.served.close()
+
+    monkeypatch.setattr(serve, "OF_PAGE", ("no_such_module",))
+    monkeypatch.setattr("ddt_llama.serving.logs.write_json_lines", lambda: None)
+    monkeypatch.setattr(Server, "run_until_stopped", started)
+    assert main(["serve", "nano", "--port", "0"]) == 0
+    assert capsys.readouterr().out == (
+        "the interface alone: for the page, too, install ddt-llama[page]\n"
+    )
+    assert main(["demo", "--open"]) == 2
+    assert "no_such_module is not installed; install ddt-llama[page]" in capsys.readouterr().err
+    assert main(["demo", "--open", "--images", "x"]) == 2
+    assert "--images: with --open" in capsys.readouterr().err

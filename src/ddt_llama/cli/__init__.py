@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import functools
 import io
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -40,7 +41,7 @@ VERBS: dict[str, Callable[..., int | None]] = {
 OWN_OPTIONS = {
     "train": ("--data", "--steps", "--minutes", "--out"),
     "plan": ("--gpus", "--gpu", "--images", "--utilisation", "--price", "--codes", "--json"),
-    "evaluate": ("--suite", "--json", "--data", "--split"),
+    "evaluate": ("--suite", "--json", "--data", "--split", "--weights"),
     "encode": ("--split", "--batch", "--shard-rows", "--engine"),
     "compare": ("--out", "--data", "--quick"),
     "probe": ("--out", "--quick"),
@@ -86,6 +87,9 @@ def _run(arguments: list[str]) -> int:
 
     # One line a percent, where standard error is no terminal.
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    # transformers imports torchao where it is; both complain of parts that are not used here.
+    for complaining in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(complaining).setLevel(logging.ERROR)
     verb, *rest = arguments
     if verb not in VERBS:
         near = difflib.get_close_matches(verb, VERBS, 2)

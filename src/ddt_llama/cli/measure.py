@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from tyro.conf import FlagCreatePairsOff, Positional, arg
 
-from ddt_llama.cli.kinds import Fields, Model, WholeNumber
+from ddt_llama.cli.kinds import Fields, Model, Weights, WholeNumber
 
 
 def evaluate(
@@ -17,6 +17,7 @@ def evaluate(
     json: Annotated[Path | None, arg(metavar="FILE", help_behavior_hint="")] = None,
     data: Annotated[str | None, arg(metavar="PATH", help_behavior_hint="")] = None,
     split: Annotated[str | None, arg(metavar="NAME", help_behavior_hint="")] = None,
+    weights: Weights = None,
     fields: Fields = None,
 ) -> None:
     """Measure a model, with 95 % intervals.
@@ -34,6 +35,7 @@ def evaluate(
         data: For reconstruction: pictures in place of scenes.
         split: Which of them; "val" of data without splits is the share that training leaves out.
             Without it their split "val" or "test", or all of them if they have neither.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
     """
     from ddt_llama.cli.places import check_file
     from ddt_llama.evaluation.result import print_figures, write_figures
@@ -47,7 +49,7 @@ def evaluate(
     chosen = suite_named(suite, own)
     if json is not None:
         check_file(json, ".json")
-    opened = load(model)
+    opened = load(model, weights=weights)
     source = None
     if data is not None:
         config = replace(given, paths=(data,))

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from ddt_llama import distributed
-from ddt_llama.recipes import LanguageRecipe, Recipe, Trained, run
+from ddt_llama.recipes import LanguageRecipe, Recipe, RendererRecipe, Trained, run
 from ddt_llama.recipes.data import SHAPES
 from ddt_llama.recipes.run import newest_step
 from ddt_llama.recipes.sizes import RUNS
@@ -51,7 +51,10 @@ def _after(recipe: Recipe, trained: Trained) -> list[str]:
     data = "" if paths == (SHAPES,) else f" --data {shlex.join(paths)}"
     own = next((path for path in paths if path != SHAPES), None)
     prompt = "a red circle" if SHAPES in paths else "a caption like yours"
-    if not isinstance(recipe, LanguageRecipe):
+    if isinstance(recipe, RendererRecipe):
+        lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
+        lines.append(f"next: ddt publish {folder} OUT --bits 8")
+    elif not isinstance(recipe, LanguageRecipe):
         lines.append(f"try it: ddt reconstruct {folder} IMAGE --out back")
         codes = shlex.quote(f"{made}-codes")
         lines.append(f"next: ddt publish {folder} {codes} --bits 8")

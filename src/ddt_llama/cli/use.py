@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from ddt_llama.cli.kinds import Adapter, Model, Number, WholeNumber
+from ddt_llama.cli.kinds import Adapter, Model, Number, Weights, WholeNumber
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -36,7 +36,7 @@ class Drawing:
     top_p: Number = None
     """Choose among the most likely codes of this joint probability only."""
     steps: WholeNumber = None
-    """Denoising steps a picture; more is slower."""
+    """Denoising steps a picture; more is slower, 0 is one pass of the renderer, if there is one."""
     tries: WholeNumber = None
     """Draw again, so often at most, what the model itself does not read as it planned it."""
     plan: Literal["yes", "no"] | None = None
@@ -79,6 +79,7 @@ def draw(
     drawing: Annotated[Drawing, arg(name="")] = Drawing(),
     *,
     adapter: Adapter = None,
+    weights: Weights = None,
     out: Path = Path("drawn.png"),
 ) -> None:
     """Draw pictures of a sentence.
@@ -90,12 +91,13 @@ def draw(
         prompt: What to draw, in quotes.
         drawing: How to draw.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
         out: Where to write, a .png file.
     """
     from ddt_llama.generation import load
 
     drawing.check(out)
-    opened = load(model, adapter=adapter)
+    opened = load(model, adapter=adapter, weights=weights)
     pictures = opened.draw(prompt, num=drawing.num, seed=drawing.seed, **drawing.options)
     drawing.write(pictures, out)
 
@@ -107,6 +109,7 @@ def edit(
     drawing: Annotated[Drawing, arg(name="")] = Drawing(),
     *,
     adapter: Adapter = None,
+    weights: Weights = None,
     out: Path = Path("edited.png"),
 ) -> None:
     """Change a picture as an instruction says.
@@ -119,12 +122,13 @@ def edit(
         instruction: What to change, in quotes.
         drawing: How to draw.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
         out: Where to write, a .png file.
     """
     from ddt_llama.generation import load
 
     drawing.check(out)
-    pictures = load(model, adapter=adapter).edit(
+    pictures = load(model, adapter=adapter, weights=weights).edit(
         image, instruction, num=drawing.num, seed=drawing.seed, **drawing.options
     )
     drawing.write(pictures, out)
@@ -136,6 +140,7 @@ def ask(
     question: Annotated[Positional[str], arg(metavar="QUESTION")],
     *,
     adapter: Adapter = None,
+    weights: Weights = None,
 ) -> None:
     """Answer a question about a picture.
 
@@ -146,13 +151,16 @@ def ask(
         image: The picture to look at.
         question: What to ask, in quotes.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
     """
     from ddt_llama.generation import load
 
-    print(load(model, adapter=adapter).ask(image, question))
+    print(load(model, adapter=adapter, weights=weights).ask(image, question))
 
 
-def describe(model: Model, image: Image, *, adapter: Adapter = None) -> None:
+def describe(
+    model: Model, image: Image, *, adapter: Adapter = None, weights: Weights = None
+) -> None:
     """Say what a picture shows.
 
     Example: ddt describe nano circle.png
@@ -161,10 +169,11 @@ def describe(model: Model, image: Image, *, adapter: Adapter = None) -> None:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         image: The picture to look at.
         adapter: What LoRA has learned beside the model: a folder of ddt train lora, or a hub name.
+        weights: Of the language model, while it writes: float32, bfloat16 or int8.
     """
     from ddt_llama.generation import load
 
-    print(load(model, adapter=adapter).describe(image))
+    print(load(model, adapter=adapter, weights=weights).describe(image))
 
 
 def reconstruct(
@@ -186,7 +195,7 @@ def reconstruct(
     Args:
         model: nano (comes with the program), a folder of ddt train or ddt publish, or a hub name.
         images: One or more pictures.
-        steps: Denoising steps a picture.
+        steps: Denoising steps a picture; 0 is one pass of the renderer, where there is one.
         visible: Use so many codes only, counted from the coarsest; leave out for all.
         seed: Of the noise that decoding starts from.
         out: The folder to write into.

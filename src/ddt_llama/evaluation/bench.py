@@ -165,7 +165,7 @@ def decoding(model: Model, rounds: int) -> dict[str, Figure]:
     images, most = scenes(model), tokenizer.num_tokens
     codes, seeds = model.encode(images), list(range(len(images)))
     counts = [count for count in STEPS if count < most]
-    if getattr(tokenizer, "renderer", None) is not None:
+    if tokenizer.renders:
         counts.insert(0, 0)
 
     def by(count: int) -> Callable[[], Tensor]:

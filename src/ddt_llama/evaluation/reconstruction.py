@@ -37,9 +37,10 @@ GROUPS = 20  # of pictures, for the jackknife of the codebook figures
 class ReconstructionSuite:
     """Says what to measure.
 
-    `steps`: numbers of decoding steps, with `whole` also as many as there are tokens (the paper's
-    loop); one step alone where a tokenizer decodes in one pass. `visible`: numbers of tokens,
-    counted from the coarse end (None: 1, 4, 8, 16, ... all), decoded in `visible_steps`.
+    `steps`: numbers of decoding steps (0: the renderer), with `whole` also as many as there are
+    tokens (the paper's loop); one step alone where a tokenizer decodes in one pass. `visible`:
+    numbers of tokens, counted from the coarse end (None: 1, 4, 8, 16, ... all), decoded in
+    `visible_steps`.
     `codebook_scenes`: pictures encoded to see which codes are in use.
     """
 
@@ -55,10 +56,12 @@ class ReconstructionSuite:
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
-        counts = "scenes", "codebook_scenes", "visible_steps", "batch_size"
-        check_range(self, 1, math.inf, *counts)
-        if not self.steps or min(self.steps) < 1:
-            raise UserError(f"steps are {self.steps}; give one or more numbers of 1 or more")
+        check_range(self, 1, math.inf, "scenes", "codebook_scenes", "batch_size")
+        check_range(self, 0, math.inf, "visible_steps")
+        if not self.steps or min(self.steps) < 0:
+            raise UserError(
+                f"steps are {self.steps}; give one or more numbers from 0 on (0 is the renderer)"
+            )
         check_seed(self.seed)
         check_guidance(self.guidance_scale)
 

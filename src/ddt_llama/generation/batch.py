@@ -51,11 +51,11 @@ class _Group:
 class Batch:
     """Rows that write side by side, `rows` at most, of `capacity` tokens each."""
 
-    def __init__(self, engine: Engine, rows: int, capacity: int) -> None:
-        """Make room; an answer takes as many rows as it has prompts."""
+    def __init__(self, engine: Engine, rows: int, capacity: int, room: Rows | None = None) -> None:
+        """Make room, unless some is given; an answer takes as many rows as it has prompts."""
         self.engine = engine
         self.capacity = capacity
-        self._rows = Rows(rows, capacity, engine.decoder.device)
+        self._rows = room or Rows(rows, capacity, engine.decoder.device)
         self._running: list[_Running] = []
         self._groups: list[_Group] | None = None
         self._done = 0  # steps of these groups
@@ -140,15 +140,16 @@ class Batch:
     def _choose(self, group: _Group) -> Tensor:
         """Draw the next id of every task of a group."""
         assert self._states is not None
-        logits = self.engine.decoder.logits(self._states[group.rows.flatten()], group.head)
+        states, (count, each) = self._states[group.rows.flatten()], group.rows.shape
+        if group.scale is not None:
+            # Logits are linear in states: guided before the head, they need it once, not twice.
+            told, empty = states.float().unflatten(0, (count, each)).unbind(1)
+            states = guide(told, empty, group.scale).to(states.dtype)
+        logits = self.engine.decoder.logits(states, group.head)
         if isinstance(group.running[0].task, Answer):
             logits = self.engine.possible(logits)
-        if group.rows.shape[1] > 1:
-            apart = logits.unflatten(0, group.rows.shape)
-            if group.scale is not None:
-                logits = guide(apart[:, 0], apart[:, 1], group.scale)
-            else:
-                logits = apart.log_softmax(-1).mean(1)
+            if each > 1:
+                logits = logits.log_softmax(-1).unflatten(0, (count, each)).mean(1)
         return choose(logits, group.sampling, group.chance[self._done]) + group.head.start
 
     def _formed(self) -> list[_Group]:

@@ -5,6 +5,7 @@ image only codes can be drawn, and exactly `num_tokens` of them; in an answer on
 mark. How many answers are written side by side is `batch`'s matter.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ddt_llama.config import UserError
 from ddt_llama.generation.lean import LeanDecoder, obstacle
+from ddt_llama.generation.precision import Weights, dtype_of, hold
 from ddt_llama.generation.rows import Prompts, Rows, rounded
 from ddt_llama.generation.sampling import FULL, GREEDY, Sampling
 from ddt_llama.language.vocabulary import Vocabulary
@@ -88,18 +90,23 @@ class Answer:
 Task = Codes | Answer
 
 
-def decoder_of(module: nn.Module) -> Decoder:
+def decoder_of(module: nn.Module, weights: Weights | None = None) -> Decoder:
     """Choose the fast path where the architecture allows it, transformers' own forward otherwise.
 
     The fast path copies the weights (fused), so build it anew after the module was trained further.
+    So does the other where `weights` says how to hold them: None holds them as the module does.
     """
     config: Any = module.config
     described: Mapping[str, Any] = config.to_dict()
     if obstacle(described) is None:
-        return LeanDecoder(described, module.state_dict())
+        state = module.state_dict()
+        if weights is not None:
+            dtype = dtype_of(weights, torch.device("cpu"))
+            state = {name: one.to(dtype) for name, one in state.items()}
+        return LeanDecoder(described, state, int8=weights == "int8")
     from ddt_llama.generation.generic import GenericDecoder
 
-    return GenericDecoder(module)
+    return GenericDecoder(module if weights is None else hold(copy.deepcopy(module), weights))
 
 
 class Engine:
@@ -117,6 +124,7 @@ class Engine:
         impossible[vocabulary.eos] = False
         self._impossible = impossible
         self._kept: dict[Ids, Prompts] = {}
+        self._idle: Rows | None = None
 
     def write(self, tasks: Sequence[Task], together: int = 32) -> list[Int[Tensor, " n"]]:
         """Carry tasks out, `together` side by side; results as of `Batch.step`.
@@ -130,7 +138,9 @@ class Engine:
         if not tasks:
             return []
         rows = max(len(task.prompts) for task in tasks) * min(together, len(tasks))
-        batch = Batch(self, rows, max(map(self.length, tasks)))
+        room = self._room(rows, max(map(self.length, tasks)))
+        rows = len(room.positions)
+        batch = Batch(self, rows, room.capacity, room)
         results: dict[int, Tensor] = {}
         begun: dict[int, int] = {}  # ticket -> place among the tasks
         waiting = list(range(len(tasks)))
@@ -141,7 +151,16 @@ class Engine:
                 begun |= dict(zip(tickets, waiting, strict=False))
                 del waiting[:fit]
             results |= {begun[ticket]: ids for ticket, ids in batch.step()}
+        if room.recorded:
+            self._idle = room
         return [results[place] for place in range(len(tasks))]
+
+    def _room(self, rows: int, capacity: int) -> Rows:
+        """Return rows that are free: the last ones, for what is recorded of them, if they do."""
+        idle, self._idle = self._idle, None
+        if idle is not None and idle.room >= rows and idle.capacity >= capacity:
+            return idle
+        return Rows(rows, capacity, self.decoder.device)
 
     def steps(self, task: Task) -> int:
         """Return how many tokens a task may write."""

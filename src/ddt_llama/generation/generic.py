@@ -73,7 +73,7 @@ class GenericDecoder:
         window: Any = getattr(self.config, "sliding_window", None)
         kinds = set(getattr(self.config, "layer_types", None) or ())
         kinds = kinds or {"sliding_attention" if window else "full_attention"}
-        behind = rows.behind()
+        behind = rows.behind(rows.count, rows.stop)
         dtype = next(self.module.parameters()).dtype
         masks = {}
         for kind in kinds:
@@ -97,7 +97,7 @@ class _OfRows(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         """Take one token a row and return all that rows hold, `r heads slots e`."""
         rows = self.rows
-        places, stop = rows.places(), rows.stop
+        places, stop = rows.places(rows.count), rows.stop
         held = []
         for slots, new in zip(rows.layers[self.index], (key_states, value_states), strict=True):
             slots.flatten(0, 1).index_copy_(0, places, new[:, :, 0])

@@ -1,12 +1,13 @@
 """The two operations of the decode step that pay to be told how: products and norms of few rows.
 
-Both are the same arithmetic as torch's own, up to rounding, for float32 on a CPU; elsewhere they
-are torch's own.
+Both are the same arithmetic as torch's own, up to rounding, for float32 and bfloat16 on a CPU;
+elsewhere they are torch's own.
 
 A product is made with the same weight thousands of times, so the weight is laid out once. Which
 layout is fastest depends on the processor (experiments/0018): on an Intel with AMX the transposed
 weight, which MKL multiplies with 2 to 16 rows up to 4.7 times as fast as oneDNN's packed one; on an
-AMD the packed one, 1.5 to 4 times as fast as `F.linear` at 4 to 320 rows.
+AMD the packed one, 1.5 to 4 times as fast as `F.linear` at 4 to 320 rows. Weights of bfloat16 are
+packed on both.
 """
 
 import math
@@ -34,6 +35,11 @@ class Product:
         elif self.layout == "packed":
             self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_HINT)
 
+    @property
+    def bytes(self) -> int:
+        """What is read of the weight for a product; what is packed does not tell it itself."""
+        return self.weight.numel() * self.weight.element_size()
+
     def __call__(self, x: Float[Tensor, "... k"]) -> Float[Tensor, "... n"]:
         """Multiply the last axis."""
         if self.layout == "transposed":
@@ -53,14 +59,14 @@ class RmsNorm:
         self.lean = _on_cpu(scale)
         if self.lean:
             width = scale.shape[0]
-            self._grown = scale * math.sqrt(width)
-            self._floor = scale.new_tensor(math.sqrt(width * eps))
+            self._grown = scale.float() * math.sqrt(width)
+            self._floor = self._grown.new_tensor(math.sqrt(width * eps))
 
     def __call__(self, x: Float[Tensor, "... k"]) -> Float[Tensor, "... k"]:
         """Normalise; three small operations, where torch's on a CPU are a dozen."""
         if self.lean:
-            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
-            return (x / torch.hypot(length, self._floor)).mul_(self._grown)
+            length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+            return (x / torch.hypot(length, self._floor)).mul_(self._grown).to(x.dtype)
         return F.rms_norm(x, self.scale.shape, self.scale, self.eps)
 
 
@@ -68,12 +74,17 @@ def layout_for(weight: Tensor) -> Layout:
     """Choose how the weight of a product is kept; the operators of "packed" need oneDNN."""
     if not _on_cpu(weight):
         return "plain"
-    if torch.cpu._is_amx_tile_supported() and torch.backends.mkl.is_available():
+    wide = weight.dtype == torch.float32
+    if wide and torch.cpu._is_amx_tile_supported() and torch.backends.mkl.is_available():
         return "transposed"
-    if torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    if not hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+        return "plain"
+    if torch.backends.mkldnn.is_available() and (
+        wide or torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    ):
         return "packed"
     return "plain"
 
 
 def _on_cpu(weight: Tensor) -> bool:
-    return weight.device.type == "cpu" and weight.dtype == torch.float32
+    return weight.device.type == "cpu" and weight.dtype in (torch.float32, torch.bfloat16)

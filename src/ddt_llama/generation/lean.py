@@ -8,6 +8,7 @@ imports transformers. What `obstacle` names goes the way of `generic`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,9 +16,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddt_llama.generation import graphs
 from ddt_llama.generation.kernels import Product, RmsNorm
+from ddt_llama.generation.precision import Int8Linear
 from ddt_llama.generation.rows import Layers, Prompts, Rows
 
+Linear = Product | Int8Linear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -26,13 +30,13 @@ class _Layer:
     """Weights of one block; a fused projection is one matrix product instead of two or three."""
 
     attention_norm: RmsNorm
-    qkv: Product
+    qkv: Linear
     query_norm: RmsNorm | None
     key_norm: RmsNorm | None
-    out: Product
+    out: Linear
     mlp_norm: RmsNorm
-    gate_up: Product
-    down: Product
+    gate_up: Linear
+    down: Linear
 
 
 def obstacle(config: Mapping[str, Any]) -> str | None:
@@ -58,8 +62,13 @@ def obstacle(config: Mapping[str, Any]) -> str | None:
 class LeanDecoder:
     """Prefill and single-token steps over weights in the naming of transformers' LLaMA."""
 
-    def __init__(self, config: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
-        """Fuse `weights` (a state dict) described by `config` (the dict of a config.json)."""
+    def __init__(
+        self, config: Mapping[str, Any], weights: Mapping[str, Tensor], *, int8: bool = False
+    ) -> None:
+        """Fuse `weights` (a state dict) described by `config` (the dict of a config.json).
+
+        `int8`: those of products become integers.
+        """
         if (reason := obstacle(config)) is not None:
             raise ValueError(f"no lean path for {reason}")
         self.num_heads: int = config["num_attention_heads"]
@@ -72,19 +81,27 @@ class LeanDecoder:
         self.head = weights.get("lm_head.weight", self.embedding).detach()
         if config.get("tie_word_embeddings", False):
             self.head = self.embedding
-        self._heads: dict[tuple[int, int], Product] = {}
+        self._linear = Int8Linear if int8 else Product
+        self._heads: dict[tuple[int, int], Linear] = {}
         self.final_norm = RmsNorm(weights["model.norm.weight"].detach(), eps)
         self.layers = [
-            _fuse(weights, f"model.layers.{index}.", eps)
+            _fuse(weights, f"model.layers.{index}.", eps, self._linear)
             for index in range(config["num_hidden_layers"])
         ]
         powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self._frequencies = (1.0 / (_rope(config)["rope_theta"] ** powers)).to(self.device)
+        self.graphs = graphs.on(self.device)
 
     @property
     def device(self) -> torch.device:
         """Where the weights live."""
         return self.embedding.device
+
+    @property
+    def product_bytes(self) -> int:
+        """The bytes of weights that products read for a token, with the cuts of the head so far."""
+        inner = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
+        return sum(one.bytes for one in [*self._heads.values(), *chain(*inner)])
 
     def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
         """Read prompts that are padded at their ends, to be put into rows as often as needed."""
@@ -103,23 +120,32 @@ class LeanDecoder:
 
     def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
         """Append one token to each row and return the states that the next ones are drawn from."""
-        count, stop, places = rows.count, rows.stop, rows.places()
-        mask = _blocked(rows.behind() >= 0, self.embedding.dtype)[:, None, None, :]
+        if self.graphs is None:
+            states = self._step(ids, rows, rows.count, rows.stop)
+        else:
+            states = self.graphs(self._step, ids, rows)
+        rows.grow()
+        return states
+
+    def _step(
+        self, ids: Int[Tensor, " r"], rows: Rows, width: int, stop: int
+    ) -> Float[Tensor, "r s"]:
+        """Write the keys and values of one token for each of the first `width` rows."""
+        places = rows.places(width)
+        mask = _blocked(rows.behind(width, stop) >= 0, self.embedding.dtype)[:, None, None, :]
 
         def remember(layer: int, *new: Tensor) -> tuple[Tensor, ...]:
             for slots, values in zip(rows.layers[layer], new, strict=True):
                 slots.flatten(0, 1).index_copy_(0, places, values[:, 0])
-            return tuple(slots[:count, :stop] for slots in rows.layers[layer])
+            return tuple(slots[:width, :stop] for slots in rows.layers[layer])
 
-        hidden = self._forward(ids[:, None], rows.positions[:count, None], remember, mask)
-        rows.grow()
-        return hidden[:, 0]
+        return self._forward(ids[:, None], rows.positions[:width, None], remember, mask)[:, 0]
 
     def logits(self, states: Float[Tensor, "r s"], head: slice) -> Float[Tensor, "r v"]:
         """Return the logits of the vocabulary rows `head`; each cut is laid out once."""
         key = (head.start, head.stop)
         if key not in self._heads:
-            self._heads[key] = Product(self.head[head], None)
+            self._heads[key] = self._linear(self.head[head], None)
         return self._heads[key](states).float()
 
     def _forward(
@@ -181,18 +207,20 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _fuse(weights: Mapping[str, Tensor], prefix: str, eps: float) -> _Layer:
+def _fuse(
+    weights: Mapping[str, Tensor], prefix: str, eps: float, linear: Callable[..., Linear]
+) -> _Layer:
     """Concatenate the projections of one layer that read the same input."""
 
     def find(name: str) -> Tensor | None:
         tensor = weights.get(f"{prefix}{name}")
         return None if tensor is None else tensor.detach()
 
-    def product(*names: str) -> Product:
+    def product(*names: str) -> Linear:
         parts = [weights[f"{prefix}{name}.weight"].detach() for name in names]
         biases = [bias for name in names if (bias := find(f"{name}.bias")) is not None]
         weight = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return Product(weight, torch.cat(biases) if biases else None)
+        return linear(weight, torch.cat(biases) if biases else None)
 
     def norm(name: str) -> RmsNorm | None:
         scale = find(f"{name}.weight")

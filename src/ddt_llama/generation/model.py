@@ -28,6 +28,7 @@ from ddt_llama.tokenizer.base import Tokenizer
 
 FORMAT = "ddt-llama"  # of release folders
 PARTS = {"config.json", "README.md", "tokenizer", "language"}  # of a release folder
+PREVIEW_STEPS = 4  # denoising steps of an unfinished image; a renderer expects whole ones
 VERSION = 2  # 1: language models without the mark `same`
 # How tokenizer and language model are stored in so many bits.
 _STORED: Mapping[int | None, tuple[torch.dtype | None, torch.dtype | None]] = {
@@ -233,20 +234,36 @@ class Model:
         codes: Int[Tensor, "b k"],
         seeds: Sequence[int],
         steps: int | None = None,
-        visible: int | None = None,
+        visible: int | tuple[bool, ...] | None = None,
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1] of codes, the noise of row i started by `seeds[i]`."""
         steps = self.settings.steps if steps is None else steps
+        used = torch.tensor(visible) if isinstance(visible, tuple) else visible
         images = [
             self.tokenizer.decode(
                 codes[start : start + self.batch_size].to(self.device),
                 steps=steps,
-                visible=visible,
+                visible=used,
                 seed=list(seeds[start : start + self.batch_size]),
             )
             for start in range(0, len(codes), self.batch_size)
         ]
         return torch.cat(images).float().cpu()
+
+    def unfinished(
+        self, codes: Int[Tensor, "b n"], seeds: Sequence[int]
+    ) -> Float[Tensor, "b 3 h w"]:
+        """Return images in [-1, 1] of the first codes, in language order, as a preview shows them.
+
+        The noise of row i is started by `seeds[i]`, as that of the whole image will be.
+        """
+        tokenizer, written = self.tokenizer, codes.shape[1]
+        padded = nn.functional.pad(codes, (0, tokenizer.num_tokens - written))
+        there = torch.arange(tokenizer.num_tokens, device=codes.device)[None] < written
+        visible = tokenizer.from_language(there.long())[0].bool()
+        steps = min(self.settings.steps or PREVIEW_STEPS, PREVIEW_STEPS)
+        own = tokenizer.from_language(padded).to(self.device)
+        return tokenizer.decode(own, steps=steps, visible=visible, seed=list(seeds)).float().cpu()
 
     def save(
         self, folder: str | Path, *, bits: Literal[16, 8] | None = None, written: Path | None = None

@@ -20,6 +20,7 @@ from ddt_llama.generation.engine import Decoder, Engine
 from ddt_llama.generation.history import history_of
 from ddt_llama.generation.lean import LeanDecoder, obstacle
 from ddt_llama.generation.model import FORMAT, VERSION, Model
+from ddt_llama.generation.precision import Weights, check, dtype_of, hold
 from ddt_llama.generation.programs import Stage
 from ddt_llama.generation.settings import Settings
 from ddt_llama.language.lora import CONFIG_FILE, Adapter
@@ -36,29 +37,32 @@ def load(
     *,
     adapter: str | Path | None = None,
     device: str | torch.device | None = None,
+    weights: Weights | None = None,
 ) -> Model:
     """Open a model: "nano", "small", the folder of a run or release, or a hub name `owner/name`.
 
     A hub name may end in `@revision`. `adapter`: a folder (or run, or hub name) of what LoRA has
-    learned beside this model; it is merged. `device` None takes the GPU where there is one. Raises
-    UserError that lists what exists.
+    learned beside this model; it is merged. `device` None takes the GPU where there is one.
+    `weights`: in how many bits the language model holds its own while it writes; None is float32
+    on a CPU and as stored on a GPU. Raises UserError that lists what exists.
     """
     folder = find(name)
-    described = _description(folder)
+    described = description(folder)
     if "adapter_of" in described:
         raise UserError(f"{folder}: an adapter alone; give its model, with --adapter {folder}")
     added = None if adapter is None else Adapter.read(find_adapter(adapter))
     own = folder if added is None else added.folder
     if (own / "config.json").is_file():  # not where peft alone wrote an adapter
-        described = _description(own)
+        described = description(own)
     place = _place(device)
+    check(weights, place)
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
     settings = from_dict(Settings, described.get("generation", {}), "generation.")
     language = vocabulary = text = engine = None
     if (folder / "language").is_dir():
         vocabulary = Vocabulary.load(folder / "language")
         text = TextTokenizer.load(folder / "language")
-        decoder = open_decoder(folder / "language", vocabulary, place, added)
+        decoder = open_decoder(folder / "language", vocabulary, place, added, weights)
         language = partial(_open_language, folder / "language", place, added)
         engine = Engine(decoder, vocabulary, text.size)
     elif added is not None:
@@ -118,7 +122,11 @@ def find_adapter(name: str | Path) -> Path:
 
 
 def open_decoder(
-    folder: Path, vocabulary: Vocabulary, device: torch.device, adapter: Adapter | None = None
+    folder: Path,
+    vocabulary: Vocabulary,
+    device: torch.device,
+    adapter: Adapter | None = None,
+    weights: Weights | None = None,
 ) -> Decoder:
     """Open the language folder for generation alone, through the fast path where it applies."""
     config = load_json(folder / "config.json")
@@ -131,12 +139,16 @@ def open_decoder(
     if slow:
         from ddt_llama.generation.generic import GenericDecoder
 
-        return GenericDecoder(_open_language(folder, device, adapter))
-    weights = _read_weights(folder, torch.float32 if device.type == "cpu" else None, device)
+        module = _open_language(folder, device, adapter)
+        return GenericDecoder(module if weights is None else hold(module, weights))
+    dtype = dtype_of(weights, device)
+    merges = adapter is not None and dtype is not None
+    state = _read_weights(folder, torch.float32 if merges else dtype, device)
     if adapter is not None:
-        adapter.merge_into(weights)
+        adapter.merge_into(state)
+        state = {name: one.to(dtype or one.dtype) for name, one in state.items()}
     try:
-        decoder = LeanDecoder(config, weights)
+        decoder = LeanDecoder(config, state, int8=weights == "int8")
     except (KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
         reason = f"missing or misfit: {error}"
         raise UserError(f"{folder}: its weights are another model's ({reason})") from None
@@ -159,7 +171,8 @@ def _open_language(folder: Path, device: torch.device, adapter: Adapter | None =
     return model
 
 
-def _description(folder: Path) -> dict[str, Any]:
+def description(folder: Path) -> dict[str, Any]:
+    """Return what a release says of itself; UserError for other folders and other versions."""
     described = load_json(folder / "config.json")
     if not isinstance(described, dict) or described.get("format") != FORMAT:
         raise UserError(

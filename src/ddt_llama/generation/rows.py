@@ -4,7 +4,7 @@ Slot s of a row is position s of its text, so a row can come and go at any step,
 do: continuous batching (Yu et al. 2022, "Orca"). Both decoders keep their keys and values here.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,7 +37,9 @@ class Prompts:
 class Rows:
     """Room for the keys and values of rows; the first `count` are in use.
 
-    `lengths` are those of the rows, known to the host; `positions` is the same on the device.
+    `lengths` are those of the rows, known to the host; `positions` is the same on the device, and
+    lies within the room of a row for free ones, too. `given` and `recorded` are for `graphs`: the
+    next tokens, and steps by rows and slots.
     """
 
     def __init__(self, rows: int, capacity: int, device: torch.device) -> None:
@@ -49,6 +51,8 @@ class Rows:
         self.layers: Layers = []
         self.lengths: list[int] = []
         self.positions = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.given = torch.zeros_like(self.positions)
+        self.recorded: dict[tuple[int, int], Callable[[], Tensor]] = {}
         self._starts = torch.arange(rows, device=device) * self.capacity
         self._slots = torch.arange(self.capacity, device=device)
 
@@ -98,15 +102,16 @@ class Rows:
             self.positions[row] = self.positions[last]
             self.lengths[row] = length
         del self.lengths[last]
+        self.positions[last] = 0
         return last
 
-    def places(self) -> Int[Tensor, " r"]:
+    def places(self, width: int) -> Int[Tensor, " r"]:
         """Return where the next token of each row goes, counted through all rows."""
-        return self._starts[: self.count] + self.positions[: self.count]
+        return self._starts[:width] + self.positions[:width]
 
-    def behind(self) -> Int[Tensor, "r slots"]:
+    def behind(self, width: int, stop: int) -> Int[Tensor, "r slots"]:
         """Return how far the next token of each row is from every slot; negative ones lie ahead."""
-        return self.positions[: self.count, None] - self._slots[: self.stop]
+        return self.positions[:width, None] - self._slots[:stop]
 
     def grow(self) -> None:
         """Count the token that every row was given."""

@@ -46,9 +46,10 @@ class Settings:
     """The "generation" section of a release's config.json.
 
     guidance_scale: 0 ignores the prompt, 1 is the plain model, more follows it more closely.
-    steps: denoising steps of the image tokenizer's decoder. 3.0, 1.0, no top_k, no top_p is the
-    public recipe of Selftok; a release carries what was tuned for it. edit_guidance_scale,
-    edit_temperature: of edits, None as of drawings. An edit is mostly a copy and wants less chance.
+    steps: denoising steps of the image tokenizer's decoder; 0 is its renderer, if it has one: one
+    pass, without noise. 3.0, 1.0, no top_k, no top_p is the public recipe of Selftok; a release
+    carries what was tuned for it. edit_guidance_scale, edit_temperature: of edits, None as of
+    drawings. An edit is mostly a copy and wants less chance.
     plan, edit_plan: the model first writes a description of the picture that is asked for, and
     draws from that. look: it describes a picture before it answers. All need a model trained to.
     views: a picture is described by so many views of it together, each shifted by a pixel.
@@ -74,10 +75,10 @@ class Settings:
         for scale in (self.guidance_scale, self.edit_guidance_scale):
             if scale is not None:
                 check_guidance(scale)
-        if not 1 <= self.steps <= MAX_STEPS:
+        if not 0 <= self.steps <= MAX_STEPS:
             raise UserError(
-                f"steps is {self.steps}; it must be a whole number from 1 to {MAX_STEPS} "
-                "(8 is usual)"
+                f"steps is {self.steps}; it must be a whole number from 0 to {MAX_STEPS} "
+                "(8 is usual, 0 the renderer of a model that has one)"
             )
         if not 1 <= self.tries <= MAX_TRIES:
             raise UserError(

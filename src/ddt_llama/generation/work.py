@@ -35,13 +35,14 @@ class Write:
 class Decode:
     """Codes `b k` (index 0 finest) to be decoded, the noise of row i started by `seeds[i]`.
 
-    The result are images `b 3 h w` in [-1, 1], on the CPU.
+    `visible`: from how many of the coarsest codes, or from which (None: all). The result are images
+    `b 3 h w` in [-1, 1], on the CPU.
     """
 
     codes: Tensor
     seeds: list[int]
     steps: int
-    visible: int | None = None
+    visible: int | tuple[bool, ...] | None = None
 
 
 Work = Encode | Write | Decode

@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ddt_llama import distributed
 from ddt_llama.checkpoint import load_tensors, replaced, save_tensors
 from ddt_llama.config import UserError, check_range, load_json, replace_file, save_json
 from ddt_llama.language.vocabulary import Vocabulary
@@ -59,8 +60,9 @@ class LoraConfig:
 def adapt(model: Any, config: LoraConfig, vocabulary: Vocabulary, seed: int = 0) -> None:
     """Freeze a causal LM and put adapters in place, which `config` describes.
 
-    Its class and its methods stay what they are. Raises UserError where peft is not installed and
-    for targets that the model lacks.
+    Its class and its methods stay what they are. Beside empty weights adapters are empty, too, for
+    `begin` to fill. Raises UserError where peft is not installed and for targets that the model
+    lacks.
     """
     try:
         import peft
@@ -77,8 +79,34 @@ def adapt(model: Any, config: LoraConfig, vocabulary: Vocabulary, seed: int = 0)
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)  # and no GPU's
         peft.inject_adapter_in_model(settings, model)
+    for layer in _adapted(model).values():
+        if "token_adapter" in layer._modules:  # rows as they were, for peft's way to undo a merge
+            layer.token_adapter.trainable_tokens_original.clear()
+    begin(model, seed)
+
+
+@torch.no_grad()
+def begin(model: Any, seed: int) -> None:
+    """Give adapters what they are before training: A is drawn, B zero, rows are those of the base.
+
+    All processes take part; each fills what it holds, and what is empty stays so.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for layer in _adapted(model).values():
+        if "lora_A" in layer._modules:
+            a, b = layer.lora_A[NAME].weight, layer.lora_B[NAME].weight
+            for shape in (a.shape, b.shape, a.shape):  # as peft 0.21 draws: the last is A
+                drawn = torch.empty(shape)
+                nn.init.kaiming_uniform_(drawn, math.sqrt(5), generator=generator)
+            a.copy_(distributed.like_shards(drawn.to(a.device), a))
+            b.zero_()
+        else:
+            adapter = layer.token_adapter
+            rows = adapter.trainable_tokens_delta[NAME]
+            places = torch.tensor(adapter.token_indices[NAME])
+            first = distributed.rows_of(adapter.base_layer.weight, places)
+            rows.copy_(distributed.like_shards(first, rows))
 
 
 def targets_in(model: Any, wanted: Iterable[str]) -> list[str]:
@@ -135,23 +163,29 @@ def save(folder: Path, model: Any, base: str, described: Mapping[str, Any]) -> N
     """Write the adapters of a model as a folder that peft and `Adapter.read` open.
 
     `base` names the model that they belong to, for people to read; what it is known by is a
-    fingerprint. `described` is what a release of the whole model says of itself. All or nothing.
+    fingerprint. `described` is what a release of the whole model says of itself. All or nothing;
+    all processes take part, the main one writes.
     """
     import peft
 
-    layers = _adapted(model)
-    tensors = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
-    weights = {f"{name}.weight": _base(layer).weight for name, layer in layers.items()}
-    names = [f"{name}.weight" for name, layer in layers.items() if "lora_A" in layer._modules]
-    own = {**described, "adapter_of": {"name": base, "fingerprint": fingerprint(weights, names)}}
+    learned = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors: Any = {f"{PREFIX}{name}": distributed.gathered(one) for name, one in learned.items()}
     settings = model.peft_config[NAME]
     settings.base_model_name_or_path = base
-    with replaced(folder) as partial:
-        settings.save_pretrained(str(partial))
-        save_tensors(
-            partial / WEIGHTS_FILE, {f"{PREFIX}{name}": one for name, one in tensors.items()}
-        )
-        save_json(partial / "config.json", own)
+
+    def write() -> None:
+        weights = {
+            f"{name}.weight": distributed.own_shard(_base(layer).weight)
+            for name, layer in _adapted(model).items()
+            if "lora_A" in layer._modules
+        }
+        origin = {"name": base, "fingerprint": fingerprint(weights, weights)}
+        with replaced(folder) as partial:
+            settings.save_pretrained(str(partial))
+            save_tensors(partial / WEIGHTS_FILE, tensors)
+            save_json(partial / "config.json", {**described, "adapter_of": origin})
+
+    distributed.on_main(write)
 
 
 def publish(source: Path, folder: Path, described: Mapping[str, Any]) -> None:
@@ -224,12 +258,19 @@ class Adapter(NamedTuple):
     def merge_into(self, weights: Mapping[str, Tensor]) -> None:
         """Change the weights of its base in place; UserError where they are another model's."""
         self._check(weights)
-        for name, (a, b) in self.pairs.items():
-            weight = weights[name]
-            change = product(a.to(weight.device), b.to(weight.device), self.alpha)
-            weight.copy_((weight.float() + change).to(weight.dtype))
-        for name, (places, rows) in self.rows.items():
-            weights[name][torch.tensor(places)] = rows.to(weights[name])
+        for name in self.pairs.keys() | self.rows.keys():
+            weights[name].copy_(self.merged(name, weights[name]))
+
+    def merged(self, name: str, weight: Tensor) -> Tensor:
+        """Return a weight of its base with what this adapter changes in it."""
+        if name in self.pairs:
+            a, b = (one.to(weight.device) for one in self.pairs[name])
+            weight = (weight.float() + product(a, b, self.alpha)).to(weight.dtype)
+        if name in self.rows:
+            places, rows = self.rows[name]
+            index = torch.tensor(places, device=weight.device)
+            weight = weight.index_copy(0, index, rows.to(weight))
+        return weight
 
     def _check(self, weights: Mapping[str, Tensor]) -> None:
         wrong = None

@@ -15,7 +15,6 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 
@@ -30,6 +29,7 @@ from ddt_llama.language.backbone import (
     set_marks,
     vocabulary_tables,
 )
+from ddt_llama.language.lora import Adapter
 from ddt_llama.language.pretrained import INDEX_FILE, quiet, read_config, weight_files
 from ddt_llama.language.text import TextTokenizer, one_line
 from ddt_llama.language.vocabulary import Vocabulary
@@ -139,19 +139,25 @@ def copy_grown(
 
 
 def save_shards(
-    folder: Path, model: PreTrainedModel, vocabulary: Vocabulary, text: TextTokenizer
+    folder: Path,
+    model: PreTrainedModel,
+    vocabulary: Vocabulary,
+    text: TextTokenizer,
+    adapter: Adapter | None = None,
 ) -> None:
     """Write the language folder of a model in shards; all processes take part, the main one writes.
 
-    It holds one file (`FILE_SIZE`) at a time. Raises UserError in the main process where the folder
-    cannot be written; the others then end with exit code 2.
+    It holds one file (`FILE_SIZE`) at a time, and merges `adapter`, which nobody else needs, into
+    it. Raises UserError in the main process where the folder cannot be written; the others then end
+    with exit code 2.
     """
     weights = weights_of(model)
 
     def whole(name: str) -> Tensor | None:
-        tensor = weights[name]
-        tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-        return tensor.cpu() if distributed.is_main() else None
+        tensor = distributed.gathered(weights[name])
+        if tensor is None or adapter is None:
+            return tensor
+        return adapter.merged(name, tensor)
 
     sizes = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")

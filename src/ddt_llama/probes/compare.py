@@ -208,7 +208,7 @@ def network(model: Model) -> dict[str, float]:
 def said(model: Model) -> str:
     """Say with which settings a model draws and edits: part of what is compared."""
     own = model.settings
-    words = [f"{own.steps} decoding steps"]
+    words = [f"{own.steps} decoding steps" if own.steps else "decoded by its renderer"]
     if model.vocabulary is None:
         return words[0]
     for kind, one, plan in (("", own, own.plan), ("edits ", own.for_edits(), own.edit_plan)):

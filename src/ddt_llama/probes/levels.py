@@ -36,7 +36,8 @@ class LevelPlan:
     def __post_init__(self) -> None:
         """Refuse seeds that are none, and numbers that measure nothing."""
         check_seeds(self.seeds)
-        check_range(self, 1, math.inf, "levels", "steps")
+        check_range(self, 1, math.inf, "levels")
+        check_range(self, 0, math.inf, "steps")
         check_range(self, 2, math.inf, "scenes")  # one is compared with another
 
     def about(self) -> str:

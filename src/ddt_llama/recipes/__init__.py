@@ -5,6 +5,7 @@
 
 from ddt_llama.recipes.language import LanguageRecipe, Mix
 from ddt_llama.recipes.named import NAMES, Recipe, recipe_named
+from ddt_llama.recipes.renderer import RendererRecipe
 from ddt_llama.recipes.run import Trained, run
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
@@ -13,6 +14,7 @@ __all__ = [
     "LanguageRecipe",
     "Mix",
     "Recipe",
+    "RendererRecipe",
     "SpatialRecipe",
     "TokenizerRecipe",
     "Trained",

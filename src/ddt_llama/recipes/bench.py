@@ -12,7 +12,7 @@ import torch
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError
-from ddt_llama.evaluation import bench
+from ddt_llama.evaluation import bench, writing
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.race import ROUNDS, Race, run
 from ddt_llama.generation.model import Model
@@ -28,7 +28,7 @@ SIDE = 2048  # of the matrices whose product is the measure
 ROWS = 32  # documents, or pictures, of a step
 TOKENIZER = "nano_tokenizer"  # whose training is timed
 PREFIX = "bench."
-QUICK = (1, 8)  # batches of a quick run
+QUICK = (1, 8)  # batches of a quick run, and of previews
 
 
 def measure(model: Model, *, quick: bool = False, rounds: int | None = None) -> dict[str, Figure]:
@@ -44,7 +44,9 @@ def measure(model: Model, *, quick: bool = False, rounds: int | None = None) -> 
         lambda: bench.encoding(model, rounds),
         lambda: bench.decoding(model, rounds),
         *(_drawing(model, size, rounds) for size in (QUICK if quick else bench.BATCHES)),
+        *(_previewing(model, size, rounds) for size in QUICK),
         lambda: bench.reading(model, rounds),
+        lambda: writing.narrowing(model, rounds),
         lambda: bench.command(model, rounds),
         lambda: bench.laying_out(model, rounds),
         lambda: bench.world(model, rounds),
@@ -90,6 +92,10 @@ def learning_pictures(model: Model, rounds: int) -> dict[str, Figure]:
 
 def _drawing(model: Model, size: int, rounds: int) -> Callable[[], Mapping[str, Figure]]:
     return lambda: bench.drawing(model, size, rounds)
+
+
+def _previewing(model: Model, size: int, rounds: int) -> Callable[[], Mapping[str, Figure]]:
+    return lambda: writing.previewing(model, size, rounds)
 
 
 def _step(model: Any, objective: Any, batch: Any) -> Callable[[], None]:
@@ -143,6 +149,9 @@ MEANING = (
     ("vs_plain", "times as fast as two full forwards a token, without a cache"),
     ("vs_transformers", "times as fast as transformers' generate with its guidance"),
     ("vs_bandwidth", "of the speed at which this machine can read the weights (a copy)"),
+    ("vs_float32", "times as fast a token as with weights of float32"),
+    ("bytes", "of the bytes of weights that float32 reads a token"),
+    ("vs_no_preview", "of the speed of drawing without a preview every eight tokens"),
     ("vs_all_steps", "times as fast as one step of decoding a token"),
     ("db_less", "dB of PSNR below that"),
     ("vs_each_step", "times as fast as running the token stream at every step"),

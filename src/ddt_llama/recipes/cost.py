@@ -10,6 +10,7 @@ from ddt_llama.language import TextTokenizer, Vocabulary, backbone, documents, l
 from ddt_llama.recipes.formulas import BFLOAT16, FLOAT32, STATES, Cost, count, document_flops
 from ddt_llama.recipes.language import LanguageRecipe
 from ddt_llama.recipes.named import Recipe, recipe_named
+from ddt_llama.recipes.renderer import RendererRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
 TEXT = 24  # ids of a usual caption with its marks
@@ -95,7 +96,7 @@ def tokenizer_of(recipe: LanguageRecipe) -> TokenizerRecipe | SpatialRecipe:
     """Return the tokenizer recipe of the same size, or of the size of `start`."""
     size = recipe.start if recipe.start in RELEASES else recipe.name.partition("_")[0]
     tokenizer = recipe_named(f"{size}_tokenizer")
-    assert not isinstance(tokenizer, LanguageRecipe)
+    assert not isinstance(tokenizer, LanguageRecipe | RendererRecipe)
     return tokenizer
 
 

@@ -110,6 +110,23 @@ def timestep_cost(model: TimestepTokenizer, draws: int, batch: int, keep_codes: 
     )
 
 
+def renderer_cost(model: TimestepTokenizer, batch: int) -> Cost:
+    """Return the cost of a tokenizer whose renderer learns, and nothing else."""
+    learn = timestep_learning_flops(model, 1, keep_codes=True)
+    parameters = parts_of(model) | {"renderer": count(model.add_renderer())}
+    return Cost(
+        parameters,
+        {
+            "encode an image": encoder_flops(model),
+            "decode an image in one pass": token_stream_flops(model) + decoder_flops(model),
+            "train on an image": learn,
+        },
+        memory_of(sum(parameters.values()), parameters["renderer"], _activations(model, 1), batch),
+        learn,
+        bits(model),
+    )
+
+
 def timestep_learning_flops(model: TimestepTokenizer, draws: int, keep_codes: bool) -> float:
     """Return the FLOPs of learning from one image, of which `draws` noisy ones are decoded."""
     static = model.config.decoder.token_stream == "static"

@@ -5,6 +5,7 @@ Opening refuses data and models that cannot be used, and writes nothing.
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,17 +14,21 @@ import torch
 from torch import nn
 
 from ddt_llama import distributed
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, save_json
 from ddt_llama.data.layouts import codes_at
 from ddt_llama.generation.history import NEW, History, Part, history_of
 from ddt_llama.generation.model import Model
 from ddt_llama.language import Batch, TextTokenizer, Vocabulary, lora
+from ddt_llama.language.lora import Adapter
 from ddt_llama.recipes.data import SHAPES, image_stream
-from ddt_llama.recipes.formulas import document_flops
+from ddt_llama.recipes.formulas import document_flops, timestep_learning_flops
 from ddt_llama.recipes.language import Coder, LanguageRecipe, document_stream
+from ddt_llama.recipes.named import Recipe
+from ddt_llama.recipes.renderer import RendererRecipe
 from ddt_llama.recipes.samples import DrawingSamples
 from ddt_llama.recipes.starts import (
     check_room,
+    described_as,
     history_at,
     language_model,
     language_start,
@@ -62,13 +67,15 @@ class Job(NamedTuple):
     fill: Callable[[], None] | None = None  # read the weights of an empty model once it has shards
 
 
-def open_job(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, parts: Path) -> Job:
+def open_job(recipe: Recipe, parts: Path) -> Job:
     """Open what `recipe` trains; `parts` holds what it began with, where it has begun.
 
     Raises UserError for data, models and places that cannot be used.
     """
     if isinstance(recipe, LanguageRecipe):
         return _language_job(recipe, parts)
+    if isinstance(recipe, RendererRecipe):
+        return _renderer_job(recipe, parts)
     return _tokenizer_job(recipe, parts)
 
 
@@ -76,7 +83,7 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     device = distributed.setup()
     size = recipe.tokenizer.image_size
     stream = image_stream(recipe.data, size, recipe.train.batch, device)
-    samples = ReconstructionSamples(recipe)
+    samples = ReconstructionSamples(recipe.data, size)
     folder = parts / "tokenizer"
     begun = (folder / "config.json").is_file()
     model = tokenizer_model(recipe, folder if begun else None).to(device)
@@ -109,10 +116,61 @@ def _tokenizer_job(recipe: TokenizerRecipe | SpatialRecipe, parts: Path) -> Job:
     )
 
 
-def _save(model: Model, history: History, to: Path, written: Path | None = None) -> None:
-    """Write the release of a model with these trainings; `written` as in `Model.save`."""
+def _renderer_job(recipe: RendererRecipe, parts: Path) -> Job:
+    device = distributed.setup()
+    begun = (parts / "tokenizer" / "config.json").is_file()
+    start = parts if begun else release_of(recipe.start, "start")
+    model = recipe.open(start).to(device)
+    samples = ReconstructionSamples(recipe.data, model.image_size, (0,), shown_steps=0)
+
+    def keep(to: Path) -> None:
+        def write() -> None:
+            _copy_language(start, to)
+            save_json(to / "config.json", described_as(start, model).described())
+            model.save(to / "tokenizer")  # last: it says that the run has begun
+
+        distributed.on_main(write)
+
+    def release(to: Path, history: History) -> None:
+        if is_sharded(recipe.train.shard):
+            gather(model)
+
+        def write() -> None:
+            whole = described_as(parts, model.eval())
+            whole.name, whole.settings = recipe.name, replace(whole.settings, steps=0)
+            whole.history = history
+            beside = to.with_name(f".{to.name}.parts")
+            try:
+                whole.save(to, written=_copy_language(parts, beside))
+            finally:
+                shutil.rmtree(beside, ignore_errors=True)
+
+        distributed.on_main(write)
+
+    return Job(
+        part="tokenizer",
+        model=model,
+        objective=recipe.loss(samples.measured),
+        stream=image_stream(recipe.data, model.image_size, recipe.train.batch, device),
+        samples=samples,
+        past=history_of(start),
+        keep=None if begun else keep,
+        flops=lambda: timestep_learning_flops(model, 1, keep_codes=True),
+        release=release,
+    )
+
+
+def _copy_language(release: Path, to: Path) -> Path | None:
+    """Copy the language folder of a release, and return it; None where there is none."""
+    if not (release / "language").is_dir():
+        return None
+    return Path(shutil.copytree(release / "language", to / "language", dirs_exist_ok=True))
+
+
+def _save(model: Model, history: History, to: Path) -> None:
+    """Write the release of a model with these trainings."""
     model.history = history
-    model.save(to, written=written)
+    model.save(to)
 
 
 def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
@@ -155,11 +213,16 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     def keep(to: Path) -> None:
         folder, seed = to / "language", recipe.train.seed
         distributed.on_main(lambda: tokenizer.save(to / "tokenizer"))
-        if weights is not None:
-            streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
-            return
         with lora.without(model):
+            if weights is not None:
+                streaming.copy_grown(weights, folder, model, vocabulary, text, seed)
+                return
             distributed.on_main(lambda: _keep_language(folder, recipe, model, text, vocabulary))
+
+    def fill() -> None:
+        with lora.without(model):
+            streaming.fill(model, known)
+        lora.begin(model, recipe.train.seed)
 
     def flops() -> float:
         with lora.without(model):
@@ -176,40 +239,40 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
         keep=None if begun else keep,
         flops=flops,
         release=partial(_release_language, recipe, samples, model),
-        fill=partial(streaming.fill, model, known) if weights else None,
+        fill=fill if weights else None,
     )
 
 
 def _release_language(
     recipe: LanguageRecipe, samples: DrawingSamples, model: Any, to: Path, history: History
 ) -> None:
-    """Write the release; of a model in shards its language folder comes first, file by file.
+    """Write the release, with what LoRA has learned merged into it, and beside it that alone.
 
-    What LoRA has learned is merged into it, and lies beside it alone.
+    Of a model in shards the language folder comes first, file by file.
     """
     from ddt_llama.language import streaming
 
     whole = samples.model(lambda: model.eval(), recipe.name)
-    if is_sharded(recipe.train.shard) and recipe.lora is None:
-        written = to.with_name(f".{to.name}.language")
-        try:
-            streaming.save_shards(written, model, samples.vocabulary, samples.text)
-            distributed.on_main(lambda: _save(whole, history, to, written))
-        finally:  # not moved: the disk is full
-            if distributed.is_main():
-                shutil.rmtree(written, ignore_errors=True)
-        return
-    if is_sharded(recipe.train.shard):
-        gather(model)
+    whole.history = history
+    beside, written = to.with_name(ADAPTER), to.with_name(f".{to.name}.language")
+    if recipe.lora is not None:
+        lora.save(beside, model, Path(recipe.start or "").name, whole.described())
 
     def write() -> None:
         with lora.merged(model):
-            _save(whole, history, to)
-        if recipe.lora is not None:
-            base = Path(recipe.start or "").name
-            lora.save(to.with_name(ADAPTER), model, base, whole.described())
+            whole.save(to)
 
-    distributed.on_main(write)
+    if not is_sharded(recipe.train.shard):
+        distributed.on_main(write)
+        return
+    learned = distributed.on_main(lambda: Adapter.read(beside)) if recipe.lora else None
+    try:
+        with lora.without(model):
+            streaming.save_shards(written, model, samples.vocabulary, samples.text, learned)
+        distributed.on_main(lambda: whole.save(to, written=written))
+    finally:  # not moved: the disk is full
+        if distributed.is_main():
+            shutil.rmtree(written, ignore_errors=True)
 
 
 def refuse_other_codes(recipe: LanguageRecipe, tokenizer: Tokenizer) -> None:

@@ -150,8 +150,10 @@ def passed(recipe: Recipe, batch: int, *, kind: Kind, recompute: Recompute, bf16
         else:
             data = torch.zeros(batch, 3, model.image_size, model.image_size)
             objective = recipe.loss(data)
-        if not rows or kind == "cpu":  # on a GPU a language model's does nothing
-            objective.before_step(model, recipe.train.steps)
+        before = getattr(objective, "before_step", None)
+        # On a GPU a language model's does nothing.
+        if before is not None and (not rows or kind == "cpu"):
+            before(model, recipe.train.steps)
         model.train()
         recompute_blocks(model, recompute)
         with _Watch(model, rows, length - 2, beside) as watch:

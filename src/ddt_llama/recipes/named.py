@@ -4,11 +4,12 @@ import difflib
 from collections.abc import Callable
 
 from ddt_llama.config import UserError
-from ddt_llama.recipes import finetuning, paper, rivals, sizes
+from ddt_llama.recipes import finetuning, paper, renderer, rivals, sizes
 from ddt_llama.recipes.language import LanguageRecipe
+from ddt_llama.recipes.renderer import RendererRecipe
 from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 
-Recipe = TokenizerRecipe | SpatialRecipe | LanguageRecipe
+Recipe = TokenizerRecipe | SpatialRecipe | RendererRecipe | LanguageRecipe
 _RECIPES: tuple[Callable[[], Recipe], ...] = (
     sizes.nano_tokenizer,
     sizes.nano_pretrain,
@@ -19,6 +20,8 @@ _RECIPES: tuple[Callable[[], Recipe], ...] = (
     sizes.base_tokenizer,
     sizes.base_pretrain,
     sizes.base_instruct,
+    renderer.nano_renderer,
+    renderer.small_renderer,
     paper.paper_tokenizer,
     paper.paper_pretrain,
     paper.paper_instruct,

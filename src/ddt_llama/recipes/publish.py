@@ -62,7 +62,7 @@ def publish(
     pictures = tuning_pictures(data, model.tokenizer)
     steps = best_steps(model.tokenizer, pictures)
     model.settings = replace(model.settings, steps=steps)
-    if model.vocabulary is not None:
+    if "stage" in recipe:  # else the language model, if any, is that of a renderer's start: tuned
         _tune(model, data, aligned=bool(recipe.get("alignment")))
     if adapter:
         lora.publish(run / ADAPTER, folder, model.described())
@@ -129,11 +129,15 @@ def best_steps(
     images: Float[Tensor, "b 3 h w"],
     choices: Sequence[int] = (1, 2, 4, 8, 16),
 ) -> int:
-    """Return the number of decoding steps with the best PSNR; of equals the fewest."""
-    choices = useful_steps(tokenizer, choices)
+    """Return the number of decoding steps with the best PSNR; of equals the fewest.
+
+    0, the renderer, is among them where there is one.
+    """
+    choices = useful_steps(tokenizer, (0, *choices) if tokenizer.renders else choices)
     codes = tokenizer.encode(images.to(device_of(tokenizer)))
     decoded = {steps: tokenizer.decode(codes, steps=steps).float().cpu() for steps in choices}
     quality = {steps: float(psnr(made, images).mean()) for steps, made in decoded.items()}
     for steps, value in quality.items():
-        print(f"{steps} decoding steps: {value:.2f} dB on {len(images)} pictures for tuning")
+        told = f"{steps} decoding steps" if steps else "the renderer"
+        print(f"{told}: {value:.2f} dB on {len(images)} pictures for tuning")
     return max(sorted(quality), key=lambda steps: quality[steps])

@@ -16,9 +16,8 @@ from ddt_llama.generation.history import History, Training
 from ddt_llama.generation.model import check_place
 from ddt_llama.recipes.data import DataConfig
 from ddt_llama.recipes.jobs import ADAPTER, open_job
-from ddt_llama.recipes.language import LanguageRecipe
+from ddt_llama.recipes.named import Recipe
 from ddt_llama.recipes.starts import RELEASE
-from ddt_llama.recipes.tokenizer import SpatialRecipe, TokenizerRecipe
 from ddt_llama.runs import Run
 from ddt_llama.training.loop import train
 
@@ -36,7 +35,7 @@ class Trained(NamedTuple):
     stopped: str | None = None
 
 
-def run(recipe: TokenizerRecipe | SpatialRecipe | LanguageRecipe, out: Path) -> Trained:
+def run(recipe: Recipe, out: Path) -> Trained:
     """Train `recipe` in the run folder `out`, or go on with the training that is there.
 
     Raises UserError for data, models and places that cannot be used, before anything is written.

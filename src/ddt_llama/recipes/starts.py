@@ -12,9 +12,11 @@ import torch
 from torch import Tensor
 
 from ddt_llama.checkpoint import load_into, load_tensors
-from ddt_llama.config import UserError
+from ddt_llama.config import UserError, from_dict
 from ddt_llama.generation.history import NEW, History, history_of
-from ddt_llama.generation.release import RELEASES, find
+from ddt_llama.generation.model import Model
+from ddt_llama.generation.release import RELEASES, description, find
+from ddt_llama.generation.settings import Settings
 from ddt_llama.language import TextTokenizer, Vocabulary, lora, render
 from ddt_llama.language.documents import ask, edit, plan
 from ddt_llama.recipes.drafts import texts
@@ -40,6 +42,16 @@ def release_of(path: str | Path, what: str) -> Path:
         f"{what}: {str(path) or 'nothing'} is no run or release with an image tokenizer; train it "
         f"first (ddt train ..._tokenizer) or give its folder with --{what}"
     )
+
+
+def described_as(release: Path, tokenizer: Tokenizer) -> Model:
+    """Return a model of this tokenizer alone that says of itself what `release` says."""
+    told = description(release)
+    settings = from_dict(Settings, told.get("generation", {}), "generation.")
+    stage, name = told.get("stage", "instruct"), str(told.get("name", release.name))
+    model = Model(tokenizer, settings=settings, stage=stage, name=name)
+    model.history = history_of(release)
+    return model
 
 
 def tokenizer_model(
@@ -164,7 +176,7 @@ def language_model(
         if recipe.look_back:
             look_back(model, seed)
         return model, None
-    if is_sharded(recipe.train.shard) and recipe.lora is None:  # peft draws no adapter on meta
+    if is_sharded(recipe.train.shard):
         return streaming.open_empty(start, vocabulary, text)
     if not (start / "vocabulary.json").is_file():
         return backbone.grow(start, vocabulary, seed=seed), None

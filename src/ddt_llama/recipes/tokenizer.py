@@ -1,6 +1,6 @@
 """The recipe of an image tokenizer, and the pictures and figures it shows along the way."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -41,6 +41,7 @@ from ddt_llama.training.timestep import TimestepObjective, TimestepObjectiveConf
 SHOWN = 8  # pictures on a sheet
 MEASURED = 64  # scenes behind the figures
 STEPS = (1, 4, 16)
+SHOWN_STEPS = 8  # behind a sheet
 
 
 @dataclass(frozen=True)
@@ -49,11 +50,11 @@ class TokenizerRecipe:
 
     `start`: a run or release (or "nano") whose tokenizer of the same shape training goes on from;
     its codebook is in use already, so set `objective.round_from` 0 and `round_until` 1. It may be
-    smaller than the recipe's: the codes it lacks come from the first batches.
-    `keep_codes` trains the decoder alone, so that a language model trained on the codes of `start`
-    goes on speaking them. `image_stream` is the `transformer` folder of a local diffusers SD3
-    checkpoint, from which the decoder's image stream starts (Selftok); SD3 answers a velocity, so
-    it goes with `tokenizer.prediction` "velocity".
+    smaller than the recipe's: the codes it lacks come from the first batches. Its renderer, if it
+    has one, stays behind. `keep_codes` trains the decoder alone, so that a language model trained
+    on the codes of `start` goes on speaking them. `image_stream` is the `transformer` folder of a
+    local diffusers SD3 checkpoint, from which the decoder's image stream starts (Selftok); SD3
+    answers a velocity, so it goes with `tokenizer.prediction` "velocity".
     """
 
     rival: ClassVar[None] = None  # others are compared with it
@@ -187,30 +188,36 @@ def refuse_new_codes(keep_codes: bool, start: str | None) -> None:
 class ReconstructionSamples:
     """Show held-out pictures beside what their codes give back; measure on held-out scenes.
 
-    A sheet has one column a picture: the original, then decoded from 1, 4, 8, ... all tokens.
+    A sheet has one column a picture: the original, then decoded from 1, 4, 8, ... all tokens
+    in `shown_steps`.
     """
 
-    def __init__(self, recipe: TokenizerRecipe | SpatialRecipe) -> None:
-        size = recipe.tokenizer.image_size
-        self.images = unseen_images(recipe.data, size, SHOWN)
+    def __init__(
+        self,
+        data: DataConfig,
+        size: int,
+        steps: Sequence[int] = STEPS,
+        shown_steps: int = SHOWN_STEPS,
+    ) -> None:
+        self.steps, self.shown_steps = steps, shown_steps
+        self.images = unseen_images(data, size, SHOWN)
         self.scenes = []
-        if SHAPES in recipe.data.paths:
-            source = ShapesSource(
-                seed=SAMPLE_SEED, max_objects=recipe.data.max_objects, split="heldout"
-            )
+        if SHAPES in data.paths:
+            source = ShapesSource(seed=SAMPLE_SEED, max_objects=data.max_objects, split="heldout")
             self.scenes = [source.scene(index) for index in range(MEASURED)]
         self.measured = (
-            render(self.scenes, size) if self.scenes else unseen_images(recipe.data, size, MEASURED)
+            render(self.scenes, size) if self.scenes else unseen_images(data, size, MEASURED)
         )
 
     def __call__(self, model: Any, step: int, run: Run) -> Mapping[str, float]:
         """Write the sheet of this step and return the figures."""
         whole, seeds = Model(model), range(len(self.images))
-        overview = levels_sheet(whole, self.images, whole.encode(self.images), seeds, steps=8)
+        codes = whole.encode(self.images)
+        overview = levels_sheet(whole, self.images, codes, seeds, self.shown_steps)
         save_png(overview, run.samples / f"step-{step:08d}.png")
         codes = whole.encode(self.measured)
         figures: dict[str, float] = {}
-        for steps in useful_steps(model, STEPS):
+        for steps in useful_steps(model, self.steps):
             decoded = model.decode(codes, steps=steps).float().cpu()
             figures[f"sample.psnr.{steps}"] = float(psnr(decoded, self.measured).mean())
             if self.scenes:

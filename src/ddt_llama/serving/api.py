@@ -1,7 +1,7 @@
 """The application: the routes, the guard before them, errors as OpenAI's, the document.
 
-A page for people may be mounted at "/" of what `application` returns: every address of the
-interface lies under /v1, or is one of /healthz, /readyz, /metrics and /openapi.json.
+Every address of the interface lies under /v1, or is one of /healthz, /readyz, /metrics and
+/openapi.json; a page for people may stand beside it, at "/".
 """
 
 from collections.abc import AsyncIterator
@@ -55,6 +55,10 @@ def application(served: Served) -> FastAPI:
     app.include_router(chat.router(served))
     _add_models(app, served)
     _add_health(app, served)
+    if served.page:
+        from ddt_llama.serving.page.mount import add_page
+
+        add_page(app, served)
     return app
 
 

@@ -55,9 +55,9 @@ def check_text(served: Served, text: str, param: str) -> None:
 
 def chosen(served: Served, given: Chance) -> tuple[int, Options]:
     """Return seed and options of a drawing. Raises UserError and ApiError for impossible ones."""
-    most = served.limits.max_steps
-    if given.steps is not None and given.steps > most:
-        message = f"steps: given {given.steps}, allowed are 1 to {most}"
+    least, most = 0 if served.model.tokenizer.renders else 1, served.limits.max_steps
+    if given.steps is not None and not least <= given.steps <= most:
+        message = f"steps: given {given.steps}, allowed are {least} to {most}"
         raise ApiError(400, message, code="invalid_value", param="steps")
     options: Options = {
         "guidance_scale": given.guidance_scale,

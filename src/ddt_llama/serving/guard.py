@@ -5,6 +5,8 @@ whole body, up to the limit, and gives every request an id and a deadline.
 """
 
 import asyncio
+import base64
+import binascii
 import logging
 import re
 import time
@@ -85,7 +87,7 @@ class Guard:
         except (ApiError, Closed):
             await _discard(receive)
             raise
-        await self.app(scope, _again(body, receive), answer)
+        await self.app(scope, again(body, receive), answer)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ApiError for a request that is not to be read."""
@@ -93,14 +95,7 @@ class Guard:
         if path in OPEN:
             return
         if served.keys:
-            scheme, _, key = headers.get("authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or not served.admits(key.strip()):
-                raise ApiError(
-                    401,
-                    "no valid API key was given; send it as 'Authorization: Bearer KEY'",
-                    code="invalid_api_key",
-                    headers={"WWW-Authenticate": "Bearer"},
-                )
+            _check_key(served, path, headers.get("authorization", ""))
         elif served.loopback:
             _check_local(headers)
         if served.draining:
@@ -111,9 +106,9 @@ class Guard:
             if kind not in kinds:
                 message = f"Content-Type is {kind[:60]!r}; allowed is {' or '.join(kinds)}"
                 raise ApiError(415, message, code="unsupported_media_type")
-            limits = served.limits
-            if self._under_way > limits.max_queue + limits.rows:
-                raise too_many(served.worker.expected_wait())
+        most = served.limits.max_queue + served.limits.rows
+        if scope["method"] == "POST" and self._under_way > most:
+            raise too_many(served.worker.expected_wait())
 
     async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
         """Return the whole body. Raises ApiError where it is too large or comes too slowly."""
@@ -144,6 +139,8 @@ class Guard:
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
         path = scope["path"] if scope["path"] in KNOWN else "other"
+        if path == "other" and self.served.page and status != 404:
+            path = "page"
         self.served.metrics.requests.labels(path, str(status)).inc()
         self.served.metrics.seconds.labels(path).observe(seconds)
         state = scope["state"]
@@ -156,7 +153,30 @@ class Guard:
             **state["notes"],
         }
         quiet = path in OPEN or path == "/metrics"
+        quiet = quiet or (path == "page" and scope["method"] == "GET" and status == 200)
         log.log(logging.DEBUG if quiet else logging.INFO, "request", extra={"fields": fields})
+
+
+def _check_key(served: Served, path: str, given: str) -> None:
+    """Refuse who has no key; of the page it is the password that browsers ask for."""
+    scheme, _, key = given.partition(" ")
+    page = served.page and not path.startswith("/v1/") and path not in KNOWN
+    if scheme.lower() == "basic" and page:
+        try:
+            key = base64.b64decode(key, validate=True).decode().partition(":")[2]
+        except (binascii.Error, ValueError):
+            key = ""
+    elif scheme.lower() != "bearer":
+        key = ""
+    if not served.admits(key.strip()):
+        raise ApiError(
+            401,
+            "no valid API key was given; send it as 'Authorization: Bearer KEY'",
+            code="invalid_api_key",
+            headers={
+                "WWW-Authenticate": 'Basic realm="the key is the password"' if page else "Bearer"
+            },
+        )
 
 
 def _check_local(headers: Headers) -> None:
@@ -175,7 +195,7 @@ def _check_local(headers: Headers) -> None:
         )
 
 
-def _again(body: bytes, receive: Receive) -> Receive:
+def again(body: bytes, receive: Receive) -> Receive:
     """Return a `receive` that gives a body that was read, then what comes after it."""
     left = [body]
 

@@ -39,7 +39,11 @@ class Chance(Given):
     guidance_scale: float | None = Field(
         None, ge=0, le=MAX_GUIDANCE, description="1 is the plain model, 3 follows words closely."
     )
-    steps: int | None = Field(None, ge=1, description="Denoising steps; the server has a limit.")
+    steps: int | None = Field(
+        None,
+        ge=0,
+        description="Denoising steps; the server has a limit. 0 is the renderer, if there is one.",
+    )
     temperature: float | None = Field(
         None, ge=0, description="Below 1 safer, above 1 more varied pictures. Not of text."
     )

@@ -27,6 +27,7 @@ class Served:
     keys: list[bytes] = field(default_factory=list)
     loopback: bool = True  # who cannot be reached from elsewhere need not be called by other names
     log_prompts: bool = False
+    page: bool = False  # for people, beside the interface; needs ddt-llama[page]
     created: int = field(default_factory=lambda: int(time.time()))
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ import contextlib
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 import uvicorn
@@ -43,9 +43,18 @@ def listener(host: str, port: int) -> socket.socket:
 class Server(uvicorn.Server):
     """uvicorn, that ends with what is under way done, and then without a complaint."""
 
-    def __init__(self, served: Served, bound: socket.socket, line: str | None = None) -> None:
-        """Serve at the socket; `line` is printed, with the address, once that is so."""
-        self.served, self.bound, self.line = served, bound, line
+    def __init__(
+        self,
+        served: Served,
+        bound: socket.socket,
+        line: str | None = None,
+        then: Callable[[str], None] | None = None,
+    ) -> None:
+        """Serve at the socket.
+
+        Once that is so `line` is printed, with the address, and `then` called with it.
+        """
+        self.served, self.bound, self.line, self.then = served, bound, line, then
         config = uvicorn.Config(
             application(served),
             log_config=None,
@@ -71,6 +80,8 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.line is not None:
             print(f"{self.line} at {self.address}", flush=True)
+        if self.then is not None:
+            self.then(self.address)
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -32,7 +32,6 @@ PATIENCE = 0.03  # seconds that pictures wait for others while tokens are being 
 TOGETHER = 8  # pictures that wait for no more
 GATHERED = 4  # steps between two readings of new prompts while few rows are free
 LIKE = 1.25  # times the length of the shortest of the prompts that are read together
-PREVIEW_STEPS = 4  # denoising steps of a partial image
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
 log = logging.getLogger(__name__)
 
@@ -287,28 +286,18 @@ class Worker:
                 written = self._steps - begun
                 if written in job.marks and not job.future.done():
                     at.setdefault(written, []).append((job, ticket, job.marks.index(written)))
-        for written, shown in at.items():
+        for shown in at.values():
             tasks = [self._tickets[ticket] for _, ticket, _ in shown]
             codes = torch.stack([self._batch.so_far(ticket) for _, ticket, _ in shown])
             seeds = [_task(job, place).seed for job, place in tasks]
             with self._timed("preview"):
-                images = self._unfinished(codes, written, seeds)
+                images = self.model.unfinished(codes, seeds)
             for (job, _, index), (_, place), image in zip(shown, tasks, images, strict=True):
                 try:
                     if job.show is not None:
                         job.show(Preview(place, index, image))
                 except Exception as error:
                     job.fail(error)
-
-    def _unfinished(self, codes: Tensor, written: int, seeds: list[int]) -> Tensor:
-        """Decode the first `written` codes, in language order, of each row."""
-        tokenizer, missing = self.model.tokenizer, self.engine.vocabulary.num_tokens - written
-        padded = torch.nn.functional.pad(codes, (0, missing))
-        there = torch.arange(written + missing, device=codes.device)[None] < written
-        visible = tokenizer.from_language(there.long())[0].bool()
-        steps = min(self.model.settings.steps, PREVIEW_STEPS)
-        own = tokenizer.from_language(padded).to(self.model.device)
-        return tokenizer.decode(own, steps=steps, visible=visible, seed=seeds).float().cpu()
 
     def _start_again(self, error: Exception) -> None:
         """Begin with an empty batch; what was under way has failed."""

@@ -23,9 +23,9 @@ N = TypeVar("N", bound=nn.Module)
 class Tokenizer(Protocol):
     """Images `b 3 h w` in [-1, 1] to codes `b k` in 0..codebook_size-1, and back.
 
-    Two abilities are asked for by name, never the kind of a tokenizer: `refines` says that steps,
-    seed and guidance change what `decode` returns, `prefixes` that the `visible` coarsest codes
-    alone are a picture.
+    Abilities are asked for by name, never the kind of a tokenizer: `refines` says that steps, seed
+    and guidance change what `decode` returns, `prefixes` that the `visible` coarsest codes alone
+    are a picture, `renders` that `steps` 0 decodes in one pass, without noise.
     """
 
     num_tokens: int
@@ -33,6 +33,11 @@ class Tokenizer(Protocol):
     image_size: int
     refines: bool
     prefixes: bool
+
+    @property
+    def renders(self) -> bool:
+        """Say whether there is a renderer."""
+        ...
 
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Return the codes, column 0 the finest."""
@@ -75,16 +80,21 @@ class Tokenizer(Protocol):
         ...
 
 
+def config_of(folder: str | Path, kind: str, config: type[Any]) -> Any:
+    """Return the `config` of a network that was saved as one of `kind`; UserError for another."""
+    described = dict(load_json(Path(folder) / "config.json"))
+    if described.pop("kind", None) != kind:
+        raise UserError(f"{folder}: not a {kind} tokenizer; choose the folder of one")
+    return from_dict(config, described)
+
+
 def open_network(folder: str | Path, kind: str, config: type[Any], build: Callable[[Any], N]) -> N:
     """Return a network that was saved as one of `kind`, in eval mode.
 
     `config` is what its config.json describes, `build` makes the network of it. Raises UserError
     for the folder of another kind, and for a damaged one.
     """
-    described = dict(load_json(Path(folder) / "config.json"))
-    if described.pop("kind", None) != kind:
-        raise UserError(f"{folder}: not a {kind} tokenizer; choose the folder of one")
-    model = build(from_dict(config, described))
+    model = build(config_of(folder, kind, config))
     source = Path(folder) / "model.safetensors"
     load_into(model, load_tensors(source), source)
     return model.eval()

@@ -157,6 +157,12 @@ class Decoder(nn.Module):
             pairs.append(pair)
         return Memory(pairs)
 
+    def read(
+        self, values: Float[Tensor, "b k e"], kept: Bool[Tensor, "b k"]
+    ) -> "Memory | Float[Tensor, 'b k e']":
+        """Return what every pass over an image reads: of a static token stream it is run once."""
+        return self.remember(values, kept) if self.config.token_stream == "static" else values
+
     def forward(
         self,
         noisy: Float[Tensor, "b n p"],

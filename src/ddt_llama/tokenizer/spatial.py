@@ -89,6 +89,7 @@ class SpatialTokenizer(nn.Module):
 
     refines = False  # more steps, seeds and guidance change nothing
     prefixes = False  # a picture needs all its codes
+    renders = False
 
     def __init__(self, config: SpatialTokenizerConfig) -> None:
         super().__init__()

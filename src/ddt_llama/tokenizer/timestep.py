@@ -15,7 +15,7 @@ from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ddt_llama.checkpoint import save_release
+from ddt_llama.checkpoint import load_into, load_tensors, save_release, save_tensors
 from ddt_llama.config import UserError, check_range, to_dict
 from ddt_llama.diffusion import Cosine, DiscreteDDPM, Prediction, Straight, sample, step_times
 from ddt_llama.tokenizer.base import codes_fingerprint, open_network, visible_mask
@@ -23,9 +23,11 @@ from ddt_llama.tokenizer.decoder import Decoder, DecoderConfig, Memory
 from ddt_llama.tokenizer.encoder import Encoder, EncoderConfig
 from ddt_llama.tokenizer.latents import Pixels, VaeLatents
 from ddt_llama.tokenizer.quantizer import Quantized, Quantizer, QuantizerConfig
+from ddt_llama.tokenizer.renderer import Renderer
 from ddt_llama.tokenizer.schedule import LanguageOrder, TokenSchedule, step_seeds
 
 KIND = "timestep"
+RENDERER = "renderer.safetensors"  # in a folder, where there is one
 OF_DECODING = ("pieces", "language_order", "prediction", "path", "shift", "decoder")
 
 
@@ -100,7 +102,10 @@ class Denoised(NamedTuple):
 
 
 class TimestepTokenizer(nn.Module):
-    """Images `b 3 h w` in [-1, 1] to codes `b k` (index 0 finest) and back."""
+    """Images `b 3 h w` in [-1, 1] to codes `b k` (index 0 finest) and back.
+
+    `renderer` decodes in one pass, without noise, once one was trained or opened.
+    """
 
     refines = True
     prefixes = True
@@ -121,6 +126,18 @@ class TimestepTokenizer(nn.Module):
         }
         self.encoder = Encoder(config.encoder, **sizes)
         self.decoder = Decoder(config.decoder, **sizes)
+        self.renderer: Renderer | None = None
+
+    @property
+    def renders(self) -> bool:
+        """Say whether there is a renderer."""
+        return self.renderer is not None
+
+    def add_renderer(self) -> Renderer:
+        """Return the renderer; where there is none it is made, and begins as the decoder does."""
+        if self.renderer is None:
+            self.renderer = Renderer(self.decoder, self.config.prediction)
+        return self.renderer
 
     def to_patches(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b n p"]:
         """Carry images into the latent space and cut them; UserError for images of another size."""
@@ -199,9 +216,7 @@ class TimestepTokenizer(nn.Module):
         self, values: Float[Tensor, "b k e"], visible: Bool[Tensor, "b draws k"]
     ) -> Memory | Float[Tensor, "b k e"]:
         """Return what all draws of an image share: a static token stream is run once."""
-        if self.config.decoder.token_stream == "static":
-            return self.decoder.remember(values, kept_tokens(visible))
-        return values
+        return self.decoder.read(values, kept_tokens(visible))
 
     def denoise(
         self,
@@ -222,9 +237,24 @@ class TimestepTokenizer(nn.Module):
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "b 3 h w"]) -> Int[Tensor, "b k"]:
         """Return the codes of images of the tokenizer's own size."""
-        return self.quantizer.cheapest(
-            nn.functional.normalize(self.encoder(self.to_patches(images)).float(), dim=-1)
-        )
+        return self.encode_patches(self.to_patches(images))
+
+    @torch.no_grad()
+    def encode_patches(self, patches: Float[Tensor, "b n p"]) -> Int[Tensor, "b k"]:
+        """Return the codes of images that are cut already."""
+        features = nn.functional.normalize(self.encoder(patches).float(), dim=-1)
+        return self.quantizer.cheapest(features)
+
+    def render(
+        self, values: Float[Tensor, "b k e"], visible: Bool[Tensor, "b k"]
+    ) -> Float[Tensor, "b n p"]:
+        """Return the renderer's picture, as patches; UserError where there is no renderer."""
+        if self.renderer is None:
+            raise UserError(
+                "steps is 0, which is the renderer, and this tokenizer has none: give 1 or more, "
+                "or train one (ddt train nano_renderer --start MODEL)"
+            )
+        return self.renderer(values, visible).float()
 
     @torch.no_grad()
     def decode(
@@ -240,19 +270,24 @@ class TimestepTokenizer(nn.Module):
     ) -> Float[Tensor, "b 3 h w"]:
         """Return images in [-1, 1]; the same codes and seed give the same images.
 
+        `steps` 0 is the renderer, where there is one: one pass, without noise, so that `seed`,
+        `guidance_scale`, `eta` and `order` change nothing.
         `codes`: integers, or vectors in their place (features that were not rounded).
         `visible`: how many tokens to use, counted from the coarse end (None: all), or which.
         `guidance_scale` 1 is none; above 1 pushes away from the output without tokens.
         `eta` 1 with steps = T is the paper's DDPM loop. Raises UserError outside these ranges.
         """
-        if steps < 1:
-            raise UserError(f"steps is {steps}; it must be at least 1")
+        if steps < 0:
+            raise UserError(f"steps is {steps}; it must be at least 1, or 0 for the renderer")
         if not 0 <= guidance_scale < float("inf"):
             raise UserError(f"guidance_scale is {guidance_scale}; it must be finite and >= 0")
         config, device = self.config, self.quantizer.codebook.device
         codes = codes.to(device)
         kept = visible_mask(visible, self.num_tokens).to(device).expand(len(codes), -1)
-        tokens = self.tokens(self.quantizer.values(codes), kept[:, None])
+        values = self.quantizer.values(codes)
+        if steps == 0:
+            return self._images(self.render(values, kept))
+        tokens = self.tokens(values, kept[:, None])
         generators = [torch.Generator().manual_seed(s) for s in step_seeds(seed, len(codes))]
 
         def fresh(_: int) -> Tensor:
@@ -281,7 +316,10 @@ class TimestepTokenizer(nn.Module):
             order=order,
             fresh_noise=fresh,
         )
-        return config.latents.decode(self.unpatchify(x0)).clamp(-1, 1)
+        return self._images(x0)
+
+    def _images(self, patches: Float[Tensor, "b n p"]) -> Float[Tensor, "b 3 h w"]:
+        return self.config.latents.decode(self.unpatchify(patches)).clamp(-1, 1)
 
     def fingerprint(self) -> str:
         """Return letters for encoder, codebook and VAE; those who share them share codes."""
@@ -291,16 +329,28 @@ class TimestepTokenizer(nn.Module):
         return codes_fingerprint(self, config, OF_DECODING)
 
     def save(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> None:
-        """Write config.json and model.safetensors; float16 halves the file."""
-        config = self.config
+        """Write config.json and model.safetensors; float16 halves the file.
+
+        A renderer has a file of its own beside them: all else is as without one.
+        """
+        config, beside = self.config, Path(folder) / RENDERER
         if isinstance(config.latents, VaeLatents):
             config = replace(config, latents=config.latents.pinned())
-        save_release(folder, self.state_dict(), {"kind": KIND, **to_dict(config)}, dtype)
+        if self.renderer is None:
+            beside.unlink(missing_ok=True)
+        else:
+            save_tensors(beside, self.renderer.state_dict(), dtype)
+        own = {n: t for n, t in self.state_dict().items() if not n.startswith("renderer.")}
+        save_release(folder, own, {"kind": KIND, **to_dict(config)}, dtype)
 
     @classmethod
     def load(cls, folder: str | Path) -> "TimestepTokenizer":
         """Open what `save` wrote, in eval mode; UserError for a wrong or damaged folder."""
-        return open_network(folder, KIND, TimestepTokenizerConfig, cls)
+        model = open_network(folder, KIND, TimestepTokenizerConfig, cls)
+        source = Path(folder) / RENDERER
+        if source.is_file():
+            load_into(model.add_renderer(), load_tensors(source), source)
+        return model.eval()
 
     def code_vectors(self) -> Float[Tensor, "v e"]:
         """Return the codebook."""

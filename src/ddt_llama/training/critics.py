@@ -5,6 +5,7 @@ et al. 2018) and a critic that looks at patches (Isola et al. 2017) with the hin
 of features comes with this project: give the folder of one.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers.models.auto.modeling_auto import MODEL_FOR_BACKBONE_MAPPING
 
-from ddt_llama.config import UserError, load_json
+from ddt_llama.config import UserError, check_range, load_json
 from ddt_llama.language.pretrained import open_whole, read_config
 
 NORMED = 8  # groups of channels that are normalised together
@@ -106,3 +107,18 @@ class Features:
     def _maps(self, images: Tensor) -> tuple[Tensor, ...]:
         mean, std = self.mean.to(images.device), self.std.to(images.device)
         return self.network((images + 1) / 2 * (1 / std) - mean / std).feature_maps
+
+
+def check_features(config: Any) -> None:
+    """Raise UserError for a weight `perceptual` below 0, and where it and `features` part."""
+    check_range(config, 0, math.inf, "perceptual")
+    if config.features is not None and config.perceptual == 0:
+        raise UserError(
+            "features: with objective.perceptual 0 nothing asks them; give it a weight, or "
+            "leave features out"
+        )
+    if config.perceptual > 0 and config.features is None:
+        raise UserError(
+            "perceptual: no network of features comes with this program; give the folder of a "
+            "vision model with --objective.features"
+        )

@@ -14,7 +14,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ddt_llama import distributed
-from ddt_llama.training.sharding import like_shards, whole_tensor
 
 # The quintic whose repetition carries singular values in (0, 1] to about 1 (Jordan et al. 2024).
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -49,12 +48,13 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             moving = [p for p in group["params"] if p.grad is not None]
             directions = [
-                whole_tensor(self._direction(p, group["momentum"])).flatten(1) for p in moving
+                distributed.whole_tensor(self._direction(p, group["momentum"])).flatten(1)
+                for p in moving
             ]
             for p, update in zip(moving, orthogonal_together(directions), strict=True):
                 p.mul_(1 - group["lr"] * group["weight_decay"])
                 length = 0.2 * max(update.shape) ** 0.5
-                update = like_shards(update.reshape(p.shape), p)
+                update = distributed.like_shards(update.reshape(p.shape), p)
                 p.add_(update, alpha=-group["lr"] * length)
         return loss
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError, check_range
 from ddt_llama.training.muon import Muon
-from ddt_llama.training.sharding import whole_tensor
 
 # Learned tokens and position tables are looked up, not multiplied: decay would only shrink them.
 TABLES = ("*embed*", "*queries*", "*positions*", "*pos_*")
@@ -148,7 +148,7 @@ class Optimizer:
         `limit` 0 only measures. The gradients are touched only where the norm is too large.
         """
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = whole_tensor(get_total_norm(grads))
+        norm = distributed.whole_tensor(get_total_norm(grads))
         if limit > 0 and float(norm) > limit:
             clip_grads_with_norm_(self.parameters, limit, norm)
         return norm

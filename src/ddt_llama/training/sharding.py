@@ -22,7 +22,6 @@ from torch.distributed.fsdp import (
     fully_shard,
     register_fsdp_forward_method,
 )
-from torch.distributed.tensor import DTensor, Replicate
 from torch.utils.checkpoint import (
     CheckpointPolicy,
     checkpoint,
@@ -171,26 +170,11 @@ def gather(model: nn.Module) -> None:
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
-                values = whole_tensor(parameter)
-                if distributed.is_main():
-                    module._parameters[name] = nn.Parameter(values.cpu(), parameter.requires_grad)
+                values = distributed.gathered(parameter)
+                if values is not None:
+                    module._parameters[name] = nn.Parameter(values, parameter.requires_grad)
         for name, buffer in list(module._buffers.items()):
             module._buffers[name] = None if buffer is None else buffer.cpu()
-
-
-def whole_tensor(tensor: Tensor) -> Tensor:
-    """Return all of a tensor of which every process may hold a shard; all take part."""
-    tensor = tensor.detach()
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def like_shards(values: Tensor, like: Tensor) -> Tensor:
-    """Return of `values`, which all processes hold, the shards that `like` has."""
-    if not isinstance(like, DTensor):
-        return values
-    mesh, placements = like.device_mesh, like.placements
-    sharded = DTensor.from_local(values, mesh, [Replicate()] * mesh.ndim)
-    return sharded.redistribute(mesh, placements)
 
 
 def _mesh(device: str, shard: Shard) -> DeviceMesh:

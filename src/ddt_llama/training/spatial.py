@@ -17,7 +17,7 @@ from torch import Tensor
 from ddt_llama.config import UserError, check_range
 from ddt_llama.tokenizer.spatial import SpatialTokenizer
 from ddt_llama.training.codebook import CodebookKeeper, check_phases, rounding_at, spread
-from ddt_llama.training.critics import NORMED, Features, hinge
+from ddt_llama.training.critics import NORMED, Features, check_features, hinge
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class SpatialObjectiveConfig:
 
     def __post_init__(self) -> None:
         """Refuse weights below 0, and features that nobody gives."""
-        check_range(self, 0, math.inf, "commitment", "perceptual", "adversarial")
+        check_range(self, 0, math.inf, "commitment", "adversarial")
         check_range(self, 0, math.inf, "round_from", "round_until", "adversarial_from")
         check_range(self, 1, math.inf, "probe_every")
         check_phases(self.round_from, self.round_until)
@@ -52,16 +52,7 @@ class SpatialObjectiveConfig:
                 f"critic_widths: given {self.critic_widths}, allowed are one or more, of which "
                 f"those after the first are multiples of {NORMED}"
             )
-        if self.features is not None and self.perceptual == 0:
-            raise UserError(
-                "features: with objective.perceptual 0 nothing asks them; give it a weight, or "
-                "leave features out"
-            )
-        if self.perceptual > 0 and self.features is None:
-            raise UserError(
-                "perceptual: no network of features comes with this program; give the folder of a "
-                "vision model with --objective.features"
-            )
+        check_features(self)
 
 
 class SpatialObjective:
@@ -76,7 +67,7 @@ class SpatialObjective:
         self.judging = False
         self.keeper = CodebookKeeper()
         self.features = None
-        if config.perceptual > 0 and config.features is not None:
+        if config.features is not None:
             self.features = Features(config.features)
 
     def before_step(self, model: SpatialTokenizer, step: int) -> None:

@@ -1,5 +1,6 @@
 """The speed bench: its plain loop is the engine's slow twin, and its figures are what they say."""
 
+import importlib.util
 import math
 import time
 from dataclasses import replace
@@ -10,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddt_llama import distributed
 from ddt_llama.config import UserError
+from ddt_llama.evaluation import writing
 from ddt_llama.evaluation.bench import (
     Requests,
     decoding,
@@ -23,6 +26,7 @@ from ddt_llama.evaluation.bench import (
 from ddt_llama.evaluation.flops import counted
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.race import Race, median, run
+from ddt_llama.evaluation.writing import narrowing, previewing
 from ddt_llama.generation import Model
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
@@ -78,6 +82,44 @@ def test_figures_are_consistent(model: Model) -> None:
     for name in ("draw.b3.vs_plain", "token.b3.vs_bandwidth"):
         assert 0 < figures[name].low <= figures[name].value <= figures[name].high
     assert decoding(model, 1) == {}  # nothing to refine
+
+
+def test_weights_in_fewer_bits_are_timed_and_weighed(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: True)
+    monkeypatch.setattr(writing, "LARGE", BackboneConfig(dim=64, depth=1, mlp_dim=96))
+    figures = narrowing(model, 2)
+    kinds = {"bfloat16": 0.5}
+    if importlib.util.find_spec("torchao"):
+        kinds["int8"] = 0.25
+    names = {"float32.b1.seconds", "float32.b8.seconds"}
+    for kind in kinds:
+        names |= {f"{kind}.b{n}.{what}" for n in (1, 8) for what in ("vs_float32", "seconds")}
+        names |= {f"{kind}.bytes"}
+    assert set(figures) == {f"{of}.{name}" for of in ("weights", "weights.large") for name in names}
+    for kind, share in kinds.items():  # and a scale of four bytes a row
+        assert share <= figures[f"weights.large.{kind}.bytes"].value < share + 0.02
+        ratio = figures[f"weights.{kind}.b8.vs_float32"]
+        assert 0 < ratio.low <= ratio.value <= ratio.high
+    monkeypatch.setattr(distributed, "has_bf16", lambda device: False)
+    assert all(".float32." in name for name in narrowing(model, 1))
+
+
+def test_a_preview_costs_what_it_takes(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two images of six tokens, looked at every two: each is shown when two and four are there."""
+    monkeypatch.setattr(writing, "EVERY", 2)
+    shown = []
+
+    def slow(codes: Tensor, seeds: Any) -> Tensor:
+        shown.append((tuple(codes.shape), list(seeds)))
+        time.sleep(0.2)
+        return codes
+
+    monkeypatch.setattr(model, "unfinished", slow)
+    figure = previewing(model, 2, 1)["draw.b2.vs_no_preview"]
+    assert shown == [((2, 2), [0, 1]), ((2, 4), [0, 1])] * 2  # once to warm up
+    assert figure.value < 0.9
 
 
 def test_a_ratio_is_of_one_round_and_one_round_has_no_interval() -> None:

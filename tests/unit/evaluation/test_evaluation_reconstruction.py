@@ -38,6 +38,7 @@ class Memory:
     codebook_size = 8
     image_size = SIZE
     refines = prefixes = True
+    renders = False
 
     def __init__(self) -> None:
         self.seen: dict[bytes, int] = {}
@@ -182,7 +183,7 @@ def test_batches_cover_everything_once() -> None:
     ("changes", "message"),
     [
         ({"scenes": 0}, "scenes: given 0"),
-        ({"steps": (0,)}, "steps are"),
+        ({"steps": (-1,)}, "steps are"),
         ({"steps": ()}, "steps are"),
     ],
 )

@@ -48,6 +48,7 @@ class Codes:
     codebook_size = 2**20
     image_size = 64
     refines = prefixes = True
+    renders = False
 
     def encode(self, images: Tensor) -> Tensor:
         raise NotImplementedError

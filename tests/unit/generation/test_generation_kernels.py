@@ -27,7 +27,8 @@ def test_a_product_is_a_linear_layer_in_every_layout(
 
 
 def test_the_layout_is_plain_where_the_fast_ones_do_not_work() -> None:
-    assert kernels.layout_for(torch.zeros(2, 2, dtype=torch.bfloat16)) == "plain"
+    assert kernels.layout_for(torch.zeros(2, 2, dtype=torch.float16)) == "plain"
+    assert kernels.layout_for(torch.zeros(2, 2, dtype=torch.bfloat16)) in ("packed", "plain")
     assert kernels.layout_for(torch.zeros(2, 2, device="meta")) == "plain"
     assert kernels.layout_for(torch.zeros(2, 2)) in ("transposed", "packed", "plain")
 
@@ -43,7 +44,12 @@ def test_the_norm_is_that_of_torch_also_where_eps_rules(size: float) -> None:
     assert torch.equal(norm(torch.zeros(1, 32)), torch.zeros(1, 32))
 
 
-def test_half_precision_is_left_to_torch() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_that_of_torch_up_to_rounding(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
-    x, scale = torch.randn(3, 32).bfloat16(), torch.randn(32).bfloat16()
-    assert torch.equal(RmsNorm(scale, 1e-5)(x), F.rms_norm(x, (32,), scale, 1e-5))
+    x, scale = torch.randn(3, 32).to(dtype), torch.randn(32).to(dtype)
+    weight, bias = torch.randn(24, 32).to(dtype), torch.randn(24).to(dtype)
+    told = RmsNorm(scale, 1e-5)(x)
+    assert told.dtype == dtype
+    torch.testing.assert_close(told, F.rms_norm(x, (32,), scale, 1e-5))
+    torch.testing.assert_close(Product(weight, bias)(x), F.linear(x, weight, bias))

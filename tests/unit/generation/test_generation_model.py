@@ -48,6 +48,7 @@ class QuarterTokenizer:
     codebook_size = 64
     image_size = SIZE
     refines = prefixes = True
+    renders = False
 
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
@@ -358,7 +359,7 @@ def test_reconstruction_passes_steps_and_visible_on(text: TextTokenizer) -> None
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"steps": 0}, "steps is 0"),
+        ({"steps": -1}, "steps is -1"),
         ({"guidance_scale": -0.5}, "guidance_scale is -0.5"),
         ({"guidance_scale": float("nan")}, "guidance_scale is nan"),
         ({"guidance_scale": float("inf")}, "guidance_scale is inf"),
@@ -524,7 +525,7 @@ def test_the_description_of_a_release_is_checked(tmp_path: Path) -> None:
         ({"version": 1}, "release version 1, this program reads 2; train or fetch it again"),
         ({"version": 3}, "release version 3, this program reads 2; update ddt-llama"),
         ({"stage": "third"}, "stage 'third'"),
-        ({"generation": {"steps": 0}}, "steps is 0"),
+        ({"generation": {"steps": -1}}, "steps is -1"),
         ({"generation": {"stepz": 3}}, "stepz"),
     ):
         save_json(tmp_path / "config.json", {**good, **wrong})

@@ -83,6 +83,16 @@ def test_adapters_begin_as_their_seed_says() -> None:
     assert not torch.equal(starts[0], starts[2])
 
 
+def test_adapters_begin_as_those_that_peft_draws() -> None:
+    model, drawn = base(), base()
+    lora.adapt(model, CONFIG, VOCABULARY, seed=4)
+    torch.manual_seed(4)
+    peft.inject_adapter_in_model(model.peft_config["default"], drawn)
+    assert learning(model).keys() == learning(drawn).keys()
+    for name, parameter in learning(drawn).items():
+        assert torch.equal(learning(model)[name], parameter), name
+
+
 def test_a_merged_weight_is_w_and_alpha_by_rank_b_a() -> None:
     model = learned()
     layer = model.model.layers[1].mlp.up_proj

@@ -10,7 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.config import UserError
-from ddt_llama.language import backbone, streaming
+from ddt_llama.language import backbone, lora, streaming
+from ddt_llama.language.lora import Adapter, LoraConfig
 from ddt_llama.training.language import check_head
 from ddt_llama.training.sharding import make_room
 
@@ -73,6 +74,43 @@ def test_files_are_those_of_a_whole_model(family, tied, tmp_path):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     opened = AutoModelForCausalLM.from_pretrained(tmp_path / "shards")
     assert torch.equal(opened(IDS).logits, model(IDS).logits)
+
+
+@cases
+@pytest.mark.parametrize("rows", [True, False])
+@torch.no_grad()
+def test_adapters_beside_an_empty_model_are_those_beside_a_whole_one(family, tied, rows, tmp_path):
+    checkpoint(tmp_path / "old", family, tied)
+    config = LoraConfig(rank=3, rows=rows)
+    model, source = streaming.open_empty(tmp_path / "old", VOCABULARY, TEXT)
+    lora.adapt(model, config, VOCABULARY, seed=3)
+    whole = backbone.grow(tmp_path / "old", VOCABULARY, seed=3)
+    lora.adapt(whole, config, VOCABULARY, seed=3)
+    with lora.without(model):
+        streaming.copy_grown(source, tmp_path / "parts", model, VOCABULARY, TEXT, seed=3)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    make_room(model, torch.device("cpu"))
+    with lora.without(model):
+        streaming.fill(model, tmp_path / "parts")
+    lora.begin(model, 3)
+    wanted = dict(whole.named_parameters())
+    assert wanted.keys() == dict(model.named_parameters()).keys()
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, wanted[name]), name
+        assert parameter.requires_grad == wanted[name].requires_grad, name
+        if parameter.requires_grad:  # it learns something
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+    lora.save(tmp_path / "adapter", model, "base", {})
+    learned = Adapter.read(tmp_path / "adapter")
+    with lora.without(model):
+        streaming.save_shards(tmp_path / "release", model, VOCABULARY, TEXT, learned)
+    with lora.merged(model):
+        merged = model.state_dict()
+        found = stored(tmp_path / "release")
+        assert found.keys() == {name for name in merged if not tied or name != "lm_head.weight"}
+        for name, tensor in found.items():
+            assert torch.equal(tensor, merged[name]), name
+    assert not torch.equal(model(IDS).logits, whole(IDS).logits)
 
 
 @torch.no_grad()

@@ -81,6 +81,15 @@ def test_parameters_are_those_of_the_cost(name: str) -> None:
     assert sizes.buffers >= 4 * codebook
 
 
+def test_of_a_renderer_only_its_own_weights_learn() -> None:
+    recipe = recipe_named("nano_renderer")
+    sizes, known = sizes_of(recipe), cost_of(recipe).parameters
+    assert sizes.trained == known["renderer"]
+    assert sizes.parameters == known["encoder"] + known["decoder"] + known["renderer"]
+    end = passed(recipe, 2, kind="cuda", recompute="none", bf16=True).moments[-1]
+    assert end.gradients + end.gradients_outside == 4 * sizes.trained
+
+
 def test_gradients_are_all_there_at_the_end_of_a_pass() -> None:
     for recipe in (tokenizer(), language()):
         sizes = sizes_of(recipe)

@@ -247,6 +247,7 @@ PICTURE = {"images": [{"image_url": data_url(png())}]}
         (IMAGES, {"prompt": "a ring", "size": "9x9"}, "size", "allowed are auto and 16x16"),
         (IMAGES, {"prompt": "a ring", "response_format": "url"}, "response_format", "b64_json"),
         (IMAGES, {"prompt": "a ring", "steps": 65}, "steps", "given 65, allowed are 1 to 64"),
+        (IMAGES, {"prompt": "a ring", "steps": 0}, "steps", "given 0, allowed are 1 to 64"),
         (IMAGES, {"prompt": "a ring", "top_k": 2, "top_p": 0.5}, None, "both given"),
         (IMAGES, {"prompt": "a ring", "temperature": 0}, None, "use top_k=1"),
         (IMAGES, {"prompt": "a ring", "guidance_scale": -1}, "guidance_scale", "greater than"),

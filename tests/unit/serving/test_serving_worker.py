@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ddt_llama.config import UserError
 from ddt_llama.generation import Model, Settings
+from ddt_llama.generation.model import PREVIEW_STEPS
 from ddt_llama.generation.work import Program
 from ddt_llama.serving.jobs import Closed, Late, Preview, QueueFull
 from ddt_llama.serving.limits import Limits
@@ -217,7 +218,13 @@ def test_a_batch_that_fails_is_begun_anew(
     assert "the batch failed" in caplog.text
 
 
-def test_partial_images_show_what_is_written(worker: Worker) -> None:
+@pytest.mark.parametrize(
+    ("worker", "steps"),
+    [({}, 2), ({"settings": Settings(steps=0)}, PREVIEW_STEPS)],
+    indirect=["worker"],
+)
+def test_partial_images_show_what_is_written(worker: Worker, steps: int) -> None:
+    """A renderer is not asked: it has learned from all codes together."""
     shown: list[Preview] = []
     gate = held(worker)
     job = worker.submit(
@@ -232,7 +239,7 @@ def test_partial_images_show_what_is_written(worker: Worker) -> None:
         written = TOKENS * (one.index + 1) // 4
         kept = torch.arange(TOKENS) >= TOKENS - written  # the language order is the reverse
         tokenizer = cells(worker)
-        whole = tokenizer.decode(codes[one.place][None], steps=2, seed=[seeds[one.place]])[0]
+        whole = tokenizer.decode(codes[one.place][None], steps=steps, seed=[seeds[one.place]])[0]
         there = kept.view(4, 4).repeat_interleave(4, 0).repeat_interleave(4, 1)
         assert torch.equal(one.image[:, there], whole[:, there])
         assert torch.equal(one.image[:2, ~there], torch.full_like(whole[:2, ~there], -1.0))

@@ -14,6 +14,7 @@ from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
 from ddt_llama.language.vocabulary import Vocabulary
+from ddt_llama.tokenizer.base import visible_mask
 from stand_in import StandIn
 
 TOKENS, SIZE = 16, 16
@@ -52,10 +53,10 @@ class Cells(StandIn):
             raise RuntimeError("secret words")
         self.decoded.append({"rows": len(codes), "steps": steps, "visible": visible})
         grey = codes.view(-1, 1, 4, 4).float() / 31.5 - 1
-        if isinstance(visible, Tensor):
-            grey = torch.where(visible.view(1, 1, 4, 4), grey, -1.0)
+        kept = visible_mask(visible, TOKENS)
+        grey = torch.where(kept.view(1, 1, 4, 4), grey, -1.0)
         picture = grey.repeat(1, 3, 1, 1).repeat_interleave(4, -1).repeat_interleave(4, -2)
-        picture[:, 2] *= (torch.tensor(seed).float() % 7 / 7)[:, None, None] / steps
+        picture[:, 2] *= (torch.tensor(seed).float() % 7 / 7)[:, None, None] / (steps + 1)
         return picture
 
     def to_language(self, codes: Tensor) -> Tensor:

@@ -1,0 +1,1 @@
+"""The page for people, at "/" of the server: another client of the same worker, made by Gradio."""

@@ -1,0 +1,100 @@
+"""What the page asks of the worker: checked as the interface checks it, shown as it comes."""
+
+import asyncio
+import html
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import gradio
+import pydantic
+from jaxtyping import Float
+from torch import Tensor
+
+from ddt_llama.generation.settings import Options
+from ddt_llama.generation.work import Program, R
+from ddt_llama.serving import follow
+from ddt_llama.serving.errors import of_validation, refusal
+from ddt_llama.serving.jobs import Preview
+from ddt_llama.serving.schema import Drawing, Generation
+from ddt_llama.serving.served import Served
+
+D = TypeVar("D", bound=Drawing)
+NOTHING = "Nothing to do"
+log = logging.getLogger(__name__)
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Show in the page what went wrong in a `with` block, in the words of the interface."""
+    try:
+        yield
+    except gradio.Error:
+        raise
+    except Exception as error:
+        name = uuid.uuid4().hex
+        refused = refusal(error, name)
+        if refused.status == 500:
+            log.error("the page failed", exc_info=error, extra={"fields": {"id": name}})
+        message = html.escape(refused.body["message"] or "")
+        raise gradio.Error(message, title="That did not work", print_exception=False) from None
+
+
+def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
+    """Return seed and options of a drawing. Raises UserError and ApiError for what is refused."""
+    try:
+        given = Generation.model_validate(fields)
+    except pydantic.ValidationError as error:
+        raise of_validation(error, list(Generation.model_fields)) from None
+    follow.check_text(served, given.prompt, "prompt")
+    return follow.chosen(served, given)
+
+
+async def opened(served: Served, file: str | None) -> Float[Tensor, "3 h w"]:
+    """Open a picture that was sent to the page, in a process of the opener."""
+    if file is None:
+        raise gradio.Error("Give a picture first.", title=NOTHING, print_exception=False)
+    return await served.opener.open(await asyncio.to_thread(Path(file).read_bytes))
+
+
+async def followed(
+    served: Served, program: Program[R], previews: int = 0
+) -> AsyncIterator[Preview | R]:
+    """Have a program carried out: give its previews as they come, then its result.
+
+    Who goes away gives it up. Raises what the program raises.
+    """
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Preview | Future[Any]] = asyncio.Queue()
+
+    def put(event: Preview | Future[Any]) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    job = served.worker.submit(program, previews=previews, show=put)
+    job.future.add_done_callback(put)
+    try:
+        while True:
+            try:
+                event = await asyncio.wait_for(events.get(), job.deadline - time.monotonic())
+            except TimeoutError:
+                job.give_up_late()
+                event = job.future
+            if isinstance(event, Future):
+                yield event.result()
+                return
+            yield event
+    finally:
+        job.cancel()
+
+
+async def done(served: Served, program: Program[R]) -> R:
+    """Have a program carried out and return its result."""
+    async for made in followed(served, program):
+        if not isinstance(made, Preview):
+            return made
+    raise AssertionError("a program ends with its result")

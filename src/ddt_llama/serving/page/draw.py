@@ -1,0 +1,142 @@
+"""The tab Draw: words to pictures, which form while their tokens arrive."""
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import gradio
+import PIL.Image
+from torch import Tensor
+
+from ddt_llama.data.images import to_pil
+from ddt_llama.serving.jobs import Preview
+from ddt_llama.serving.page.asking import NOTHING, drawing, followed, told
+from ddt_llama.serving.page.pictures import Files
+from ddt_llama.serving.served import Served
+from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
+
+EXAMPLES = (
+    "a red circle above a blue square",
+    "two green stars",
+    "a large yellow triangle on a black background",
+    "a purple ring to the left of a yellow cross",
+)
+KNOWN = (
+    f"The bundled model knows nothing but the shapes {', '.join(SHAPES)}, small and large, in "
+    f"{', '.join(name for name, _ in COLOURS)}, on a ground that is "
+    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}."
+)
+WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
+GREY = (128, 128, 128)
+MOST = 8  # pictures at once
+PREVIEWS = 7  # of each picture while it is written
+
+Shown = list[tuple[str, str]]
+
+
+class Drawn:
+    """The tab of one server, and what was drawn in it."""
+
+    def __init__(self, served: Served, files: Files) -> None:
+        """Lay it out."""
+        self.served, self.files = served, files
+        settings = served.model.settings
+        knows = KNOWN if served.model.name == "nano" else ""
+        gradio.Markdown(
+            f"Say what to draw. The same words, seed and guidance draw the same picture. {knows}"
+        )
+        with gradio.Row():
+            with gradio.Column(scale=2, min_width=240):
+                prompt = gradio.Textbox(
+                    EXAMPLES[0], label="Prompt", max_length=served.limits.max_prompt, lines=1
+                )
+                gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
+                with gradio.Row():
+                    seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
+                    count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
+                guidance = gradio.Slider(
+                    0,
+                    max(8.0, settings.guidance_scale),
+                    settings.guidance_scale,
+                    step=0.1,
+                    label="Guidance",
+                    info="1: the plain model; more follows the words more closely",
+                )
+                with gradio.Row():
+                    go = gradio.Button("Draw", variant="primary", min_width=100)
+                    again = gradio.Button("Another seed", min_width=100)
+            with gradio.Column(scale=3, min_width=240):
+                self.gallery = gradio.Gallery(
+                    label="Drawn",
+                    format="png",
+                    columns=2,
+                    height="auto",
+                    object_fit="contain",
+                    interactive=False,
+                    elem_id="drawn",
+                )
+                status = gradio.Markdown("", elem_id="draw-status")
+                self.chosen = gradio.State(0)
+                with gradio.Row():
+                    self.ways = {
+                        name: gradio.Button(label, size="sm", min_width=90)
+                        for name, label in WAYS.items()
+                    }
+        self.gallery.select(_place, None, self.chosen, show_progress="hidden")
+        asked: Any = {
+            "fn": self.run,
+            "inputs": [prompt, seed, guidance, count],
+            "outputs": [self.gallery, status],
+            "show_progress": "hidden",
+        }
+        gradio.on([go.click, prompt.submit], **asked)
+        again.click(None, None, seed, js="() => Math.floor(Math.random() * 1e6)").then(**asked)
+
+    async def run(self, *given: Any) -> AsyncIterator[tuple[Shown, str]]:
+        """Draw, and show it."""
+        with told():
+            async for shown in drawn(self.served, self.files, *given):
+                yield shown
+
+    def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, gradio.Image]) -> None:
+        """Let the chosen picture be taken to the other tabs."""
+
+        def taken(gallery: Sequence[tuple[str, str]] | None, place: int, name: str) -> Any:
+            if not gallery:
+                raise gradio.Error("Draw a picture first.", title=NOTHING, print_exception=False)
+            return gallery[min(place, len(gallery) - 1)][0], gradio.Tabs(selected=name)
+
+        for name, button in self.ways.items():
+            button.click(
+                partial(taken, name=name),
+                [self.gallery, self.chosen],
+                [places[name], tabs],
+                show_progress="hidden",
+            )
+
+
+def _place(event: gradio.SelectData) -> int:
+    return int(event.index)
+
+
+async def drawn(
+    served: Served, files: Files, prompt: str, seed: int | None, guidance: float, count: int
+) -> AsyncIterator[tuple[Shown, str]]:
+    """Draw; give what there is of the pictures each time that there is more."""
+    first, options = drawing(served, prompt=prompt, seed=seed, guidance_scale=guidance, n=count)
+    size = served.model.tokenizer.image_size
+    pictures = [files.kept(PIL.Image.new("RGB", (size, size), GREY))] * count
+    labels = [f"seed {first + place}" for place in range(count)]
+    yield list(zip(pictures, labels, strict=True)), "Reading and planning ..."
+    program = served.model.programs.draw(prompt, count, first, options)
+    tokens = served.model.tokenizer.num_tokens
+    async for made in followed(served, program, PREVIEWS):
+        if isinstance(made, Preview):
+            pictures[made.place] = files.kept(to_pil(made.image[None])[0])
+            written = tokens * (made.index + 1) // (PREVIEWS + 1)
+            status = f"{written} of {tokens} tokens written"
+        else:
+            assert isinstance(made, Tensor)
+            pictures = [files.kept(picture) for picture in to_pil(made)]
+            status = "Done."
+        yield list(zip(pictures, labels, strict=True)), status

@@ -1,0 +1,85 @@
+"""The tabs Edit and Ask: a picture that is sent, and words about it."""
+
+import gradio
+
+from ddt_llama.serving.follow import check_text
+from ddt_llama.serving.page.asking import done, drawing, opened, told
+from ddt_llama.serving.page.pictures import Files, large, sent
+from ddt_llama.serving.served import Served
+
+
+def edit_tab(served: Served, files: Files) -> gradio.Image:
+    """Lay out the tab Edit; return the place of its picture."""
+    own = served.model.settings.for_edits()
+    gradio.Markdown("Give a picture and say what to change. Pull the line to compare.")
+    with gradio.Row():
+        with gradio.Column(min_width=240):
+            picture = sent("Picture", files.edits[1][0])
+            text = gradio.Textbox(
+                files.edits[1][1], label="What to change", max_length=served.limits.max_prompt
+            )
+            with gradio.Row():
+                seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
+                guidance = gradio.Slider(
+                    0,
+                    max(8.0, own.guidance_scale),
+                    own.guidance_scale,
+                    step=0.1,
+                    label="Guidance",
+                    min_width=120,
+                )
+            go = gradio.Button("Edit", variant="primary")
+        with gradio.Column(min_width=240):
+            compared = gradio.ImageSlider(
+                label="Before | after",
+                format="png",
+                interactive=False,
+                max_height=480,
+                elem_id="compared",
+            )
+            gradio.Examples([[*one] for one in files.edits], [picture, text], label="Try")
+
+    async def run(
+        file: str | None, text: str, seed: int | None, guidance: float
+    ) -> tuple[str, str]:
+        with told():
+            chosen, options = drawing(served, prompt=text, seed=seed, guidance_scale=guidance)
+            before = await opened(served, file)
+            program = served.model.programs.edit(before, text, 1, chosen, options)
+            (after,) = await done(served, program)
+            return files.kept(large(before)), files.kept(large(after))
+
+    gradio.on([go.click, text.submit], run, [picture, text, seed, guidance], compared)
+    return picture
+
+
+def ask_tab(served: Served, files: Files) -> gradio.Image:
+    """Lay out the tab Ask; return the place of its picture."""
+    gradio.Markdown("Give a picture and ask about it, or have it described.")
+    with gradio.Row():
+        with gradio.Column(min_width=240):
+            picture = sent("Picture", files.questions[1][0])
+        with gradio.Column(min_width=240):
+            text = gradio.Textbox(
+                files.questions[1][1], label="Question", max_length=served.limits.max_prompt
+            )
+            with gradio.Row():
+                go = gradio.Button("Ask", variant="primary", min_width=100)
+                describe = gradio.Button("Describe", min_width=100)
+            answer = gradio.Textbox(label="Answer", interactive=False, elem_id="answer", lines=2)
+            gradio.Examples([[*one] for one in files.questions], [picture, text], label="Try")
+
+    async def ask(file: str | None, text: str) -> str:
+        with told():
+            check_text(served, text, "question")
+            image = await opened(served, file)
+            return (await done(served, served.model.programs.ask(image, text)))[0]
+
+    async def tell(file: str | None) -> str:
+        with told():
+            image = await opened(served, file)
+            return (await done(served, served.model.programs.describe(image)))[0]
+
+    gradio.on([go.click, text.submit], ask, [picture, text], answer)
+    describe.click(tell, picture, answer)
+    return picture

@@ -1,0 +1,56 @@
+"""The page as it is seen: its tabs, its words, its colours."""
+
+import gradio
+from gradio.themes import Base, Default
+
+from ddt_llama.serving.page import draw, edit, inside_tab
+from ddt_llama.serving.page.pictures import Files
+from ddt_llama.serving.served import Served
+
+ABOUT = """# ddt-llama
+One model that **draws**, **edits**, **answers** and shows its **inside**. A picture is a sentence
+of {tokens} tokens, one for each step of the noise that destroys it; a LLaMA reads and writes them
+like words. Model **{name}**: {size} x {size} pixels, {tokens} tokens of {codes:,} kinds."""
+CSS = """
+.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+img { image-rendering: pixelated; }
+.image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
+.grid-wrap { max-height: none !important; overflow: visible !important; min-height: 0 !important; }
+.grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+.caption-label { opacity: 0.8; font-size: 11px !important; padding: 0 6px !important; }
+@media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }
+"""
+
+
+def theme() -> Base:
+    """Return colours and fonts; only fonts of the reader's machine, none is loaded."""
+    fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
+    return Default(
+        primary_hue="indigo", font=fonts, font_mono=("ui-monospace", "Consolas", "monospace")
+    )
+
+
+def page(served: Served, files: Files) -> gradio.Blocks:
+    """Return the page of a model that is being served; `files` are its pictures."""
+    tokenizer = served.model.tokenizer
+    size = tokenizer.image_size
+    with gradio.Blocks(title="ddt-llama", analytics_enabled=False) as blocks:
+        gradio.Markdown(
+            ABOUT.format(
+                tokens=tokenizer.num_tokens,
+                name=served.model.name,
+                size=size,
+                codes=tokenizer.codebook_size,
+            )
+        )
+        with gradio.Tabs() as tabs:
+            with gradio.Tab("Draw", id="draw"):
+                drawn = draw.Drawn(served, files)
+            with gradio.Tab("Edit", id="edit"):
+                edited = edit.edit_tab(served, files)
+            with gradio.Tab("Ask", id="ask"):
+                asked = edit.ask_tab(served, files)
+            with gradio.Tab("Inside", id="inside") as own:
+                seen = inside_tab.tab(served, files, own)
+        drawn.lead_to(tabs, {"edit": edited, "ask": asked, "inside": seen})
+    return blocks

@@ -1,0 +1,288 @@
+"""The page of ddt serve, used in a browser as a person would: every tab, a phone, the dark, keys.
+
+Screenshots are kept in $DDT_SCREENSHOTS, or in pytest's own folder.
+"""
+
+import io
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import PIL.Image
+import pytest
+
+import ddt_llama
+
+pytest.importorskip("gradio", reason="the page needs ddt-llama[page]")
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
+Page, expect = playwright.Page, playwright.expect
+
+CHROMIUM = shutil.which("chromium")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no executable chromium")
+WAIT = 30_000  # milliseconds, on a busy machine
+DESK, PHONE = {"width": 1200, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Start what `ddt demo --open` starts; the browser that it opens writes the address down."""
+    folder = tmp_path_factory.mktemp("browser")
+    browser, opened = folder / "browser", folder / "opened"
+    browser.write_text(f'#!/bin/sh\necho "$1" > {opened}.part\nmv {opened}.part {opened}\n')
+    browser.chmod(0o755)
+    command = [sys.executable, "-m", "ddt_llama", "demo", "--open"]
+    pipes: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    own = {**os.environ, "BROWSER": str(browser)}
+    with subprocess.Popen(command, **pipes, env=own) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("serving nano at http://127.0.0.1:")
+            assert process.stdout.readline() == "Ctrl-C ends it\n"
+            yield line.split()[-1]
+            assert opened.read_text().strip() == line.split()[-1]
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=30)
+            assert process.returncode == 0
+            assert said == ""
+        finally:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        opened = started.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module")
+def model() -> ddt_llama.Model:
+    return ddt_llama.load("nano")
+
+
+@pytest.fixture
+def visit(browser: Any, address: str) -> Iterator[Any]:
+    """Open the page; whatever the browser complains of, or asks of others, fails the test."""
+    complaints: list[str] = []
+    contexts = []
+
+    def heard(message: Any) -> None:
+        if message.type == "error":
+            complaints.append(message.text)
+
+    def asked(request: Any) -> None:
+        if urlsplit(request.url).hostname not in ("127.0.0.1", None):
+            complaints.append(request.url)
+
+    def opened(**options: Any) -> Page:
+        context = browser.new_context(**{"viewport": DESK, **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(WAIT)
+        page.on("console", heard)
+        page.on("request", asked)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.goto(address)
+        page.get_by_role("button", name="Draw", exact=True).wait_for()
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert complaints == []
+
+
+@pytest.fixture
+def shot(tmp_path: Path) -> Any:
+    folder = Path(os.environ.get("DDT_SCREENSHOTS", tmp_path))
+
+    def taken(page: Page, name: str) -> None:
+        page.mouse.move(0, 0)
+        page.screenshot(path=folder / f"page-{name}.png", full_page=True, animations="disabled")
+
+    return taken
+
+
+def pictures(page: Page, place: str) -> list[PIL.Image.Image]:
+    """Return the pictures that are shown at a place of the page, as they were sent to it."""
+    images = page.locator(f"{place} img")
+    expect(images.first).to_be_visible(timeout=WAIT)
+    sources = [image.get_attribute("src") for image in images.all()]
+    answers = [page.request.get(source) for source in sources]
+    return [PIL.Image.open(io.BytesIO(answer.body())).convert("RGB") for answer in answers]
+
+
+def small(picture: PIL.Image.Image, side: int = 64) -> bytes:
+    return picture.resize((side, side), PIL.Image.Resampling.NEAREST).tobytes()
+
+
+def changed(page: Page, place: str, act: Any) -> bytes:
+    """Act, and return the first picture at a place once it is another one."""
+    image = page.locator(f"{place} img").first
+    before = image.get_attribute("src") or ""
+    act()
+    expect(image).not_to_have_attribute("src", before, timeout=WAIT)
+    return pictures(page, place)[0].tobytes()
+
+
+def fits(page: Page) -> bool:
+    return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+@pytest.mark.slow
+def test_draw_then_edit_then_ask(visit: Any, shot: Any, model: ddt_llama.Model) -> None:
+    page = visit()
+    page.get_by_label("number input for Pictures").fill("2")
+    page.get_by_label("Seed").first.fill("7")
+    prompt = page.get_by_label("Prompt")
+    prompt.fill("two green stars")
+    prompt.press("Enter")
+    forming = page.get_by_text(re.compile(r"^\d+ of 64 tokens written$"))
+    expect(forming).to_be_visible(timeout=WAIT)
+    shot(page, "forming")
+    expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
+    own = model.draw("two green stars", num=2, seed=7)
+    assert [one.tobytes() for one in pictures(page, "#drawn")] == [one.tobytes() for one in own]
+    shot(page, "draw")
+
+    page.get_by_role("button", name="Edit it").click()
+    expect(page.get_by_role("tab", name="Edit")).to_have_attribute("aria-selected", "true")
+    what = page.get_by_label("What to change")
+    what.fill("make the background white")
+    page.get_by_role("button", name="Edit", exact=True).click()
+    before, after = pictures(page, "#compared")
+    edited = model.edit(own[0], "make the background white", seed=1)[0]
+    assert [small(before), small(after)] == [own[0].tobytes(), edited.tobytes()]
+    shot(page, "edit")
+
+    page.get_by_role("tab", name="Draw").click()
+    page.get_by_role("button", name="Ask about it").click()
+    question = page.get_by_label("Question")
+    question.fill("how many stars are there?")
+    question.press("Enter")
+    answer = page.locator("#answer textarea")
+    expect(answer).to_have_value(model.ask(own[0], "how many stars are there?"), timeout=WAIT)
+    shot(page, "ask")
+    page.get_by_role("button", name="Describe").click()
+    expect(answer).to_have_value(model.describe(own[0]), timeout=WAIT)
+
+
+def test_the_slider_compares(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("button", name="Edit", exact=True).click()
+    pictures(page, "#compared")
+    handle = page.locator("#compared .inner")
+    there = handle.bounding_box()
+    page.mouse.move(there["x"] + there["width"] / 2, there["y"] + there["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(there["x"] + 100, there["y"], steps=3)
+    page.mouse.up()
+    assert handle.bounding_box()["x"] > there["x"] + 50
+
+
+@pytest.mark.slow
+def test_inside(visit: Any, shot: Any, tmp_path: Path, model: ddt_llama.Model) -> None:
+    page = visit()
+    page.get_by_role("tab", name="Inside").click()
+    few = page.locator("#few-told")
+    expect(few).to_contain_text("32 of 64 tokens: PSNR", timeout=WAIT)
+
+    picture = model.draw("a red circle above a blue square", seed=1)[0]
+    picture.save(tmp_path / "own.png")
+
+    def send() -> None:
+        page.get_by_label("Remove Image").first.click()
+        page.locator("input[type=file]").first.set_input_files(tmp_path / "own.png")
+
+    changed(page, "#few", send)
+    count = page.locator("#count input[type=range]")
+    count.focus()
+    coarse = changed(page, "#few", lambda: count.press("Home"))
+    expect(few).to_contain_text("1 of 64 tokens", timeout=WAIT)
+    assert coarse != changed(page, "#few", lambda: count.press("End"))
+    (whole,) = model.reconstruct(picture)
+    assert small(pictures(page, "#few")[0]) == whole.tobytes()
+
+    last = page.locator("#last input[type=range]")
+    last.focus()
+    expect(page.locator("#mixed img")).to_be_visible()
+    changed(page, "#mixed", lambda: last.press("End"))
+    changed(page, "#mixed", lambda: last.press("Home"))
+    number = page.get_by_label("number input for To token")
+    changed(page, "#mixed", lambda: (number.fill("32"), number.press("Enter")))
+
+    page.get_by_role("button", name="Make the map").click()
+    chart = page.locator("#map img")
+    expect(chart).to_be_visible(timeout=WAIT)
+    token = page.get_by_label("number input for Token", exact=True)
+    expect(token).to_have_value("32")
+    where = chart.bounding_box()
+    changed(
+        page,
+        "#lacking",
+        lambda: chart.click(position={"x": where["width"] * 0.5, "y": where["height"] * 0.45}),
+    )
+    assert token.input_value() != "32"
+    range_of_token = page.locator("#token input[type=range]")
+    range_of_token.focus()
+    changed(page, "#change", lambda: range_of_token.press("ArrowRight"))
+    changed(page, "#change", lambda: range_of_token.press("ArrowLeft"))
+    shot(page, "inside")
+
+
+def test_on_a_phone_in_the_dark_by_keyboard(visit: Any, shot: Any) -> None:
+    page = visit(viewport=PHONE, color_scheme="dark", has_touch=True)
+    colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert max(map(int, re.findall(r"\d+", colour)[:3])) < 60
+    prompt = page.get_by_label("Prompt")
+    prompt.focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("a red circle")
+    page.keyboard.press("Tab")
+    for _ in range(20):
+        if page.evaluate("document.activeElement.innerText") == "Draw":
+            break
+        page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
+    assert fits(page)
+    shot(page, "draw-phone")
+    for name in ("Edit", "Ask", "Inside"):
+        page.get_by_role("tab", name=name).press("Enter")
+        expect(page.get_by_role("tab", name=name)).to_have_attribute("aria-selected", "true")
+        if name == "Inside":
+            expect(page.locator("#lacking img")).to_be_visible(timeout=WAIT)
+            page.wait_for_timeout(300)
+        assert fits(page), name
+        shot(page, f"{name.lower()}-phone")
+
+
+def test_mistakes_are_told_in_a_line(visit: Any, shot: Any, tmp_path: Path) -> None:
+    page = visit()
+    told = page.locator(".toast-body")
+    page.get_by_label("Prompt").fill(" ")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(told).to_contain_text("prompt", timeout=WAIT)
+    told.get_by_label("Close").click()
+    (tmp_path / "no.png").write_text("no picture")
+    page.get_by_role("tab", name="Ask").click()
+    page.get_by_label("Remove Image").click()
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(told).to_contain_text("Give a picture first", timeout=WAIT)
+    told.get_by_label("Close").click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "no.png")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    expect(told).to_contain_text("image: ", timeout=WAIT)
+    shot(page, "mistake")
