@@ -18,9 +18,11 @@ from torch import nn
 from ddt_llama import distributed
 from ddt_llama.cli import main
 from ddt_llama.language.backbone import BackboneConfig, build
+from ddt_llama.language.batches import Batch
 from ddt_llama.language.vocabulary import Vocabulary
 from ddt_llama.runs import Run
 from ddt_llama.states import newest_state
+from ddt_llama.training.alignment import Alignment, AlignmentConfig
 from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import TrainConfig, train
 from ddt_llama.training.muon import orthogonal, orthogonal_together
@@ -101,6 +103,28 @@ def language_gradients(rows):
     return [p.grad for p in parameters]
 
 
+def aligned_gradients(rows):
+    """Do the same with an alignment: of five documents two come under their own text and another's.
+
+    The first process has two of them, the second three.
+    """
+    vocabulary = Vocabulary(text_size=20, codebook_size=30, num_tokens=4)
+    sizes = {"dim": 16, "depth": 1, "num_heads": 2, "num_kv_heads": 1, "mlp_dim": 32}
+    config = BackboneConfig(**sizes, max_positions=32)
+    model, reference = build(config, vocabulary), build(config, vocabulary, seed=1)
+    ids = torch.randint(20, (5, 10), generator=torch.Generator().manual_seed(5))
+    ids[:, 5:] += vocabulary.code_offset
+    labels = torch.where(torch.arange(10) >= 4, ids, -100)
+    sides = torch.tensor([1, -1, 0, 1, -1])[:, None].expand(5, 10)
+    objective = Alignment(NextToken(vocabulary), reference, AlignmentConfig(0.5, 3.0))
+    batch = Batch(ids[rows], labels[rows], torch.ones_like(ids[rows]), contrast=sides[rows])
+    loss, _ = objective(model, batch, 0)
+    loss.backward()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    distributed.average_gradients(parameters)
+    return [p.grad for p in parameters]
+
+
 def rank_main(folder):
     """What each of the two processes runs: stopped by a signal to rank 1 alone, then resumed."""
     distributed.setup()
@@ -118,6 +142,9 @@ def rank_main(folder):
     for shared, alone in zip(
         language_gradients(mine), language_gradients(slice(0, 2)), strict=True
     ):
+        torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
+    mine = slice(2, 5) if distributed.rank() else slice(0, 2)
+    for shared, alone in zip(aligned_gradients(mine), aligned_gradients(slice(0, 5)), strict=True):
         torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-6)
     outcome, _ = fit(folder, stop_at=3)
     assert (outcome.step, outcome.finished) == (4, False)

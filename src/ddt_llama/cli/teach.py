@@ -43,8 +43,9 @@ def train(
 
     The same command started again continues where it stopped. Three trainings make a model:
     SIZE_tokenizer (or spatial_SIZE, its rival), then SIZE_pretrain with --tokenizer FOLDER, then
-    SIZE_instruct with --start FOLDER. lora teaches a model that is there your own pictures;
-    SIZE_renderer, with --start FOLDER, adds a decoder of one pass to it (--steps 0 uses it).
+    SIZE_instruct with --start FOLDER. lora teaches a model that is there your own pictures,
+    guidance_free to draw without guidance; SIZE_renderer, with --start FOLDER, adds a decoder of
+    one pass to it (--steps 0 uses it).
 
     Any field that `ddt recipes RECIPE` shows can be changed: --train.batch 64.
 

@@ -98,13 +98,23 @@ class Stream(Generic[T]):
 
     def __call__(self, step: int) -> list[T]:
         """Return the samples of `step` (0, 1, 2, ...) that belong to this process."""
-        draws = self.draws(step)
-        found: dict[int, T] = {}
-        for number, source in enumerate(self.sources):
-            places = np.flatnonzero(draws.sources == number).tolist()
-            rows = draws.rows[places].tolist()
-            found.update(zip(places, _read(source, rows), strict=True))
-        return [found[place] for place in range(self._local)]
+        return self._read(self.draws(step))
+
+    def with_next(self, step: int) -> list[tuple[T, T]]:
+        """Return the same samples, each with the next one of its source in the whole of the step.
+
+        Behind the last the first comes again, so that one that is alone comes with itself.
+        """
+        start = step * self.batch_size
+        sources = self.at(np.arange(start, start + self.batch_size, dtype=np.int64)).sources
+        after = np.empty_like(sources)
+        for number in np.unique(sources):
+            places = np.flatnonzero(sources == number)
+            after[places] = np.roll(places, -1)
+        own = np.arange(self._first, self._first + self._local)
+        wanted = np.union1d(own, after[own])
+        found = dict(zip(wanted.tolist(), self._read(self.at(start + wanted)), strict=True))
+        return [(found[place], found[after[place]]) for place in own.tolist()]
 
     def draws(self, step: int) -> Draws:
         """Return source and row of each of this process's samples, without reading them."""
@@ -129,6 +139,14 @@ class Stream(Generic[T]):
             here = sources == number
             rows[here] = self._rows(number, positions[here])
         return Draws(sources, rows)
+
+    def _read(self, draws: Draws) -> list[T]:
+        found: dict[int, T] = {}
+        for number, source in enumerate(self.sources):
+            places = np.flatnonzero(draws.sources == number).tolist()
+            rows = draws.rows[places].tolist()
+            found.update(zip(places, _read(source, rows), strict=True))
+        return [found[place] for place in range(len(draws.rows))]
 
     def _rows(self, number: int, positions: Indices) -> Indices:
         length = self._lengths[number]

@@ -105,7 +105,8 @@ class ShapesSuite:
     """Says how much to ask.
 
     `prompts` a category and `images` a prompt; `edits` and `questions` in all (0 leaves that part
-    out). `guidance_scale`, `temperature` and `steps`: None takes the release's own.
+    out). `guidance_scale`, `temperature`, `steps` and `tries`: None takes the release's own. `use`
+    "tuning" asks what no evaluation does, so that settings can be chosen by it.
     """
 
     prompts: int = 100
@@ -115,8 +116,10 @@ class ShapesSuite:
     guidance_scale: float | None = None
     temperature: float | None = None
     steps: int | None = None
+    tries: int | None = None
     batch_size: int = 32
     seed: int = EVALUATION_SEED
+    use: Use = "test"
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
@@ -132,6 +135,7 @@ class ShapesSuite:
             "guidance_scale": self.guidance_scale,
             "temperature": self.temperature,
             "steps": self.steps,
+            "tries": self.tries,
         }
 
     def run(self, model: Artist) -> dict[str, Figure]:
@@ -150,7 +154,7 @@ class ShapesSuite:
         figures: dict[str, Figure] = {}
         if self.prompts:  # what cannot be measured is refused before anything is drawn
             for category in CATEGORIES:
-                heldout_prompts(category, self.prompts, self.seed)
+                heldout_prompts(category, self.prompts, self.seed, use=self.use)
         if self.edits:
             figures |= self.editing(model)
         if self.questions:
@@ -170,19 +174,19 @@ class ShapesSuite:
             "shapes.views": setting(used.views),
         }
 
-    def drawing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
+    def drawing(self, model: Artist) -> dict[str, Figure]:
         """Draw every prompt and judge each picture by what its prompt demands."""
         figures: dict[str, Figure] = {}
         readable: list[list[bool]] = []
         for category in CATEGORIES:
-            verdicts, clear = self._category(model, category, use)
+            verdicts, clear = self._category(model, category)
             figures[f"shapes.{category}"] = clustered_proportion(verdicts)
             readable += clear
         overall = {"shapes.overall": mean_of(list(figures.values()))}
         return overall | figures | {"shapes.readable": clustered_proportion(readable)}
 
     def _category(
-        self, model: Artist, category: Category, use: Use
+        self, model: Artist, category: Category
     ) -> tuple[list[list[bool]], list[list[bool]]]:
         """Return for each demand of a category, for each image: is it right, can it be read.
 
@@ -192,7 +196,7 @@ class ShapesSuite:
         """
         verdicts: dict[Requirement, list[bool]] = defaultdict(list)
         readable: dict[Requirement, list[bool]] = defaultdict(list)
-        prompts = heldout_prompts(category, self.prompts, self.seed, use=use)
+        prompts = heldout_prompts(category, self.prompts, self.seed, use=self.use)
         at_once = max(1, self.batch_size // self.images)
         for start, stop in watch(list(batches(len(prompts), at_once)), f"draw {category}"):
             part = prompts[start:stop]
@@ -208,9 +212,9 @@ class ShapesSuite:
                 readable[demand] += [scene is not None for scene in own]
         return list(verdicts.values()), list(readable.values())
 
-    def editing(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
+    def editing(self, model: Artist) -> dict[str, Figure]:
         """Edit held-out scenes; judge the change, and what should have stayed as it was."""
-        edits = edit_suite(self.edits, self.seed, use=use)
+        edits = edit_suite(self.edits, self.seed, use=self.use)
         outcomes: dict[str, list[bool]] = defaultdict(list)
         errors: list[float] = []
         for start, stop in watch(list(batches(len(edits), self.batch_size)), "edit"):
@@ -235,9 +239,9 @@ class ShapesSuite:
             "shapes.edit.plan": setting(used.plan),
         }
 
-    def asking(self, model: Artist, use: Use = "test") -> dict[str, Figure]:
+    def asking(self, model: Artist) -> dict[str, Figure]:
         """Ask about scenes and describe them; only the exact words of the answer count."""
-        asked = question_suite(self.questions, self.seed, use=use)
+        asked = question_suite(self.questions, self.seed, use=self.use)
         outcomes: dict[str, list[bool]] = defaultdict(list)
         for start, stop in watch(list(batches(len(asked), self.batch_size)), "ask"):
             part = asked[start:stop]
@@ -266,10 +270,11 @@ def tune_words(
     Each is tried both ways on tuning prompts, edits and questions, and taken where it scores
     higher. Also returns the figures without and with it.
     """
+    suite = replace(suite, use="tuning")
     measures: dict[str, Callable[[], Figure]] = {
-        "plan": lambda: suite.drawing(model, "tuning")["shapes.overall"],
-        "edit_plan": lambda: suite.editing(model, "tuning")["shapes.edit.both"],
-        "look": lambda: suite.asking(model, "tuning")["shapes.questions"],
+        "plan": lambda: suite.drawing(model)["shapes.overall"],
+        "edit_plan": lambda: suite.editing(model)["shapes.edit.both"],
+        "look": lambda: suite.asking(model)["shapes.questions"],
     }
     stored, chosen = model.settings, model.settings
     figures: dict[str, tuple[Figure, Figure]] = {}
@@ -305,7 +310,7 @@ def tune_drawing(
     scale, temperature, figures = _best(
         scales,
         temperatures,
-        lambda one: replace(suite, **one).drawing(model, "tuning")["shapes.overall"],
+        lambda one: replace(suite, use="tuning", **one).drawing(model)["shapes.overall"],
     )
     return replace(model.settings, guidance_scale=scale, temperature=temperature), figures
 
@@ -320,7 +325,7 @@ def tune_editing(
     scale, temperature, figures = _best(
         scales,
         temperatures,
-        lambda one: replace(suite, **one).editing(model, "tuning")["shapes.edit.both"],
+        lambda one: replace(suite, use="tuning", **one).editing(model)["shapes.edit.both"],
     )
     settings = replace(model.settings, edit_guidance_scale=scale, edit_temperature=temperature)
     return settings, figures

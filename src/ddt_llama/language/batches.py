@@ -29,6 +29,8 @@ class Batch(NamedTuple):
     path. Several in a row, `positions` begin at 0 with each (and are 0 on padding): transformers,
     given these and no mask, lets no document see another one, by SDPA, eager or flex attention
     alike (its `masking_utils`).
+    `contrast`, where some documents come twice, is 1 on those whose text is their own, -1 on the
+    same pictures under the text of another, 0 on all else.
     """
 
     ids: Int[Tensor, "b l"]
@@ -36,6 +38,7 @@ class Batch(NamedTuple):
     attention_mask: Int[Tensor, "b l"]
     kinds: Int[Tensor, "b l"] | None = None
     positions: Int[Tensor, "b l"] | None = None
+    contrast: Int[Tensor, "b l"] | None = None
 
 
 def collate(sequences: abc.Sequence[Sequence], pad: int, length: int | None = None) -> Batch:
@@ -103,6 +106,7 @@ def pack(batch: Batch, pad: int, length: int, multiple: int = 1) -> Batch:
         target.long(),
         None if batch.kinds is None else placed(batch.kinds[taken], 0),
         placed(position, 0),
+        None if batch.contrast is None else placed(batch.contrast[taken], 0),
     )
 
 

@@ -38,16 +38,14 @@ def cost_of(recipe: Recipe) -> Cost:
 
 
 def as_started(recipe: LanguageRecipe) -> LanguageRecipe:
-    """Return a recipe of LoRA with the sizes of what it starts from; others as they are.
+    """Return a recipe that fine-tunes with the sizes of what it starts from; others as they are.
 
     Raises UserError where the sizes of a start are not known here.
     """
-    if recipe.lora is None:
+    if recipe.lora is None and recipe.alignment is None:
         return recipe
     if recipe.start not in RELEASES:
-        raise UserError(
-            f"start: given {recipe.start}; what LoRA costs is known for {', '.join(RELEASES)}"
-        )
+        raise UserError(f"start: given {recipe.start}; costs are known for {', '.join(RELEASES)}")
     known = recipe_named(f"{recipe.start}_pretrain")
     assert isinstance(known, LanguageRecipe)
     return replace(recipe, backbone=known.backbone, text_vocab=known.text_vocab)
@@ -56,7 +54,8 @@ def as_started(recipe: LanguageRecipe) -> LanguageRecipe:
 def language_cost(recipe: LanguageRecipe) -> Cost:
     """Return the cost of a language model over the tokenizer of its size, or of `start`'s.
 
-    `draw` counts the two rows of guidance; a document is a caption of 24 ids and an image.
+    `draw` counts the two rows of guidance, one where a model is aligned to need none; a document is
+    a caption of 24 ids and an image.
     """
     config, vocabulary = recipe.backbone, vocabulary_of(recipe)
     model = backbone.build(config, vocabulary, device="meta")
@@ -65,20 +64,22 @@ def language_cost(recipe: LanguageRecipe) -> Cost:
     length = TEXT + vocabulary.num_tokens
     token = backbone.flops_per_token(config, vocabulary, (length + 1) // 2)
     beside = None if recipe.lora is None else lora.count(model, recipe.lora, vocabulary)
-    batch, learn = recipe.train.batch, document_flops(model, length, beside)
+    batch, learn = recipe.train.batch, document_flops(model, length, beside, recipe.twice)
     kept = config.depth * (8 * config.dim + 3 * config.mlp_dim) * BFLOAT16
     logits = 3 * FLOAT32 * vocabulary.size
     adapter = {} if beside is None else {"adapter": beside}
+    documents = batch * (1 + recipe.twice)
     return Cost(
         {"embedding and head": rows, "layers": total - rows, **adapter},
         {
-            "draw an image": 2 * length * token,
+            "draw an image": (1 if recipe.alignment else 2) * length * token,
             "train on a document": learn,
         },
         {
             "weights": FLOAT32 * (total + (beside or 0)),
+            **({"frozen copy": FLOAT32 * total} if recipe.alignment else {}),
             "gradients, optimizer, average": FLOAT32 * STATES * (beside or total),
-            f"activations of {batch} documents (estimate)": batch * length * (kept + logits),
+            f"activations of {batch} documents (estimate)": documents * length * (kept + logits),
         },
         learn,
     )

@@ -239,10 +239,13 @@ def _activations(model: TimestepTokenizer, draws: int) -> float:
     return BFLOAT16 * (in_encoder + in_decoder)
 
 
-def document_flops(model: Any, length: float, beside: int | None = None) -> float:
+def document_flops(
+    model: Any, length: float, beside: int | None = None, twice: float = 0.0
+) -> float:
     """Return the FLOPs of learning from a document of `length` ids, by any causal LM.
 
-    Where so many weights learn `beside` the model, its own are frozen and need no gradient.
+    Where so many weights learn `beside` the model, its own are frozen and need no gradient. A share
+    `twice` of the documents comes a second time, and both times a frozen copy reads it, too.
 
     Forward and backward two and four for each weight and id (the lookup of embeddings is none), as
     Kaplan et al. (2020) count, and attention to the ids before. The head is counted at every id,
@@ -255,7 +258,8 @@ def document_flops(model: Any, length: float, beside: int | None = None) -> floa
     attention = 4 * config.num_hidden_layers * heads * width * (length + 1) / 2
     learning, frozen = (weights, 0) if beside is None else (beside, weights)
     whole = (1 + BACKWARD) * length * (2 * learning + attention)
-    return whole + (1 + BACKWARD / 2) * length * 2 * frozen
+    whole += (1 + BACKWARD / 2) * length * 2 * frozen
+    return (1 + twice) * whole + 2 * twice * length * (2 * weights + attention)
 
 
 def count(part: nn.Module) -> int:

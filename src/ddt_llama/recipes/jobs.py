@@ -34,6 +34,7 @@ from ddt_llama.recipes.starts import (
     language_start,
     positions,
     put_beside,
+    reference,
     release_of,
     text_side,
     tokenizer_model,
@@ -41,7 +42,7 @@ from ddt_llama.recipes.starts import (
 from ddt_llama.recipes.tokenizer import ReconstructionSamples, SpatialRecipe, TokenizerRecipe
 from ddt_llama.tokenizer import Tokenizer
 from ddt_llama.tokenizer import load as load_tokenizer
-from ddt_llama.training.language import NextToken, check_head
+from ddt_llama.training.language import check_head
 from ddt_llama.training.loop import Objective, Sampler
 from ddt_llama.training.prefetch import Stream
 from ddt_llama.training.sharding import gather, is_sharded
@@ -204,6 +205,7 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
     check_room(most, recipe.max_text, vocabulary, text)
     if start is not None:
         check_head(streaming.without_layers(model) if weights else model)
+    objective = recipe.loss(vocabulary, reference(recipe, model))
     beside = put_beside(recipe, start, model, vocabulary)
     stream = document_stream(recipe, coder, vocabulary, text, most)
     samples = DrawingSamples(recipe, tokenizer, vocabulary, text)
@@ -224,12 +226,13 @@ def _language_job(recipe: LanguageRecipe, parts: Path) -> Job:
 
     def flops() -> float:
         with lora.without(model):
-            return document_flops(model, mean_length(stream, recipe.train.batch), beside)
+            length = mean_length(stream, recipe.train.batch) / (1 + recipe.twice)
+            return document_flops(model, length, beside, recipe.twice)
 
     return Job(
         part="language",
         model=model,
-        objective=NextToken(vocabulary, recipe.text_weight, recipe.pack > 0),
+        objective=objective,
         stream=stream,
         samples=samples,
         past=past,

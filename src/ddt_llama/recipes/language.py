@@ -1,15 +1,17 @@
 """The recipe of a language model over codes, in both stages, and its stream of batches.
 
 Stage "pretrain" learns captions and images as one language; stage "instruct" goes on from there
-with draw, edit, ask and describe, the loss on answers only. Images are encoded inside the stream by
-the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages 1 and 2.
+with draw, edit, ask and describe, the loss on answers only, and may end with an alignment. Images
+are encoded inside the stream by the frozen tokenizer, a batch at a time. Source: DDT-LLaMA, stages
+1 and 2.
 """
 
 import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from itertools import accumulate
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +23,15 @@ from ddt_llama.config import UserError, check_range
 from ddt_llama.language import Batch, TextTokenizer, Vocabulary, collate, documents, render
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.batches import pack, with_codes
+from ddt_llama.language.documents import Kind
 from ddt_llama.language.lora import LoraConfig
 from ddt_llama.recipes.data import DataConfig, images_of
 from ddt_llama.recipes.drafts import Draft, Mix, Picture, mixture
 from ddt_llama.runs import MAY_CHANGE
 from ddt_llama.shapes.scene import Scene
 from ddt_llama.tokenizer import Tokenizer
+from ddt_llama.training.alignment import Alignment, AlignmentConfig
+from ddt_llama.training.language import NextToken
 from ddt_llama.training.loop import TrainConfig, step_seed
 from ddt_llama.training.prefetch import TwoPart
 
@@ -62,7 +67,8 @@ class LanguageRecipe:
     batch one behind the other into rows of about so many ids (0: a row each), which leaves less
     padding and changes no loss; rows are padded to a multiple of `pad_multiple` (more than 1 keeps
     compiled shapes few). `lora`: `start` stays as it is, and small matrices beside it learn (none:
-    all weights learn).
+    all weights learn). `alignment`: pictures are learned under their own text and against the text
+    of another, so that they need no guidance (none: as all else, by the next token).
     """
 
     name: str
@@ -83,6 +89,7 @@ class LanguageRecipe:
     pack: int = field(default=0, metadata=MAY_CHANGE)
     pad_multiple: int = 1
     lora: LoraConfig | None = None
+    alignment: AlignmentConfig | None = None
     train: TrainConfig = field(default_factory=TrainConfig)
     data: DataConfig = field(default_factory=DataConfig)
 
@@ -99,6 +106,33 @@ class LanguageRecipe:
             )
         if self.text_weight <= 0:
             raise UserError(f"text_weight: given {self.text_weight}, allowed is more than 0")
+        if self.alignment is not None:
+            self._check_alignment(self.alignment.kinds)
+
+    def _check_alignment(self, kinds: Sequence[Kind]) -> None:
+        if self.train.shard != "none":
+            raise UserError(
+                f"train.shard: given {self.train.shard}, allowed with an alignment is none: each "
+                "process holds a frozen copy of the model whole"
+            )
+        if not any(getattr(self.mix, kind) for kind in kinds):
+            raise UserError(
+                f"mix: no {' or '.join(kinds)} given, which are what is aligned; give it a weight, "
+                "or --alignment none"
+            )
+
+    @property
+    def twice(self) -> float:
+        """The share of documents that come a second time, under the text of another."""
+        if self.alignment is None:
+            return 0.0
+        aligned = sum(getattr(self.mix, kind) for kind in self.alignment.kinds)
+        return (1 - self.drop_text) * aligned / sum(vars(self.mix).values())
+
+    def loss(self, vocabulary: Vocabulary, reference: Any) -> NextToken | Alignment:
+        """Return what a training minimises; `reference` is what an alignment starts from."""
+        usual = NextToken(vocabulary, self.text_weight, self.pack > 0)
+        return Alignment(usual, reference, self.alignment) if self.alignment else usual
 
 
 class Coder:
@@ -169,17 +203,20 @@ class Coder:
 class Unencoded(NamedTuple):
     """A batch before its pictures are encoded: any code stands where codes belong.
 
-    `first` is the number of the first document in the order of training. `contents` and `keys` are
-    those of all pictures in their order, but for those at the places `known`, whose `codes` the
-    data hold. `edits` are the places of the answers of edits among all, each behind its source.
+    `numbers` are those of the documents in the order of training. `contents` and `keys` are those
+    of all pictures in their order, but for those at the places `known`, whose `codes` the data
+    hold. Behind them the pictures at the places `again` come once more, in documents that have the
+    text of another. `edits` are the places of the answers of edits among all, each behind its
+    source.
     """
 
-    first: int
+    numbers: list[int]
     batch: Batch
     contents: Sequence[Scene | Tensor] | Tensor
     keys: list[Hashable]
     known: list[int]
     codes: Int[Tensor, "m k"]
+    again: list[int]
     edits: list[int]
 
 
@@ -200,6 +237,7 @@ def document_stream(
 
     def encoded(part: Unencoded) -> Batch:
         codes = coder.whole(part)
+        codes = torch.cat([codes, codes[part.again]])
         targets = torch.tensor(part.edits, dtype=torch.long)
         codes[targets] = coder.edited(codes[targets - 1], codes[targets])
         batch = with_codes(part.batch, codes, targets, vocabulary)
@@ -207,7 +245,7 @@ def document_stream(
         edits = (batch.kinds[:, 0] == documents.KINDS.index("edit")).nonzero().flatten().tolist()
         for row in edits:
             changed = vocabulary.is_code(batch.labels[row]).nonzero().flatten()
-            slips = changed[: _slipped(recipe, part.first + row, len(changed))]
+            slips = changed[: _slipped(recipe, part.numbers[row], len(changed))]
             batch.ids[row, slips] = vocabulary.same
         if recipe.pack:
             return pack(batch, vocabulary.pad, recipe.pack, recipe.pad_multiple)
@@ -236,12 +274,25 @@ def unencoded_documents(
         return render(document, vocabulary, text, max_length=max_length, max_text=recipe.max_text)
 
     def batch_of(step: int) -> Unencoded:
-        rows = drafts(step)
+        pairs = [] if recipe.alignment is None else drafts.with_next(step)
+        rows = [own for own, _ in pairs] or drafts(step)
         first = step * batch + distributed.rank() * len(rows)
-        sequences = [sequence(row, first + place) for place, row in enumerate(rows)]
+        numbers = list(range(first, first + len(rows)))
+        sequences = list(map(sequence, rows, numbers))
+        others = {
+            place: sequence(replace(own, texts=other.texts), numbers[place])
+            for place, (own, other) in enumerate(pairs)
+            if _aligned(recipe, own) and own.kind == other.kind
+        }
+        # Not where both say the same, or nothing.
+        others = {n: one for n, one in others.items() if one.ids != sequences[n].ids}
+        sides = torch.tensor([*(n in others for n in range(len(rows))), *[-1] * len(others)])
+        sequences += others.values()
         longest = max(len(one.ids) for one in sequences)
         length = -(-longest // recipe.pad_multiple) * recipe.pad_multiple
         pictures = [(row.kind, picture) for row in rows for picture in row.pictures]
+        ends = list(accumulate(len(row.pictures) for row in rows))
+        again = [p for n in others for p in range(ends[n] - len(rows[n].pictures), ends[n])]
         codes = {
             place: picture.codes
             for place, (_, picture) in enumerate(pictures)
@@ -249,18 +300,28 @@ def unencoded_documents(
         }
         to_encode = [picture for _, picture in pictures if picture.codes is None]
         contents = [picture.content for picture in to_encode]
-        edits = [place for place, (kind, _) in enumerate(pictures) if kind == "edit"][1::2]
+        shown = [*pictures, *(pictures[place] for place in again)]
+        edits = [place for place, (kind, _) in enumerate(shown) if kind == "edit"][1::2]
+        made = collate(sequences, vocabulary.pad, length)
+        if recipe.alignment is not None:
+            made = made._replace(contrast=sides[:, None] * made.attention_mask)
         return Unencoded(
-            first,
-            collate(sequences, vocabulary.pad, length),
+            [*numbers, *(numbers[place] for place in others)],
+            made,
             images_of(contents, image_size, torch.device("cpu")) if rendered else contents,
             [picture.key for picture in to_encode],
             list(codes),
             torch.stack([*codes.values()]) if codes else torch.tensor(blank[:1])[:0],
+            again,
             edits,
         )
 
     return batch_of
+
+
+def _aligned(recipe: LanguageRecipe, draft: Draft) -> bool:
+    """Say whether a draft is to come twice, under its own text and under another's."""
+    return recipe.alignment is not None and draft.kind in recipe.alignment.kinds
 
 
 def _dropped(recipe: LanguageRecipe, number: int) -> bool:

@@ -7,6 +7,7 @@ differentiate tensors that say they are on one. What `train.compile` saves is no
 """
 
 import contextlib
+import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ddt_llama.config import UserError
-from ddt_llama.language import backbone, lora
+from ddt_llama.language import Batch, backbone, lora
 from ddt_llama.layers import attention
 from ddt_llama.recipes.cost import longest_document, tokenizer_of, vocabulary_of
 from ddt_llama.recipes.language import CHUNK, LanguageRecipe
@@ -143,8 +144,9 @@ def passed(recipe: Recipe, batch: int, *, kind: Kind, recompute: Recompute, bf16
         for part in (model, *beside):
             _stand_in(part)
         if isinstance(recipe, LanguageRecipe):
-            data: Any = tuple(torch.zeros(batch, length, dtype=torch.int64) for _ in range(3))
-            objective: Any = language.NextToken(vocabulary, recipe.text_weight)
+            one = torch.zeros(documents_at_once(recipe, batch), length, dtype=torch.int64)
+            data: Any = Batch(one, one, one, contrast=one if recipe.alignment else None)
+            objective: Any = replace(recipe, pack=0).loss(vocabulary, beside[0])
         else:
             data = torch.zeros(batch, 3, model.image_size, model.image_size)
             objective = recipe.loss(data)
@@ -154,7 +156,7 @@ def passed(recipe: Recipe, batch: int, *, kind: Kind, recompute: Recompute, bf16
             before(model, recipe.train.steps)
         model.train()
         recompute_blocks(model, recompute)
-        with _Watch(model, rows, length - 2) as watch:
+        with _Watch(model, rows, length - 2, beside) as watch:
             cache = recompute != "selective"  # as the loop has it
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16, cache_enabled=cache):
                 loss, _ = objective(model, data, 0)
@@ -162,6 +164,11 @@ def passed(recipe: Recipe, batch: int, *, kind: Kind, recompute: Recompute, bf16
             loss.backward()
             watch.turn_page()
     return Pass(batch, tuple(watch.pages))
+
+
+def documents_at_once(recipe: LanguageRecipe, batch: int) -> int:
+    """Return the documents of a pass of `batch`, those that come twice counted so."""
+    return math.ceil(batch * (1 + recipe.twice))
 
 
 def encoding(recipe: LanguageRecipe, kind: Kind) -> int:
@@ -187,6 +194,7 @@ def batches(recipe: Recipe) -> tuple[int, ...]:
     if isinstance(recipe, LanguageRecipe):
         vocabulary = vocabulary_of(recipe)
         part, rows = _logits_at_once(vocabulary.size), longest_document(recipe, vocabulary) - 1
+        rows = round((1 + recipe.twice) * rows)
     else:
         part, rows = quantizer.MOST_VECTORS, _model(recipe)[0].num_tokens
     one = max(1, part // rows)
@@ -201,7 +209,9 @@ class _Watch(TorchDispatchMode):
     parameter gets.
     """
 
-    def __init__(self, model: nn.Module, rows: int, last: int) -> None:
+    def __init__(
+        self, model: nn.Module, rows: int, last: int, beside: Sequence[nn.Module] = ()
+    ) -> None:
         super().__init__()
         self.rows, self.last = rows, last
         self.pages: list[Held] = []
@@ -209,14 +219,17 @@ class _Watch(TorchDispatchMode):
         self._fullest = Held()
         self._known: dict[int, tuple[str, int]] = {}
         self._weights = {id(p.untyped_storage()) for p in model.parameters()}
-        self._before = {*self._weights, *(id(b.untyped_storage()) for b in model.buffers())}
+        kept = [one for part in (model, *beside) for one in (*part.parameters(), *part.buffers())]
+        self._before = {id(one.untyped_storage()) for one in kept}
         inside = {id(p) for block in blocks_of(model) for p in block.parameters()}
         for parameter in model.parameters():
             if parameter.requires_grad:
                 name = "gradients" if id(parameter) in inside else "gradients_outside"
                 parameter.register_post_accumulate_grad_hook(self._finished(name))
         for part in model.children():
-            part.register_forward_hook(lambda *_: self.turn_page())
+            part.register_forward_hook(
+                lambda *_: self.turn_page() if torch.is_grad_enabled() else None
+            )
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -317,7 +330,10 @@ def _model(recipe: Recipe) -> tuple[Any, Sequence[nn.Module]]:
     if recipe.lora is not None:
         lora.adapt(model, recipe.lora, vocabulary)
     tokenizer, vae = _tokenizer(tokenizer_of(recipe))
-    return model, (tokenizer.requires_grad_(False), *vae)
+    before = (
+        [backbone.build(recipe.backbone, vocabulary, device="meta")] if recipe.alignment else []
+    )
+    return model, tuple(part.requires_grad_(False) for part in (*before, tokenizer, *vae))
 
 
 def _tokenizer(recipe: Any) -> tuple[Any, Sequence[nn.Module]]:

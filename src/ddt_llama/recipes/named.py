@@ -33,6 +33,7 @@ _RECIPES: tuple[Callable[[], Recipe], ...] = (
     rivals.spatial_small,
     rivals.spatial_base,
     finetuning.lora,
+    finetuning.guidance_free,
 )
 BY_NAME = {function.__name__: function for function in _RECIPES}
 NAMES = tuple(BY_NAME)

@@ -180,13 +180,14 @@ def plan(
     accelerator, cost = ACCELERATORS[gpu], cost_of(recipe)
     samples = samples or recipe.train.steps * recipe.train.samples_a_step
     seconds = cost.learn * samples / (gpus * accelerator.flops * utilisation)
-    longest = 0
+    longest, ways = 0, choices(gpus)
     if isinstance(recipe, LanguageRecipe):
         longest = longest_document(recipe, vocabulary_of(recipe))
+        ways = choices(1) if recipe.alignment else ways  # its frozen copy is whole everywhere
     micro_batch = math.ceil(recipe.train.batch / gpus)
     room, rows = USABLE * accelerator.memory, []
     step = Step(recipe, gpus, encodes=not codes)
-    for choice in choices(gpus):
+    for choice in ways:
         again = (2 + BACKWARD) / (1 + BACKWARD) if choice.recompute == "blocks" else 1
         memory = step.memory(choice, micro_batch)
         rows.append(Row(choice, memory, step.most(choice, room), again * seconds / HOURS))

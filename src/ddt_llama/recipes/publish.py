@@ -63,7 +63,7 @@ def publish(
     steps = best_steps(model.tokenizer, pictures)
     model.settings = replace(model.settings, steps=steps)
     if "stage" in recipe:  # else the language model, if any, is that of a renderer's start: tuned
-        _tune(model, data)
+        _tune(model, data, aligned=bool(recipe.get("alignment")))
     if adapter:
         lora.publish(run / ADAPTER, folder, model.described())
     else:
@@ -77,17 +77,21 @@ def publish(
     return folder
 
 
-def _tune(model: Model, data: DataConfig) -> None:
-    """Choose guidance, temperature and whether words come first, on shapes where it knows them."""
+def _tune(model: Model, data: DataConfig, *, aligned: bool) -> None:
+    """Choose guidance, temperature and whether words come first, on shapes where it knows them.
+
+    An aligned model is drawn from without guidance.
+    """
     if SHAPES not in data.paths:
-        model.settings = replace(model.settings, **UNTUNED)
+        untuned = {**UNTUNED, "guidance_scale": 1.0} if aligned else UNTUNED
+        model.settings = replace(model.settings, **untuned)
         print("guidance and temperature are those of experiments/0002, not tuned on these pictures")
         return
     if model.stage == "instruct" and data.in_words:
         model.settings = replace(model.settings, **WORDS_FIRST)
     tunings = ((tune_drawing, "prompts"), (tune_editing, "edits"))
     for tune, asked in tunings if model.stage == "instruct" else tunings[:1]:
-        model.settings, figures = tune(model)
+        model.settings, figures = tune(model, (1.0,)) if aligned else tune(model)
         for (scale, temperature), figure in figures.items():
             print(
                 f"guidance {scale:g}, temperature {temperature:g}: "

@@ -9,6 +9,7 @@ from ddt_llama.config import replace_file
 from ddt_llama.data.images import save_png, to_pil
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
 from ddt_llama.generation.model import Model
+from ddt_llama.generation.settings import Settings
 from ddt_llama.language import TextTokenizer, Vocabulary, lora
 from ddt_llama.recipes.data import SHAPES, DataConfig, pictures_of
 from ddt_llama.recipes.drafts import open_form
@@ -19,7 +20,7 @@ from ddt_llama.shapes.prompts import CATEGORIES, heldout_prompts
 from ddt_llama.tokenizer import Tokenizer
 
 SHOWN = 8
-SCORED = ShapesSuite(prompts=8, images=1, edits=36, questions=60, seed=0)
+SCORED = ShapesSuite(prompts=8, images=1, edits=36, questions=60, seed=0, use="tuning")
 
 
 class DrawingSamples:
@@ -39,9 +40,10 @@ class DrawingSamples:
         self.prompts = [text.decode(text.encode(one)[: recipe.max_text]) for one in prompts]
 
     def model(self, language: Any, name: str) -> Model:
-        """Put the language model in training together with its tokenizer."""
+        """Put the language model in training together with its tokenizer; aligned, unguided."""
         parts = (self.tokenizer, language, self.vocabulary, self.text)
-        return Model(*parts, stage=self.recipe.stage, name=name)
+        settings = Settings(guidance_scale=1.0) if self.recipe.alignment else None
+        return Model(*parts, settings=settings, stage=self.recipe.stage, name=name)
 
     def __call__(self, language: Any, step: int, run: Run) -> Mapping[str, float]:
         """Write the sheet and the prompts of this step; return the figures."""
@@ -58,7 +60,7 @@ class DrawingSamples:
             return self._scores(model) if SHAPES in self.recipe.data.paths else {}
 
     def _scores(self, model: Model) -> Mapping[str, float]:
-        found = dict(SCORED.drawing(model, "tuning"))
+        found = dict(SCORED.drawing(model))
         if self.recipe.stage == "instruct":
             found |= SCORED.editing(model) | SCORED.asking(model)
         wanted = ("overall", "edit.both", "questions", "readable")

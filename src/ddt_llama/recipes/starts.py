@@ -3,6 +3,7 @@
 Below `jobs`. Refuses models and checkpoints that cannot be trained on, and writes nothing.
 """
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,13 @@ def check_room(most: int, max_text: int, vocabulary: Vocabulary, text: TextToken
             f"to {max_text}; give --backbone.max-positions {longest[kind]} or more (of a model to "
             "start from it is fixed: choose another), or a smaller --max-text"
         )
+
+
+def reference(recipe: LanguageRecipe, model: Any) -> Any:
+    """Return a frozen copy of what an alignment starts from, None for other trainings."""
+    if recipe.alignment is None:
+        return None
+    return copy.deepcopy(model).eval().requires_grad_(False)
 
 
 def put_beside(

@@ -25,6 +25,7 @@ CPU_PARTS = 4
 # as hold so many logits, so that few parts are launched.
 CPU_ROWS = 512
 GPU_LOGITS = 2**27
+EMPTY = "batch without a supervised id; raise the length or check the data"
 
 
 @dataclass(frozen=True)
@@ -55,26 +56,42 @@ class NextToken:
         supervised = targets != IGNORED
         places = supervised.nonzero(as_tuple=True)
         wanted = targets[places]
-        code = self.vocabulary.in_image(wanted)
-        weights = code + self.text_weight * ~code
-        # Every process averages gradients with the others: its share of all ids is what counts.
-        total = distributed.all_reduce_sum(weights.sum()) / distributed.world_size()
+        weights, total = self.weights(wanted)
         if not total:
-            raise UserError("batch without a supervised id; raise the length or check the data")
+            raise UserError(EMPTY)
         hidden = supervised_hidden(model, rows.ids, supervised, rows.positions)
         loss, each, right = head_loss(model, hidden, wanted, weights / total)
-        with torch.no_grad():
-            figures = {
-                "accuracy": right.float().mean(),
-                "loss.text": _mean(each, ~code),
-                "loss.code": _mean(each, code),
-                "tokens": rows.attention_mask.sum(),
-                "padding": 1 - rows.attention_mask.float().mean(),
-            }
-            if rows.kinds is not None:
-                kinds = rows.kinds[places]
-                figures |= {f"loss.{n}": _mean(each, kinds == k) for k, n in enumerate(KINDS)}
-        return loss, figures
+        return loss, self.figures(rows, places, each, right)
+
+    def weights(
+        self, wanted: Int[Tensor, " n"], counted: Bool[Tensor, " n"] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return what each wanted id counts (none: all are `counted`), and what they do together.
+
+        Every process averages gradients with the others: its share of all ids is what counts.
+        """
+        code = self.vocabulary.in_image(wanted)
+        weights = code + self.text_weight * ~code
+        weights = weights if counted is None else weights * counted
+        return weights, distributed.all_reduce_sum(weights.sum()) / distributed.world_size()
+
+    @torch.no_grad()
+    def figures(
+        self, rows: Batch, places: tuple[Tensor, ...], each: Tensor, right: Tensor
+    ) -> dict[str, Tensor]:
+        """Return what to log of the targets at `places`: their losses, and if none is likelier."""
+        code = self.vocabulary.in_image(rows.labels[:, 1:][places])
+        figures = {
+            "accuracy": right.float().mean(),
+            "loss.text": mean_of(each, ~code),
+            "loss.code": mean_of(each, code),
+            "tokens": rows.attention_mask.sum(),
+            "padding": 1 - rows.attention_mask.float().mean(),
+        }
+        if rows.kinds is not None:
+            kinds = rows.kinds[places]
+            figures |= {f"loss.{n}": mean_of(each, kinds == k) for k, n in enumerate(KINDS)}
+        return figures
 
     def before_step(self, model: Any, step: int) -> None:
         """Choose how attention is computed.
@@ -157,6 +174,22 @@ def scores(model: Any, hidden: Float[Tensor, "*n d"]) -> Float[Tensor, "*n v"]:
 
 
 @torch.no_grad()
+def surprises(
+    model: Any, hidden: Float[Tensor, "n d"], wanted: Int[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Return the cross-entropy of each wanted id, a part of the rows at a time; no gradient."""
+    at_once = rows_at_once(hidden.device, model.get_output_embeddings().weight)
+    parts = zip(hidden.split(at_once), wanted.split(at_once), strict=True)
+    each = [F.cross_entropy(scores(model, one), ids, reduction="none") for one, ids in parts]
+    return torch.cat(each)
+
+
+def rows_at_once(device: torch.device, table: Tensor) -> int:
+    """Return of how many rows the logits exist at once."""
+    return CPU_ROWS if device.type == "cpu" else max(CPU_ROWS, GPU_LOGITS // len(table))
+
+
+@torch.no_grad()
 def check_head(model: Any) -> None:
     """Raise UserError for a model that does more behind its head than training would.
 
@@ -214,7 +247,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         learns = ctx.needs_input_grad[1]  # not where a head is frozen: a third of the work
         weight_grad = torch.zeros_like(weight, dtype=torch.float32) if learns else None
         with torch.autocast(device, enabled=False):
-            at_once = CPU_ROWS if device == "cpu" else max(CPU_ROWS, GPU_LOGITS // len(weight))
+            at_once = rows_at_once(hidden.device, weight)
             for start in range(0, len(hidden), at_once):
                 part = slice(start, start + at_once)
                 rows, scale = hidden[part].to(table.dtype), weights[part].float()
@@ -249,6 +282,6 @@ def by_length(batch: Batch) -> Batch:
     return Batch._make(None if part is None else part[order] for part in batch)
 
 
-def _mean(values: Tensor, chosen: Tensor) -> Tensor:
+def mean_of(values: Tensor, chosen: Tensor) -> Tensor:
     """Return the mean of the chosen values; nan, which no log line counts, where there is none."""
     return values.where(chosen, 0).sum() / chosen.sum()

@@ -108,6 +108,39 @@ def test_ranks_together_are_the_single_process(
     assert [sample for part in ranks for sample in part] == Stream(sources, batch, seed=seed)(step)
 
 
+@given(seed=seeds, step=st.integers(0, 10**9), world=st.sampled_from([1, 2, 3]))
+@settings(max_examples=20, deadline=None)
+def test_the_next_of_the_same_source_in_the_whole_step(seed: int, step: int, world: int) -> None:
+    sources = [named(name, length) for name, length in (("a", 50), ("b", 20), ("c", 1))]
+    weights, batch = [3, 2, 0.1], 12
+    options = {"seed": seed, "weights": weights}
+    pairs = [
+        pair
+        for rank in range(world)
+        for pair in Stream(sources, batch, rank=rank, world_size=world, **options).with_next(step)
+    ]
+    alone = Stream(sources, batch, **options)
+    assert [own for own, _ in pairs] == alone(step)
+    for name in "abc":
+        samples = [sample for sample in alone(step) if sample[0] == name]
+        assert [pair for pair in pairs if pair[0][0] == name] == list(
+            zip(samples, samples[1:] + samples[:1], strict=True)
+        )
+
+
+def test_no_more_is_read_than_what_is_given() -> None:
+    asked: list[int] = []
+
+    class Source(Endless):
+        def batch(self, indices: Sequence[int]) -> list[int]:
+            asked.extend(indices)
+            return list(indices)
+
+    pairs = Stream([Source(1000)], 12, rank=1, world_size=3).with_next(0)
+    assert sorted(asked) == sorted({row for pair in pairs for row in pair})
+    assert len(asked) == 5
+
+
 @given(seed=seeds, batch=st.integers(1, 64), start=st.integers(0, 10**6))
 @settings(max_examples=30, deadline=None)
 def test_resume_continues_exactly(seed: int, batch: int, start: int) -> None:

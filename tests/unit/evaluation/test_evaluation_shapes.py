@@ -262,7 +262,7 @@ def test_wordings_of_one_demand_are_one_cluster() -> None:
 
     model = Half()
     model.known = dict(prompts)
-    verdicts, _ = suite._category(model, "single", "test")
+    verdicts, _ = suite._category(model, "single")
     wordings = [sum(asked == demand for _, asked in prompts) for demand in demands]
     assert verdicts == [[i % 2 == 0] * count for i, count in enumerate(wordings)]
 
@@ -387,6 +387,19 @@ def test_given_guidance_and_steps_replace_the_stored_ones() -> None:
     assert {scale for *_, scale in model.drawn} == {4.0}
     assert {steps for _, steps in model.decoded} == {7}
     assert not any(name.startswith(("shapes.edit", "shapes.questions")) for name in figures)
+
+
+def test_prompts_of_either_use_are_drawn_in_so_many_tries() -> None:
+    class Counting(Perfect):
+        def draw_codes(self, prompts: str | Sequence[str], **options: Any) -> Tensor:
+            assert options["tries"] == 3
+            return super().draw_codes(prompts, **options)
+
+    model = Counting(use="tuning")  # it knows no other prompts, edits and questions
+    figures = replace(SUITE, use="tuning", tries=3).run(model)
+    assert figures["shapes.tries"].value == 3
+    for name in ("shapes.overall", "shapes.edit.both", "shapes.questions"):
+        assert figures[name].value == 1.0
 
 
 def test_drawing_is_tuned_on_other_prompts_and_ties_go_to_the_plainest() -> None:

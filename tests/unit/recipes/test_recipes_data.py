@@ -235,7 +235,7 @@ def test_slips_change_what_is_read_and_not_what_is_to_be_drawn(
     slipping, _, _ = parts_of(tokenizer, recipe_of(Mix(edit=1, ask=1), slips=0.5))
     rows, slipped = 0, 0
     for step in range(8):
-        ids, labels, _, kinds, _ = plain(step)
+        ids, labels, _, kinds, *_ = plain(step)
         read, targets, *_ = slipping(step)
         assert torch.equal(labels, targets)
         for row in range(len(ids)):
@@ -374,7 +374,7 @@ def test_kinds_have_their_weights(tokenizer: TimestepTokenizer) -> None:
 
 def test_answers_only_are_learned_in_the_second_stage(tokenizer: TimestepTokenizer) -> None:
     stream, vocabulary, text = parts_of(tokenizer, recipe_of(Mix(draw=1, edit=1), drop_text=0.0))
-    ids, labels, mask, kinds, _ = stream(0)
+    ids, labels, mask, kinds, *_ = stream(0)
     assert ids.shape == labels.shape == mask.shape
     assert set(kinds[:, 0].tolist()) == {KINDS.index("draw"), KINDS.index("edit")}
     learned = labels[labels != IGNORED]
