@@ -24,7 +24,7 @@ from ddt_llama.tokenizer import (
 )
 from ddt_llama.tokenizer.decoder import DecoderConfig
 from ddt_llama.tokenizer.encoder import EncoderConfig
-from ddt_llama.tokenizer.quantizer import QuantizerConfig
+from ddt_llama.tokenizer.quantizer import GROUP, QuantizerConfig
 
 CODES = QuantizerConfig(codebook_size=16, code_dim=4)
 PLAN = ComparisonPlan(
@@ -58,7 +58,8 @@ def test_flops_are_those_of_the_formulas() -> None:
         (Training("tokenizer", "x", 10, 3e15), Training("language", "y", 5, 1e15))
     )
     found = network(model)
-    assert found["flops.encode"] == encoder_flops(one)
+    wider = (CODES.code_dim + 1) * GROUP - CODES.code_dim * CODES.codebook_size  # how it searches
+    assert found["flops.encode"] == encoder_flops(one) + 2 * one.num_tokens * wider
     assert found["flops.trainings"] == 4e15
     assert found["bits"] == 4 * 4
     encode, decode, _ = spatial_flops(other)
