@@ -86,7 +86,7 @@ def nano_renderer() -> RendererRecipe:
 
 
 def small_renderer() -> RendererRecipe:
-    """A renderer for small, for one GPU and minutes."""
+    """A renderer for small, for one GPU; never trained."""
     small = small_tokenizer()
     return RendererRecipe(
         "small_renderer",
