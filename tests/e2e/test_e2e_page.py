@@ -178,12 +178,82 @@ def test_draw_then_edit_then_ask(visit: Any, shot: Any, model: ddt_llama.Model) 
     expect(answer).to_have_value(model.describe(own[0]), timeout=WAIT)
 
 
-def test_the_slider_compares(visit: Any) -> None:
+def metric(page: Page, name: str) -> float:
+    found = re.search(rf"^{re.escape(name)} (\S+)$", page.request.get(f"{page.url}metrics").text(), re.M)
+    return float(found[1]) if found else 0.0
+
+
+def test_what_is_being_made_can_be_stopped(visit: Any, shot: Any) -> None:
     page = visit()
+    given_up = 'ddt_requests_given_up_total{reason="client"}'
+
+    def stopped(times: float, tab: str) -> None:
+        status = page.locator(f"#{tab}-status")
+        expect(status).to_have_text("Stopped.", timeout=WAIT)
+        expect(stop).to_be_disabled()
+        page.wait_for_timeout(200)  # the worker looks once a step who is still there
+        assert metric(page, given_up) == before + times
+        assert metric(page, "ddt_batch_rows") == 0
+        assert status.inner_text() == "Stopped."
+
+    before = metric(page, given_up)
+    stop = page.get_by_role("button", name="Stop")
+    expect(stop).to_be_disabled()
+    page.get_by_label("number input for Pictures").fill("8")
+    page.get_by_role("button", name="Draw", exact=True).click()
+    expect(page.get_by_text(re.compile(r"of 64 tokens written$"))).to_be_visible(timeout=WAIT)
+    assert metric(page, "ddt_batch_rows") > 0
+    stop.click()
+    stopped(1, "draw")
+    shot(page, "stopped")
+    page.get_by_role("tab", name="Edit").click()
+    page.get_by_role("button", name="Edit", exact=True).click()
+    expect(stop).to_be_enabled(timeout=WAIT)
+    stop.click()
+    stopped(2, "edit")
+    page.get_by_role("button", name="Edit", exact=True).click()
+    pictures(page, "#compared")
+    expect(stop).to_be_disabled()
+
+
+def test_another_seed_draws_something_else(visit: Any) -> None:
+    page = visit()
+    page.get_by_label("number input for Pictures").fill("1")
+    prompt = page.get_by_label("Prompt")
+    prompt.press("Enter")
+    expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
+    expect(page.get_by_text("seed 1", exact=True)).to_be_visible()
+    page.get_by_role("button", name="Another seed").click()
+    seed = page.get_by_label("Seed").first
+    expect(seed).not_to_have_value("1", timeout=WAIT)
+    expect(page.get_by_text(f"seed {seed.input_value()}", exact=True)).to_be_visible()
+
+
+def compared(page: Page) -> Any:
+    """Edit the first example and return the line between before and after."""
     page.get_by_role("tab", name="Edit").click()
     page.get_by_role("button", name="Edit", exact=True).click()
     pictures(page, "#compared")
-    handle = page.locator("#compared .inner")
+    return page.locator("#compared .inner")
+
+
+def test_the_line_moves_by_keyboard(visit: Any) -> None:
+    page = visit()
+    handle = compared(page)
+    there = handle.bounding_box()["x"]
+    line = page.get_by_role("slider", name="Place of the line")
+    line.focus()
+    for key, way in (("ArrowRight", 1), ("End", 100), ("Home", -100)):
+        page.keyboard.press(key)
+        expect(line).to_have_value(str(max(0, min(100, 50 + way))))
+        moved = handle.bounding_box()["x"] - there
+        assert moved * way > 0, key
+        assert abs(moved) > (100 if abs(way) > 1 else 2), key
+
+
+def test_the_slider_compares(visit: Any) -> None:
+    page = visit()
+    handle = compared(page)
     there = handle.bounding_box()
     page.mouse.move(there["x"] + there["width"] / 2, there["y"] + there["height"] / 2)
     page.mouse.down()

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import gradio
 import pydantic
+from gradio.events import Dependency
 from jaxtyping import Float
 from torch import Tensor
 
@@ -90,6 +91,24 @@ async def followed(
             yield event
     finally:
         job.cancel()
+
+
+def stop_button() -> gradio.Button:
+    """Lay out a button that ends what goes on; it can be pressed while something does."""
+    return gradio.Button("Stop", interactive=False, min_width=80)
+
+
+def running() -> gradio.Button:
+    """Return the button that ends what goes on, now that something does."""
+    return gradio.Button(interactive=True)
+
+
+def stops(stop: gradio.Button, event: Dependency, status: gradio.Markdown) -> None:
+    """Have a button end an event; what it was `followed` for leaves the model's batch at once."""
+    stop.click(None, cancels=[event])  # first: Gradio carries out the one after the other
+    stop.click(lambda: "Stopped.", None, status, show_progress="hidden")
+    for end in (event.then, event.failure, stop.click):
+        end(lambda: gradio.Button(interactive=False), None, stop, show_progress="hidden")
 
 
 async def done(served: Served, program: Program[R]) -> R:

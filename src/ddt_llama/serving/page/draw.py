@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ddt_llama.data.images import to_pil
 from ddt_llama.serving.jobs import Preview
-from ddt_llama.serving.page.asking import NOTHING, drawing, followed, told
+from ddt_llama.serving.page.asking import NOTHING, drawing, followed, running, stop_button, stops, told
 from ddt_llama.serving.page.pictures import Files
 from ddt_llama.serving.served import Served
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
@@ -29,6 +29,7 @@ KNOWN = (
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
 GREY = (128, 128, 128)
 MOST = 8  # pictures at once
+AGAIN = "again"  # id of the button that draws with another seed
 PREVIEWS = 7  # of each picture while it is written
 
 Shown = list[tuple[str, str]]
@@ -64,7 +65,8 @@ class Drawn:
                 )
                 with gradio.Row():
                     go = gradio.Button("Draw", variant="primary", min_width=100)
-                    again = gradio.Button("Another seed", min_width=100)
+                    again = gradio.Button("Another seed", elem_id=AGAIN, min_width=100)
+                    stop = stop_button()
             with gradio.Column(scale=3, min_width=240):
                 self.gallery = gradio.Gallery(
                     label="Drawn",
@@ -83,20 +85,24 @@ class Drawn:
                         for name, label in WAYS.items()
                     }
         self.gallery.select(_place, None, self.chosen, show_progress="hidden")
-        asked: Any = {
-            "fn": self.run,
-            "inputs": [prompt, seed, guidance, count],
-            "outputs": [self.gallery, status],
-            "show_progress": "hidden",
-        }
-        gradio.on([go.click, prompt.submit], **asked)
-        again.click(None, None, seed, js="() => Math.floor(Math.random() * 1e6)").then(**asked)
+        drawing = gradio.on(
+            [go.click, again.click, prompt.submit],
+            self.run,
+            [prompt, seed, guidance, count],
+            [self.gallery, status, seed, stop],
+            show_progress="hidden",
+        )
+        stops(stop, drawing, status)
 
-    async def run(self, *given: Any) -> AsyncIterator[tuple[Shown, str]]:
+    async def run(
+        self, event: gradio.EventData, prompt: str, seed: int | None, guidance: float, count: int
+    ) -> AsyncIterator[tuple[Shown, str, int, gradio.Button]]:
         """Draw, and show it."""
+        if event.target is not None and event.target.elem_id == AGAIN:
+            seed = None
         with told():
-            async for shown in drawn(self.served, self.files, *given):
-                yield shown
+            async for shown in drawn(self.served, self.files, prompt, seed, guidance, count):
+                yield *shown, running()
 
     def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, gradio.Image]) -> None:
         """Let the chosen picture be taken to the other tabs."""
@@ -121,13 +127,13 @@ def _place(event: gradio.SelectData) -> int:
 
 async def drawn(
     served: Served, files: Files, prompt: str, seed: int | None, guidance: float, count: int
-) -> AsyncIterator[tuple[Shown, str]]:
-    """Draw; give what there is of the pictures each time that there is more."""
+) -> AsyncIterator[tuple[Shown, str, int]]:
+    """Draw; give what there is of the pictures each time that there is more, and the first seed."""
     first, options = drawing(served, prompt=prompt, seed=seed, guidance_scale=guidance, n=count)
     size = served.model.tokenizer.image_size
     pictures = [files.kept(PIL.Image.new("RGB", (size, size), GREY))] * count
     labels = [f"seed {first + place}" for place in range(count)]
-    yield list(zip(pictures, labels, strict=True)), "Reading and planning ..."
+    yield list(zip(pictures, labels, strict=True)), "Reading and planning ...", first
     program = served.model.programs.draw(prompt, count, first, options)
     tokens = served.model.tokenizer.num_tokens
     async for made in followed(served, program, PREVIEWS):
@@ -139,4 +145,4 @@ async def drawn(
             assert isinstance(made, Tensor)
             pictures = [files.kept(picture) for picture in to_pil(made)]
             status = "Done."
-        yield list(zip(pictures, labels, strict=True)), status
+        yield list(zip(pictures, labels, strict=True)), status, first

@@ -1,11 +1,16 @@
 """The tabs Edit and Ask: a picture that is sent, and words about it."""
 
+from collections.abc import AsyncIterator
+from typing import Any
+
 import gradio
 
 from ddt_llama.serving.follow import check_text
-from ddt_llama.serving.page.asking import done, drawing, opened, told
+from ddt_llama.serving.page.asking import done, drawing, opened, running, stop_button, stops, told
 from ddt_llama.serving.page.pictures import Files, large, sent
 from ddt_llama.serving.served import Served
+
+MOVE = "at => ({__type__: 'update', slider_position: at})"  # in the browser: the line, to `at` %
 
 
 def edit_tab(served: Served, files: Files) -> gradio.Image:
@@ -28,7 +33,10 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
                     label="Guidance",
                     min_width=120,
                 )
-            go = gradio.Button("Edit", variant="primary")
+            with gradio.Row():
+                go = gradio.Button("Edit", variant="primary", min_width=100)
+                stop = stop_button()
+            status = gradio.Markdown("", elem_id="edit-status")
         with gradio.Column(min_width=240):
             compared = gradio.ImageSlider(
                 label="Before | after",
@@ -37,19 +45,33 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
                 max_height=480,
                 elem_id="compared",
             )
+            # The line itself can be pulled by mouse and finger only.
+            line = gradio.Slider(
+                0, 100, 50, step=1, label="Place of the line, in %", elem_id="line", buttons=[]
+            )
             gradio.Examples([[*one] for one in files.edits], [picture, text], label="Try")
 
     async def run(
         file: str | None, text: str, seed: int | None, guidance: float
-    ) -> tuple[str, str]:
+    ) -> AsyncIterator[tuple[Any, str, gradio.Button]]:
         with told():
             chosen, options = drawing(served, prompt=text, seed=seed, guidance_scale=guidance)
+            yield gradio.skip(), "Reading the picture and writing another ...", running()
             before = await opened(served, file)
             program = served.model.programs.edit(before, text, 1, chosen, options)
             (after,) = await done(served, program)
-            return files.kept(large(before)), files.kept(large(after))
+            pair = files.kept(large(before)), files.kept(large(after))
+            yield pair, "Done.", running()
 
-    gradio.on([go.click, text.submit], run, [picture, text, seed, guidance], compared)
+    editing = gradio.on(
+        [go.click, text.submit],
+        run,
+        [picture, text, seed, guidance],
+        [compared, status, stop],
+        show_progress_on=compared,
+    )
+    stops(stop, editing, status)
+    line.input(None, line, compared, js=MOVE)
     return picture
 
 
