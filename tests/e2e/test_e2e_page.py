@@ -339,20 +339,77 @@ def test_on_a_phone_in_the_dark_by_keyboard(visit: Any, shot: Any) -> None:
         shot(page, f"{name.lower()}-phone")
 
 
-def test_mistakes_are_told_in_a_line(visit: Any, shot: Any, tmp_path: Path) -> None:
-    page = visit()
+def told_once(page: Page, words: str) -> None:
+    """Expect one line of a mistake, and close it."""
     told = page.locator(".toast-body")
+    expect(told).to_contain_text(words, timeout=WAIT)
+    page.wait_for_timeout(500)
+    assert told.inner_text().count(words) == 1
+    assert len(told.inner_text().split("\n")) == 3  # its kind, a cross, the line
+    told.get_by_label("Close").click()
+    expect(told).to_have_count(0)
+
+
+def test_mistakes_are_told_in_a_line(visit: Any, shot: Any) -> None:
+    page = visit()
     page.get_by_label("Prompt").fill(" ")
     page.get_by_role("button", name="Draw", exact=True).click()
-    expect(told).to_contain_text("prompt", timeout=WAIT)
-    told.get_by_label("Close").click()
-    (tmp_path / "no.png").write_text("no picture")
-    page.get_by_role("tab", name="Ask").click()
-    page.get_by_label("Remove Image").click()
-    page.get_by_role("button", name="Ask", exact=True).click()
-    expect(told).to_contain_text("Give a picture first", timeout=WAIT)
-    told.get_by_label("Close").click()
-    page.locator("input[type=file]").first.set_input_files(tmp_path / "no.png")
-    page.get_by_role("button", name="Ask", exact=True).click()
-    expect(told).to_contain_text("image: ", timeout=WAIT)
+    expect(page.locator(".toast-body")).to_be_visible(timeout=WAIT)
     shot(page, "mistake")
+    told_once(page, "Say what to draw first.")
+    page.get_by_role("button", name="Edit it").click()
+    told_once(page, "Draw a picture first.")
+    page.get_by_role("tab", name="Ask").click()
+    page.get_by_label("Question").fill("")
+    page.get_by_role("button", name="Ask", exact=True).click()
+    told_once(page, "Say what to ask first.")
+    page.get_by_label("Remove Image").click()
+    page.get_by_role("button", name="Describe").click()
+    told_once(page, "Give a picture first.")
+
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
+
+
+@pytest.mark.parametrize("tab", ["Edit", "Ask", "Inside"])
+def test_a_broken_picture_is_told_of_once_and_taken_away(
+    visit: Any, shot: Any, tmp_path: Path, tab: str
+) -> None:
+    page = visit()
+    page.get_by_role("tab", name=tab).click()
+    if tab == "Inside":
+        expect(page.locator("#lacking img")).to_be_visible(timeout=WAIT)
+    PIL.Image.new("L", (5000, 5000)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "drawing.svg").write_text(SVG)
+    panel = page.get_by_role("tabpanel").filter(visible=True)
+    sent = panel.locator("input[type=file]").first
+    for file, words in (("text.png", "Not a"), ("large.png", "Too"), ("drawing.svg", "Not a")):
+        if panel.get_by_label("Remove Image").count() == 2 - (tab != "Inside"):
+            panel.get_by_label("Remove Image").first.click()
+        sent.set_input_files(tmp_path / file)
+        expect(page.locator(".toast-body")).to_be_visible(timeout=WAIT)
+        shot(page, f"broken-{tab.lower()}")
+        told_once(page, words)
+        expect(panel.get_by_text("Drop Image Here")).to_be_visible()
+    if tab == "Inside":
+        expect(page.locator("#few-told")).to_have_text("")
+        expect(page.locator("#few img, #lacking img, #mixed img")).to_have_count(0)
+
+
+def test_a_page_that_nobody_touches_asks_for_nothing(visit: Any, tmp_path: Path) -> None:
+    page = visit()
+    asked: list[str] = []
+    page.on("request", lambda one: asked.append(one.url) if "queue/join" in one.url else None)
+    page.get_by_role("tab", name="Inside").click()
+    lacking = page.locator("#lacking img")
+    expect(lacking).to_be_visible(timeout=WAIT)
+    before = lacking.get_attribute("src") or ""
+    PIL.Image.new("CMYK", (80, 60), (0, 200, 200, 0)).save(tmp_path / "print.jpg")
+    page.get_by_label("Remove Image").first.click()
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "print.jpg")
+    expect(lacking).not_to_have_attribute("src", before, timeout=WAIT)
+    page.wait_for_timeout(1000)
+    asked.clear()
+    page.wait_for_timeout(2000)
+    assert asked == []

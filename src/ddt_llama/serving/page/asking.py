@@ -17,6 +17,7 @@ from gradio.events import Dependency
 from jaxtyping import Float
 from torch import Tensor
 
+from ddt_llama.data.images import BrokenImage
 from ddt_llama.generation.settings import Options
 from ddt_llama.generation.work import Program, R
 from ddt_llama.serving import follow
@@ -30,6 +31,11 @@ NOTHING = "Nothing to do"
 log = logging.getLogger(__name__)
 
 
+def mistake(message: str, title: str = "That did not work") -> gradio.Error:
+    """Return what shows one line in the page."""
+    return gradio.Error(html.escape(message), title=title, print_exception=False)
+
+
 @contextmanager
 def told() -> Iterator[None]:
     """Show in the page what went wrong in a `with` block, in the words of the interface."""
@@ -38,12 +44,21 @@ def told() -> Iterator[None]:
     except gradio.Error:
         raise
     except Exception as error:
+        if isinstance(error, BrokenImage):
+            raise mistake(f"{error.reason[:1].upper()}{error.reason[1:]}.") from None
         name = uuid.uuid4().hex
         refused = refusal(error, name)
         if refused.status == 500:
             log.error("the page failed", exc_info=error, extra={"fields": {"id": name}})
-        message = html.escape(refused.body["message"] or "")
-        raise gradio.Error(message, title="That did not work", print_exception=False) from None
+        raise mistake(refused.body["message"] or "") from None
+
+
+def checked(served: Served, text: str, what: str) -> str:
+    """Return words that were given. Raises gradio.Error where there are none, or ApiError."""
+    if not text.strip():
+        raise mistake(f"Say {what} first.", NOTHING)
+    follow.check_text(served, text, "text")
+    return text
 
 
 def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
@@ -52,15 +67,35 @@ def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
         given = Generation.model_validate(fields)
     except pydantic.ValidationError as error:
         raise of_validation(error, list(Generation.model_fields)) from None
-    follow.check_text(served, given.prompt, "prompt")
     return follow.chosen(served, given)
 
 
 async def opened(served: Served, file: str | None) -> Float[Tensor, "3 h w"]:
     """Open a picture that was sent to the page, in a process of the opener."""
     if file is None:
-        raise gradio.Error("Give a picture first.", title=NOTHING, print_exception=False)
+        raise mistake("Give a picture first.", NOTHING)
     return await served.opener.open(await asyncio.to_thread(Path(file).read_bytes))
+
+
+def sent(served: Served, place: gradio.Image, *begun: Any) -> gradio.State:
+    """Have what is sent to a place opened once; keep its file if that went well, and tell if not.
+
+    What depends on the picture depends on the file that is kept: Gradio's `change` of a picture
+    comes again and again while functions use it.
+    """
+    good = gradio.State(None)
+
+    async def look(file: str | None) -> str | None:
+        with told():
+            if file is not None:
+                await opened(served, file)
+            return file
+
+    quiet: Any = {"show_progress": "hidden"}
+    looked = gradio.on([place.upload, *begun], look, place, good, **quiet)
+    looked.failure(lambda: (None, None), None, [good, place], **quiet)
+    place.clear(lambda: None, None, good, **quiet)
+    return good
 
 
 async def followed(

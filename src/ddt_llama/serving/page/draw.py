@@ -10,7 +10,17 @@ from torch import Tensor
 
 from ddt_llama.data.images import to_pil
 from ddt_llama.serving.jobs import Preview
-from ddt_llama.serving.page.asking import NOTHING, drawing, followed, running, stop_button, stops, told
+from ddt_llama.serving.page.asking import (
+    NOTHING,
+    checked,
+    drawing,
+    followed,
+    mistake,
+    running,
+    stop_button,
+    stops,
+    told,
+)
 from ddt_llama.serving.page.pictures import Files
 from ddt_llama.serving.served import Served
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
@@ -109,7 +119,7 @@ class Drawn:
 
         def taken(gallery: Sequence[tuple[str, str]] | None, place: int, name: str) -> Any:
             if not gallery:
-                raise gradio.Error("Draw a picture first.", title=NOTHING, print_exception=False)
+                raise mistake("Draw a picture first.", NOTHING)
             return gallery[min(place, len(gallery) - 1)][0], gradio.Tabs(selected=name)
 
         for name, button in self.ways.items():
@@ -129,6 +139,7 @@ async def drawn(
     served: Served, files: Files, prompt: str, seed: int | None, guidance: float, count: int
 ) -> AsyncIterator[tuple[Shown, str, int]]:
     """Draw; give what there is of the pictures each time that there is more, and the first seed."""
+    checked(served, prompt, "what to draw")
     first, options = drawing(served, prompt=prompt, seed=seed, guidance_scale=guidance, n=count)
     size = served.model.tokenizer.image_size
     pictures = [files.kept(PIL.Image.new("RGB", (size, size), GREY))] * count

@@ -5,9 +5,18 @@ from typing import Any
 
 import gradio
 
-from ddt_llama.serving.follow import check_text
-from ddt_llama.serving.page.asking import done, drawing, opened, running, stop_button, stops, told
-from ddt_llama.serving.page.pictures import Files, large, sent
+from ddt_llama.serving.page.asking import (
+    checked,
+    done,
+    drawing,
+    opened,
+    running,
+    sent,
+    stop_button,
+    stops,
+    told,
+)
+from ddt_llama.serving.page.pictures import Files, large, place_of
 from ddt_llama.serving.served import Served
 
 MOVE = "at => ({__type__: 'update', slider_position: at})"  # in the browser: the line, to `at` %
@@ -19,7 +28,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
     gradio.Markdown("Give a picture and say what to change. Pull the line to compare.")
     with gradio.Row():
         with gradio.Column(min_width=240):
-            picture = sent("Picture", files.edits[1][0])
+            picture = place_of("Picture", files.edits[1][0])
             text = gradio.Textbox(
                 files.edits[1][1], label="What to change", max_length=served.limits.max_prompt
             )
@@ -55,6 +64,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
         file: str | None, text: str, seed: int | None, guidance: float
     ) -> AsyncIterator[tuple[Any, str, gradio.Button]]:
         with told():
+            checked(served, text, "what to change")
             chosen, options = drawing(served, prompt=text, seed=seed, guidance_scale=guidance)
             yield gradio.skip(), "Reading the picture and writing another ...", running()
             before = await opened(served, file)
@@ -71,6 +81,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
         show_progress_on=compared,
     )
     stops(stop, editing, status)
+    sent(served, picture)
     line.input(None, line, compared, js=MOVE)
     return picture
 
@@ -80,7 +91,7 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
     gradio.Markdown("Give a picture and ask about it, or have it described.")
     with gradio.Row():
         with gradio.Column(min_width=240):
-            picture = sent("Picture", files.questions[1][0])
+            picture = place_of("Picture", files.questions[1][0])
         with gradio.Column(min_width=240):
             text = gradio.Textbox(
                 files.questions[1][1], label="Question", max_length=served.limits.max_prompt
@@ -93,7 +104,7 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
 
     async def ask(file: str | None, text: str) -> str:
         with told():
-            check_text(served, text, "question")
+            checked(served, text, "what to ask")
             image = await opened(served, file)
             return (await done(served, served.model.programs.ask(image, text)))[0]
 
@@ -103,5 +114,6 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
             return (await done(served, served.model.programs.describe(image)))[0]
 
     gradio.on([go.click, text.submit], ask, [picture, text], answer)
+    sent(served, picture)
     describe.click(tell, picture, answer)
     return picture

@@ -11,7 +11,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.reconstruction import useful_levels
 from ddt_llama.serving.page import inside
-from ddt_llama.serving.page.asking import done, opened, told
+from ddt_llama.serving.page.asking import done, opened, sent, told
 from ddt_llama.serving.page.pictures import (
     Files,
     difference,
@@ -19,7 +19,7 @@ from ddt_llama.serving.page.pictures import (
     large,
     marked,
     owners,
-    sent,
+    place_of,
     shown,
 )
 from ddt_llama.serving.served import Served
@@ -32,6 +32,7 @@ WHICH = """### Which token changed what
 One token is hidden, and the picture is rebuilt without it. On the map each pixel has the colour of
 the token that matters most to it, from red (token 1, the coarsest) to violet (the finest); what
 hardly depends on any single one is dark. Click on the map to choose that token."""
+QUICK: Any = {"show_progress": "hidden", "trigger_mode": "always_last"}
 Owners = list[list[int]]
 
 
@@ -40,7 +41,7 @@ class InsideTab:
 
     def __init__(self, served: Served, files: Files, tab: gradio.Tab) -> None:
         """Lay it out."""
-        self.served, self.files, self.tab = served, files, tab
+        self.served, self.files = served, files
         self.tokens = served.model.tokenizer.num_tokens
         self.steps = served.model.settings.steps
         gradio.Markdown(
@@ -48,8 +49,10 @@ class InsideTab:
             f"{self.tokens}, the finest. Upload your own, or look into these two."
         )
         with gradio.Row():
-            self.a = sent("Picture A", files.edits[1][0], min_width=150, height=220)
-            self.b = sent("Picture B", files.edits[3][0], min_width=150, height=220)
+            self.a = place_of("Picture A", files.edits[1][0], min_width=150, height=220)
+            b = place_of("Picture B", files.edits[3][0], min_width=150, height=220)
+        self.good_a = sent(served, self.a, tab.select)
+        self.good_b = sent(served, b, tab.select)
         self._few()
         self._swap()
         self._which()
@@ -75,10 +78,9 @@ class InsideTab:
             with gradio.Column(min_width=240):
                 few = shown("A from these tokens", elem_id="few")
                 told_of = gradio.Markdown("", elem_id="few-told")
-        begun = [self.tab.select, self.a.change]
-        quick: Any = {"show_progress": "hidden", "trigger_mode": "always_last"}
-        gradio.on([*begun, count.change], self.few, [self.a, count], [few, told_of], **quick)
-        gradio.on(begun, self.strip, self.a, strip, **quick)
+        begun = [self.good_a.change, count.change]
+        gradio.on(begun, self.few, [self.good_a, count], [few, told_of], **QUICK)
+        self.good_a.change(self.strip, self.good_a, strip, **QUICK)
 
     def _swap(self) -> None:
         gradio.Markdown(SWAP)
@@ -90,12 +92,11 @@ class InsideTab:
                 mixed = shown("A with tokens of B", min_width=120, height=260, elem_id="mixed")
                 changed = shown("Changed in A", min_width=120, height=260)
         gradio.on(
-            [self.tab.select, self.a.change, self.b.change, first.change, last.change],
+            [self.good_a.change, self.good_b.change, first.change, last.change],
             self.swap,
-            [self.a, self.b, first, last],
+            [self.good_a, self.good_b, first, last],
             [mixed, changed],
-            show_progress="hidden",
-            trigger_mode="always_last",
+            **QUICK,
         )
 
     def _which(self) -> None:
@@ -111,14 +112,14 @@ class InsideTab:
                     small: Any = {"min_width": 120, "height": 260}
                     lacking = shown("A without it", elem_id="lacking", **small)
                     change = shown("What it changed", elem_id="change", **small)
-        go.click(self.map, self.a, [chart, found])
+        go.click(self.map, self.good_a, [chart, found])
+        self.good_a.change(lambda: (None, []), None, [chart, found], show_progress="hidden")
         gradio.on(
-            [self.tab.select, self.a.change, token.change],
+            [self.good_a.change, token.change],
             self.lacking,
-            [self.a, token],
+            [self.good_a, token],
             [lacking, change],
-            show_progress="hidden",
-            trigger_mode="always_last",
+            **QUICK,
         )
 
         def choose(found: Owners, event: gradio.SelectData) -> Any:

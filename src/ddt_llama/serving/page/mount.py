@@ -200,6 +200,8 @@ def _files(value: Any) -> Iterator[str]:
             yield from _files(one)
     elif isinstance(value, dict):
         for key, one in value.items():
+            if key == "url" and isinstance(one, str) and one.startswith("data:"):
+                continue  # what browsers send of an SVG; nothing opens it
             if isinstance(one, str) and key in ("path", "url"):
                 yield unquote(one).partition(FILE)[2] or one
             else:

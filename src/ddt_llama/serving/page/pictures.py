@@ -71,7 +71,7 @@ class Files:
         return list(zip(places, words, strict=True))
 
 
-def sent(label: str, value: str | None = None, **more: Any) -> gradio.Image:
+def place_of(label: str, value: str | None = None, **more: Any) -> gradio.Image:
     """Lay out a place for a picture that people send; it is given on as a file, unopened."""
     more = {"height": 320, **more}
     place = gradio.Image(
