@@ -223,7 +223,7 @@ def test_another_seed_draws_something_else(visit: Any) -> None:
     prompt.press("Enter")
     expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
     expect(page.get_by_text("seed 1", exact=True)).to_be_visible()
-    page.get_by_role("button", name="Another seed").click()
+    page.get_by_role("button", name="New seed").click()
     seed = page.get_by_label("Seed").first
     expect(seed).not_to_have_value("1", timeout=WAIT)
     expect(page.get_by_text(f"seed {seed.input_value()}", exact=True)).to_be_visible()

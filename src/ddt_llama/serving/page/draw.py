@@ -32,11 +32,12 @@ EXAMPLES = (
     "a purple ring to the left of a yellow cross",
 )
 KNOWN = (
-    f"The bundled model knows nothing but the shapes {', '.join(SHAPES)}, small and large, in "
-    f"{', '.join(name for name, _ in COLOURS)}, on a ground that is "
-    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}."
+    f"This model knows {', '.join(f'{shape}s' for shape in SHAPES[:-1])} and {SHAPES[-1]}s, small "
+    f"and large, in {', '.join(name for name, _ in COLOURS)}, on "
+    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}, and nothing else."
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
+EMPTY = "Press Draw, and four pictures form here. Or try one of the prompts first."
 GREY = (128, 128, 128)
 MOST = 8  # pictures at once
 AGAIN = "again"  # id of the button that draws with another seed
@@ -51,35 +52,26 @@ class Drawn:
     def __init__(self, served: Served, files: Files) -> None:
         """Lay it out."""
         self.served, self.files = served, files
-        settings = served.model.settings
-        knows = KNOWN if served.model.name == "nano" else ""
-        gradio.Markdown(
-            f"Say what to draw. The same words, seed and guidance draw the same picture. {knows}"
-        )
+        gradio.Markdown("Say what to draw. The same words, seed and guidance draw the same picture.")
         with gradio.Row():
-            with gradio.Column(scale=2, min_width=240):
+            with gradio.Column(scale=2, min_width=240, elem_id="words"):
                 prompt = gradio.Textbox(
-                    EXAMPLES[0], label="Prompt", max_length=served.limits.max_prompt, lines=1
-                )
-                gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
-                with gradio.Row():
-                    seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
-                    count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
-                guidance = gradio.Slider(
-                    0,
-                    max(8.0, settings.guidance_scale),
-                    settings.guidance_scale,
-                    step=0.1,
-                    label="Guidance",
-                    info="1: the plain model; more follows the words more closely",
+                    EXAMPLES[0],
+                    label="Prompt",
+                    info=KNOWN if served.model.name == "nano" else None,
+                    max_length=served.limits.max_prompt,
+                    lines=1,
                 )
                 with gradio.Row():
-                    go = gradio.Button("Draw", variant="primary", min_width=100)
-                    again = gradio.Button("Another seed", elem_id=AGAIN, min_width=100)
+                    go = gradio.Button("Draw", variant="primary", min_width=80)
+                    again = gradio.Button("New seed", elem_id=AGAIN, min_width=80)
                     stop = stop_button()
-            with gradio.Column(scale=3, min_width=240):
+                with gradio.Column(elem_id="more"):
+                    gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
+                    seed, guidance, count = self._settings()
+            with gradio.Column(scale=3, min_width=240, elem_id="drawing"):
                 self.gallery = gradio.Gallery(
-                    label="Drawn",
+                    show_label=False,
                     format="png",
                     columns=2,
                     height="auto",
@@ -87,7 +79,7 @@ class Drawn:
                     interactive=False,
                     elem_id="drawn",
                 )
-                status = gradio.Markdown("", elem_id="draw-status")
+                status = gradio.Markdown(EMPTY, elem_id="draw-status")
                 self.chosen = gradio.State(0)
                 with gradio.Row():
                     self.ways = {
@@ -103,6 +95,21 @@ class Drawn:
             show_progress="hidden",
         )
         stops(stop, drawing, status)
+
+    def _settings(self) -> tuple[gradio.Number, gradio.Slider, gradio.Slider]:
+        own = self.served.model.settings.guidance_scale
+        with gradio.Row():
+            seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
+            count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
+        guidance = gradio.Slider(
+            0,
+            max(8.0, own),
+            own,
+            step=0.1,
+            label="Guidance",
+            info="1: the plain model; more follows the words more closely",
+        )
+        return seed, guidance, count
 
     async def run(
         self, event: gradio.EventData, prompt: str, seed: int | None, guidance: float, count: int

@@ -56,7 +56,14 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
             )
             # The line itself can be pulled by mouse and finger only.
             line = gradio.Slider(
-                0, 100, 50, step=1, label="Place of the line, in %", elem_id="line", buttons=[]
+                0,
+                100,
+                50,
+                step=1,
+                label="Place of the line, in %",
+                visible=False,
+                elem_id="line",
+                buttons=[],
             )
             gradio.Examples([[*one] for one in files.edits], [picture, text], label="Try")
 
@@ -81,6 +88,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
         show_progress_on=compared,
     )
     stops(stop, editing, status)
+    editing.success(lambda: gradio.Slider(visible=True), None, line, show_progress="hidden")
     sent(served, picture)
     line.input(None, line, compared, js=MOVE)
     return picture

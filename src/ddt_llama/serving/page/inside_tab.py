@@ -66,7 +66,7 @@ class InsideTab:
             with gradio.Column(min_width=240):
                 count = self._number(self.tokens // 2, "Tokens shown", elem_id="count")
                 strip = gradio.Gallery(
-                    label="More and more tokens of A",
+                    label="A from more and more tokens",
                     format="png",
                     columns=4,
                     height="auto",
@@ -81,6 +81,7 @@ class InsideTab:
         begun = [self.good_a.change, count.change]
         gradio.on(begun, self.few, [self.good_a, count], [few, told_of], **QUICK)
         self.good_a.change(self.strip, self.good_a, strip, **QUICK)
+        strip.select(_number, None, count, show_progress="hidden")
 
     def _swap(self) -> None:
         gradio.Markdown(SWAP)
@@ -192,6 +193,11 @@ class InsideTab:
         size = len(found)
         scale = factor(torch.empty(3, size, size))
         return found[min(y // scale, size - 1)][min(x // scale, size - 1)]
+
+
+def _number(event: gradio.SelectData) -> int:
+    """Return the number of tokens that a picture of the strip is named by."""
+    return int(event.value["caption"])
 
 
 def tab(served: Served, files: Files, own: gradio.Tab) -> gradio.Image:

@@ -13,20 +13,50 @@ of {tokens} tokens, one for each step of the noise that destroys it; a LLaMA rea
 like words. Model **{name}**: {size} x {size} pixels, {tokens} tokens of {codes:,} kinds."""
 CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.dark { --color-accent: var(--primary-400); }
+:focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 img { image-rendering: pixelated; }
 .image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
+/* Names stand above pictures, not on them. */
+.block:has(> [data-testid="block-label"]) { display: flex; flex-direction: column; }
+.block > [data-testid="block-label"] { position: static !important; align-self: flex-start; }
 .grid-wrap { max-height: none !important; overflow: visible !important; min-height: 0 !important; }
 .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
-.caption-label { opacity: 0.8; font-size: 11px !important; padding: 0 6px !important; }
-@media (max-width: 640px) { .gradio-container .main { padding: 8px !important; } }
+#compared .icon-wrap { color: var(--background-fill-primary) !important; }
+.caption-label { font-size: 11px !important; padding: 0 6px !important; }
+@media (max-width: 640px) {
+  .gradio-container .main { padding: 8px !important; }
+  /* What is drawn comes directly below the button that draws it. */
+  #words { display: contents; }
+  #drawing { order: 1; }
+  #more { order: 2; }
+}
 """
+# Gradio's pictures have no names for those who do not see them.
+NAMES = """() => new MutationObserver(() => {
+  for (const block of document.querySelectorAll('.block')) {
+    const label = block.querySelector(':scope > [data-testid="block-label"]');
+    if (label) block.querySelectorAll('img').forEach((image, place) => {
+      const names = label.innerText.trim().split(' | ');
+      image.alt ||= names[place] ?? names[0];
+    });
+  }
+  for (const image of document.querySelectorAll('tr img'))
+    image.alt ||= image.closest('tr').innerText.trim();
+}).observe(document.body, {childList: true, subtree: true})"""
 
 
 def theme() -> Base:
     """Return colours and fonts; only fonts of the reader's machine, none is loaded."""
     fonts = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
-    return Default(
+    own = Default(
         primary_hue="indigo", font=fonts, font_mono=("ui-monospace", "Consolas", "monospace")
+    )
+    return own.set(  # Gradio's own greys and blues are too pale to be read by everybody
+        body_text_color_subdued="*neutral_500",
+        color_accent="*primary_600",
+        button_primary_background_fill="*primary_600",
+        button_primary_background_fill_hover="*primary_700",
     )
 
 

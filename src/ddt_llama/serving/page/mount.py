@@ -97,6 +97,7 @@ async def _mount(app: FastAPI, served: Served, files: Files) -> None:
         mcp_server=False,
         theme=layout.theme(),
         css=layout.CSS,
+        js=layout.NAMES,
     )
 
 
