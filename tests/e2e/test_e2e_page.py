@@ -368,6 +368,54 @@ def test_mistakes_are_told_in_a_line(visit: Any, shot: Any) -> None:
     told_once(page, "Give a picture first.")
 
 
+def test_what_can_be_tried_fills_the_places(visit: Any) -> None:
+    page = visit()
+    page.get_by_role("button", name="two green stars").click()
+    expect(page.get_by_label("Prompt")).to_have_value("two green stars", timeout=WAIT)
+    for tab, words in (("Edit", "What to change"), ("Ask", "Question")):
+        page.get_by_role("tab", name=tab).click()
+        panel = page.get_by_role("tabpanel").filter(visible=True)
+        offered = [row.inner_text().strip() for row in panel.get_by_role("row").all()[1:]]
+        panel.get_by_role("row", name=offered[0]).click()
+        expect(page.get_by_label(words)).to_have_value(offered[0], timeout=WAIT)
+        picture = panel.get_by_role("img", name="Picture")
+        first = picture.get_attribute("src")
+        panel.get_by_role("row", name=offered[0]).get_by_role("gridcell").first.focus()
+        page.keyboard.press("ArrowDown")
+        page.keyboard.press("Enter")
+        expect(page.get_by_label(words)).to_have_value(offered[1], timeout=WAIT)
+        assert picture.get_attribute("src") != first
+
+
+def test_everything_has_a_name_and_shows_its_focus(visit: Any) -> None:
+    """Go through all tabs by keyboard: a name for each stop, and an outline around it."""
+    page = visit()
+    page.get_by_label("number input for Pictures").fill("1")
+    page.get_by_label("Prompt").press("Enter")
+    expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
+    for tab in ("Draw", "Edit", "Ask", "Inside"):
+        page.get_by_role("tab", name=tab).press("Enter")
+        if tab == "Edit":
+            compared(page)
+        if tab == "Inside":
+            for place in ("#few", "#mixed", "#lacking"):
+                expect(page.locator(f"{place} img")).to_be_visible(timeout=WAIT)
+        page.get_by_role("tab", name=tab).focus()
+        stops = 0
+        while stops < 80:
+            page.keyboard.press("Tab")
+            if page.evaluate("document.activeElement === document.body"):
+                break
+            stops += 1
+            seen = page.locator(":focus")
+            assert page.evaluate("getComputedStyle(document.activeElement).outlineWidth") == "2px"
+            told = seen.aria_snapshot()
+            assert re.search(r'"[^"]+"|: \S', told) or "img" in told, told
+        assert 5 < stops < 80
+        for image in page.get_by_role("tabpanel").filter(visible=True).locator("img").all():
+            assert image.get_attribute("alt")
+
+
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"/>'
 
 

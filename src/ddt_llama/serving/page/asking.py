@@ -130,7 +130,7 @@ async def followed(
 
 def stop_button() -> gradio.Button:
     """Lay out a button that ends what goes on; it can be pressed while something does."""
-    return gradio.Button("Stop", interactive=False, min_width=80)
+    return gradio.Button("Stop", size="md", interactive=False, min_width=80)
 
 
 def running() -> gradio.Button:

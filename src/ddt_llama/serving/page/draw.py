@@ -21,7 +21,7 @@ from ddt_llama.serving.page.asking import (
     stops,
     told,
 )
-from ddt_llama.serving.page.pictures import Files
+from ddt_llama.serving.page.pictures import Files, tries
 from ddt_llama.serving.served import Served
 from ddt_llama.shapes.scene import BACKGROUNDS, COLOURS, SHAPES
 
@@ -32,9 +32,9 @@ EXAMPLES = (
     "a purple ring to the left of a yellow cross",
 )
 KNOWN = (
-    f"This model knows {', '.join(f'{shape}s' for shape in SHAPES[:-1])} and {SHAPES[-1]}s, small "
-    f"and large, in {', '.join(name for name, _ in COLOURS)}, on "
-    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}, and nothing else."
+    f"The bundled model knows nothing but {', '.join(SHAPES)}, small and large, in "
+    f"{', '.join(name for name, _ in COLOURS)}, on "
+    f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}."
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
 EMPTY = "Press Draw, and four pictures form here. Or try one of the prompts first."
@@ -63,11 +63,11 @@ class Drawn:
                     lines=1,
                 )
                 with gradio.Row():
-                    go = gradio.Button("Draw", variant="primary", min_width=80)
-                    again = gradio.Button("New seed", elem_id=AGAIN, min_width=80)
+                    go = gradio.Button("Draw", variant="primary", size="md", min_width=80)
+                    again = gradio.Button("New seed", size="md", elem_id=AGAIN, min_width=80)
                     stop = stop_button()
                 with gradio.Column(elem_id="more"):
-                    gradio.Examples([[one] for one in EXAMPLES], [prompt], label="Try")
+                    tries([[one] for one in EXAMPLES], [prompt])
                     seed, guidance, count = self._settings()
             with gradio.Column(scale=3, min_width=240, elem_id="drawing"):
                 self.gallery = gradio.Gallery(

@@ -16,7 +16,7 @@ from ddt_llama.serving.page.asking import (
     stops,
     told,
 )
-from ddt_llama.serving.page.pictures import Files, large, place_of
+from ddt_llama.serving.page.pictures import Files, large, place_of, tries
 from ddt_llama.serving.served import Served
 
 MOVE = "at => ({__type__: 'update', slider_position: at})"  # in the browser: the line, to `at` %
@@ -43,7 +43,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
                     min_width=120,
                 )
             with gradio.Row():
-                go = gradio.Button("Edit", variant="primary", min_width=100)
+                go = gradio.Button("Edit", variant="primary", size="md", min_width=100)
                 stop = stop_button()
             status = gradio.Markdown("", elem_id="edit-status")
         with gradio.Column(min_width=240):
@@ -65,7 +65,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
                 elem_id="line",
                 buttons=[],
             )
-            gradio.Examples([[*one] for one in files.edits], [picture, text], label="Try")
+            tries(files.edits, [picture, text])
 
     async def run(
         file: str | None, text: str, seed: int | None, guidance: float
@@ -105,10 +105,10 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
                 files.questions[1][1], label="Question", max_length=served.limits.max_prompt
             )
             with gradio.Row():
-                go = gradio.Button("Ask", variant="primary", min_width=100)
-                describe = gradio.Button("Describe", min_width=100)
+                go = gradio.Button("Ask", variant="primary", size="md", min_width=100)
+                describe = gradio.Button("Describe", size="md", min_width=100)
             answer = gradio.Textbox(label="Answer", interactive=False, elem_id="answer", lines=2)
-            gradio.Examples([[*one] for one in files.questions], [picture, text], label="Try")
+            tries(files.questions, [picture, text])
 
     async def ask(file: str | None, text: str) -> str:
         with told():

@@ -90,8 +90,8 @@ class InsideTab:
                 first = self._number(1, "From token", elem_id="first")
                 last = self._number(self.tokens // 2, "To token", elem_id="last")
             with gradio.Column(min_width=240), gradio.Row():
-                mixed = shown("A with tokens of B", min_width=120, height=260, elem_id="mixed")
-                changed = shown("Changed in A", min_width=120, height=260)
+                mixed = shown("A with B's", min_width=120, height=260, elem_id="mixed")
+                changed = shown("Changed", min_width=120, height=260)
         gradio.on(
             [self.good_a.change, self.good_b.change, first.change, last.change],
             self.swap,
@@ -105,14 +105,14 @@ class InsideTab:
         found = gradio.State([])
         with gradio.Row():
             with gradio.Column(min_width=240):
-                go = gradio.Button("Make the map", variant="primary")
+                go = gradio.Button("Make the map", variant="primary", size="md")
                 chart = shown("Map of A: which token matters most", elem_id="map")
             with gradio.Column(min_width=240):
                 token = self._number(self.tokens // 2, "Token", elem_id="token")
                 with gradio.Row():
                     small: Any = {"min_width": 120, "height": 260}
                     lacking = shown("A without it", elem_id="lacking", **small)
-                    change = shown("What it changed", elem_id="change", **small)
+                    change = shown("Changed", elem_id="change", **small)
         go.click(self.map, self.good_a, [chart, found])
         self.good_a.change(lambda: (None, []), None, [chart, found], show_progress="hidden")
         gradio.on(

@@ -17,9 +17,9 @@ CSS = """
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 img { image-rendering: pixelated; }
 .image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
-/* Names stand above pictures, not on them. */
-.block:has(> [data-testid="block-label"]) { display: flex; flex-direction: column; }
-.block > [data-testid="block-label"] { position: static !important; align-self: flex-start; }
+/* Names and buttons stand above pictures, not on them. */
+.block:has(> [data-testid="block-label"]) { padding-top: 27px !important; }
+.block > [data-testid="block-label"] ~ :not([data-testid="image"]) > .top-panel { top: -27px; }
 .grid-wrap { max-height: none !important; overflow: visible !important; min-height: 0 !important; }
 .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
 #compared .icon-wrap { color: var(--background-fill-primary) !important; }
@@ -55,6 +55,7 @@ def theme() -> Base:
     return own.set(  # Gradio's own greys and blues are too pale to be read by everybody
         body_text_color_subdued="*neutral_500",
         color_accent="*primary_600",
+        button_medium_padding="*spacing_md *spacing_md",
         button_primary_background_fill="*primary_600",
         button_primary_background_fill_hover="*primary_700",
     )

@@ -91,6 +91,24 @@ def _unopened(payload: Any) -> str | None:
     return None if payload is None else payload.path
 
 
+def tries(samples: Sequence[Sequence[str]], places: Sequence[Any]) -> None:
+    """Lay out what can be tried: chosen, a sample fills the places.
+
+    Gradio's Examples fill them by an address that goes around its queue, which is not there.
+    """
+    offered = gradio.Dataset(
+        components=list(places),
+        samples=[list(one) for one in samples],
+        type="index",
+        label="Try",
+    )
+
+    def chosen(place: int) -> Any:
+        return samples[place] if len(places) > 1 else samples[place][0]
+
+    offered.click(chosen, offered, list(places), show_progress="hidden")
+
+
 def shown(label: str, **more: Any) -> gradio.Image:
     """Lay out a place for a picture that is made here."""
     more = {"height": 320, "buttons": ["download", "fullscreen"], **more}
