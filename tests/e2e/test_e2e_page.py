@@ -179,7 +179,9 @@ def test_draw_then_edit_then_ask(visit: Any, shot: Any, model: ddt_llama.Model) 
 
 
 def metric(page: Page, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", page.request.get(f"{page.url}metrics").text(), re.M)
+    found = re.search(
+        rf"^{re.escape(name)} (\S+)$", page.request.get(f"{page.url}metrics").text(), re.M
+    )
     return float(found[1]) if found else 0.0
 
 

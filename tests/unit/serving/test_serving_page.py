@@ -78,6 +78,15 @@ def test_no_request_names_a_file_of_others_or_an_address(here: Running, name: st
         body = {"data": data, "fn_index": 0, "session_hash": "a"}
         answer = here.send("/gradio_api/queue/join", body)
         assert (answer.status, answer.error["code"]) == (404, "not_found")
+    own = str(next(Path(os.environ["GRADIO_TEMP_DIR"]).glob("*.png")))
+    for path, url, passes in (
+        (own, "data:,x", True),
+        ("data:,x", own, False),
+        (own, "file:,x", False),
+    ):
+        body = {"data": [{**given, "path": path, "url": url}], "fn_index": 9999}
+        answer = here.send("/gradio_api/queue/join", {**body, "session_hash": "a"})
+        assert (answer.status != 404) == passes
     assert here.send("/gradio_api/queue/join", b"[" * 9000).error["code"] == "invalid_json"
 
 

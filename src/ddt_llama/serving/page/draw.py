@@ -37,7 +37,7 @@ KNOWN = (
     f"{', '.join(name for name, _ in BACKGROUNDS[:-1])} or {BACKGROUNDS[-1][0]}."
 )
 WAYS = {"edit": "Edit it", "ask": "Ask about it", "inside": "Look inside"}
-EMPTY = "Press Draw, and four pictures form here. Or try one of the prompts first."
+EMPTY = "Press Draw, and pictures form here while their tokens arrive."
 GREY = (128, 128, 128)
 MOST = 8  # pictures at once
 AGAIN = "again"  # id of the button that draws with another seed
@@ -52,7 +52,7 @@ class Drawn:
     def __init__(self, served: Served, files: Files) -> None:
         """Lay it out."""
         self.served, self.files = served, files
-        gradio.Markdown("Say what to draw. The same words, seed and guidance draw the same picture.")
+        gradio.Markdown("Say what to draw. Same words, seed and guidance, same picture.")
         with gradio.Row():
             with gradio.Column(scale=2, min_width=240, elem_id="words"):
                 prompt = gradio.Textbox(
@@ -100,7 +100,7 @@ class Drawn:
         own = self.served.model.settings.guidance_scale
         with gradio.Row():
             seed = gradio.Number(1, label="Seed", precision=0, minimum=0, min_width=80)
-            count = gradio.Slider(1, MOST, 4, step=1, label="Pictures", min_width=120)
+            count = gradio.Slider(1, MOST, 4, step=1, precision=0, label="Pictures", min_width=120)
         guidance = gradio.Slider(
             0,
             max(8.0, own),

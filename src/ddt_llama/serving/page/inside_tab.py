@@ -58,7 +58,7 @@ class InsideTab:
         self._which()
 
     def _number(self, value: int, label: str, **more: Any) -> gradio.Slider:
-        return gradio.Slider(1, self.tokens, value, step=1, label=label, **more)
+        return gradio.Slider(1, self.tokens, value, step=1, precision=0, label=label, **more)
 
     def _few(self) -> None:
         gradio.Markdown(FEW)

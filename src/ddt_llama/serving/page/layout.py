@@ -15,6 +15,7 @@ CSS = """
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
 .dark { --color-accent: var(--primary-400); }
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
+[role="tab"]:focus-visible { outline-offset: -2px; }
 img { image-rendering: pixelated; }
 .image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
 /* Names and buttons stand above pictures, not on them. */

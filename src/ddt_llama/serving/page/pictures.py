@@ -83,7 +83,9 @@ def place_of(label: str, value: str | None = None, **more: Any) -> gradio.Image:
         buttons=["fullscreen"],
         **more,
     )
-    place.preprocess = _unopened  # Gradio's own has Pillow open it in this process
+    # Gradio's own has Pillow open it in this process. Functions may set the place's value, but not
+    # update it (not even by gradio.skip()): Gradio would make it anew, with its own.
+    place.preprocess = _unopened
     return place
 
 
