@@ -27,6 +27,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.intervals import Figure, mean, proportion
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.race import Race, median, run, seconds
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
@@ -90,7 +91,7 @@ def drawing(model: Model, size: int, rounds: int) -> dict[str, Figure]:
     copy = _copy(_bytes_a_token(model), model.device)
 
     def ours() -> Tensor:
-        return torch.stack(engine.write(tasks, together=size))
+        return torch.stack(write(engine, tasks, together=size))
 
     def bound() -> None:
         for _ in range(tokens):

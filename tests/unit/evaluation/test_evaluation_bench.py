@@ -28,6 +28,7 @@ from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.race import Race, median, run
 from ddt_llama.evaluation.writing import narrowing, previewing
 from ddt_llama.generation import Model
+from ddt_llama.generation.batch import write
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
@@ -64,7 +65,7 @@ def test_the_plain_loop_draws_what_the_engine_draws(model: Model) -> None:
     asked = Requests([[256, 5, 9, 259], [256, 7, 259]], [[256, 259]] * 2, [4, 5])
     slow = plain_codes(model, asked)
     assert model.engine is not None
-    assert torch.equal(slow, torch.stack(model.engine.write(asked.tasks())))
+    assert torch.equal(slow, torch.stack(write(model.engine, asked.tasks())))
     assert not torch.equal(slow, plain_codes(model, replace(asked, seeds=[4, 6])))
 
 

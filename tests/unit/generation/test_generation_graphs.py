@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ddt_llama.generation import graphs
-from ddt_llama.generation.batch import LOOKED, Batch
+from ddt_llama.generation.batch import LOOKED, Batch, write
 from ddt_llama.generation.engine import Answer, Codes, Engine, Task
 from ddt_llama.generation.graphs import Graphs
 from ddt_llama.generation.lean import LeanDecoder
@@ -64,7 +64,7 @@ def tasks() -> list[Task]:
 def drawn(decoder: LeanDecoder, change: Callable[[int, Batch, list[int]], None]) -> dict[int, Any]:
     """Write tasks that join one every third step; `change` may do more before each step."""
     engine, waiting, tickets, results = Engine(decoder, VOCABULARY), tasks(), [], {}
-    batch = Batch(engine, rows=11, capacity=300)
+    batch = Batch(engine, engine.rows(11, 300))
     for step in range(120):
         if step % 3 == 0 and batch.fitting(waiting[:1]):
             tickets += batch.join([waiting.pop(0)])
@@ -111,17 +111,17 @@ def test_recorded_steps_write_the_codes_of_plain_ones() -> None:
 
 def test_the_next_drawings_use_what_is_recorded() -> None:
     decoder, remembered = decoder_on("cpu"), Remembered()
-    expected = Engine(decoder, VOCABULARY).write(tasks()[:5], together=4)
+    expected = write(Engine(decoder, VOCABULARY), tasks()[:5], together=4)
     decoder.graphs = Graphs(remembered)
     engine = Engine(decoder, VOCABULARY)
     for _ in range(2):
-        for told, codes in zip(engine.write(tasks()[:5], together=4), expected, strict=True):
+        for told, codes in zip(write(engine, tasks()[:5], together=4), expected, strict=True):
             assert torch.equal(told, codes)
         captured = remembered.captured
-        engine.write(tasks()[:1])  # fewer rows, fewer slots
+        write(engine, tasks()[:1])  # fewer rows, fewer slots
         assert captured <= remembered.captured <= captured + 1
     assert captured == remembered.captured
-    engine.write(tasks())  # more rows than there are
+    write(engine, tasks())  # more rows than there are
     assert remembered.captured > captured
 
 
@@ -177,7 +177,8 @@ def test_nothing_waits_for_the_device_while_codes_are_written(recorded: bool) ->
     decoder = decoder_on("meta")
     if recorded:
         decoder.graphs = Graphs(Remembered())
-    batch = Batch(Engine(decoder, VOCABULARY), rows=11, capacity=64)
+    engine = Engine(decoder, VOCABULARY)
+    batch = Batch(engine, engine.rows(11, 64))
     batch.join(tasks()[:6])
     batch.step()
     with NoUploads():
@@ -187,7 +188,8 @@ def test_nothing_waits_for_the_device_while_codes_are_written(recorded: bool) ->
 
 
 def test_the_end_of_an_answer_is_looked_for_every_few_steps() -> None:
-    batch = Batch(Engine(decoder_on("meta"), VOCABULARY), rows=4, capacity=64)
+    engine = Engine(decoder_on("meta"), VOCABULARY)
+    batch = Batch(engine, engine.rows(4, 64))
     batch.join([Answer((TWIN,), seed=1), Answer((TWIN, TWIN), seed=2)])
     batch.step()
     with NoUploads():
