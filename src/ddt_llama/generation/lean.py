@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddt_llama.config import UserError
 from ddt_llama.generation import graphs
 from ddt_llama.generation.kernels import Product, RmsNorm
 from ddt_llama.generation.precision import Int8Linear
-from ddt_llama.generation.rows import Layers, Prompts, Rows
+from ddt_llama.generation.rows import VECTOR, Layers, Prompts, Rows
 
 Linear = Product | Int8Linear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -104,13 +105,28 @@ class LeanDecoder:
         inner = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
         return sum(one.bytes for one in [*self._heads.values(), *chain(*inner)])
 
-    def compile(self) -> None:
-        """Let torch compile the layers of a step: small operations become few.
+    @torch.inference_mode()
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let torch compile what a step does in a layer, so that its small operations become few.
 
-        One layer is compiled for all, within seconds, when first wanted, and again when rows and
-        slots turn out not to be always as many. Reading, of ever other lengths, stays as it is.
+        Done once for all layers, for one row and for more, of any number of slots: those below
+        teach torch what varies. Reading, of ever other lengths, stays as it is. Raises UserError
+        where it cannot be done.
         """
-        self._stepped = torch.compile(self._through)
+        self._stepped = torch.compile(self._through, backend=backend)
+        prompt = self.read(torch.zeros(1, 1, dtype=torch.int64, device=self.device), [1])
+        try:
+            for most in (2, 3):
+                rows = Rows(most, VECTOR * most, self.device)
+                rows.put(prompt, [0] * most)
+                for width in (1, most):
+                    self._step(rows.given[:width], rows, width, rows.capacity)
+        except Exception as error:  # of torch's compiler, of Triton or of the C++ compiler
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"compile: torch could not ({reason}); it needs a C++ compiler, and on a GPU "
+                "Triton: install them, or leave it out (a server: TORCHDYNAMO_DISABLE=1)"
+            ) from None
 
     def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
         """Read prompts that are padded at their ends, to be put into rows as often as needed."""
