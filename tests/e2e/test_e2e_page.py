@@ -257,6 +257,11 @@ def test_the_slider_compares(visit: Any) -> None:
     page = visit()
     handle = compared(page)
     there = handle.bounding_box()
+    top = page.evaluate("scrollY")
+    page.mouse.move(there["x"] - 60, 300)
+    page.mouse.wheel(0, 50)  # scrolls the page, also over the pictures
+    page.wait_for_function(f"scrollY > {top} + 10")
+    there = handle.bounding_box()
     page.mouse.move(there["x"] + there["width"] / 2, there["y"] + there["height"] / 2)
     page.mouse.down()
     page.mouse.move(there["x"] + 100, there["y"], steps=3)

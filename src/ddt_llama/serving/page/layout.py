@@ -23,6 +23,8 @@ img { image-rendering: pixelated; }
 .block > [data-testid="block-label"] ~ :not([data-testid="image"]) > .top-panel { top: -27px; }
 .grid-wrap { max-height: none !important; overflow: visible !important; min-height: 0 !important; }
 .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+/* Who scrolls the page over the compared pictures would zoom into them, and get no further. */
+#compared .content { pointer-events: none; }
 #compared .icon-wrap { color: var(--background-fill-primary) !important; }
 .caption-label { font-size: 11px !important; padding: 0 6px !important; }
 @media (max-width: 640px) {
