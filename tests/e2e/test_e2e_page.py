@@ -231,6 +231,22 @@ def test_another_seed_draws_something_else(visit: Any) -> None:
     expect(page.get_by_text(f"seed {seed.input_value()}", exact=True)).to_be_visible()
 
 
+def test_a_chosen_picture_goes_on(visit: Any, shot: Any, model: ddt_llama.Model) -> None:
+    page = visit(viewport=PHONE)
+    page.get_by_label("number input for Pictures").fill("2")
+    page.get_by_label("Prompt").press("Enter")
+    expect(page.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
+    page.get_by_label("Thumbnail 2 of 2").click()
+    expect(page.get_by_label("Fullscreen")).to_be_visible()
+    assert page.get_by_label("Share").count() == 0  # it would send the picture elsewhere
+    shot(page, "chosen-phone")
+    page.get_by_role("button", name="Ask about it").click()
+    picture = page.get_by_role("tabpanel").filter(visible=True).get_by_role("img", name="Picture")
+    second = model.draw("a red circle above a blue square", num=2, seed=1)[1]
+    answer = page.request.get(picture.get_attribute("src"))
+    assert PIL.Image.open(io.BytesIO(answer.body())).tobytes() == second.tobytes()
+
+
 def compared(page: Page) -> Any:
     """Edit the first example and return the line between before and after."""
     page.get_by_role("tab", name="Edit").click()
@@ -421,6 +437,8 @@ def test_everything_has_a_name_and_shows_its_focus(visit: Any) -> None:
             told = seen.aria_snapshot()
             assert re.search(r'"[^"]+"|: \S', told) or "img" in told, told
         assert 5 < stops < 80
+        for status in page.locator("[id$=-status]:visible, #few-told:visible").all():
+            assert status.get_attribute("aria-live") == "polite"
         for image in page.get_by_role("tabpanel").filter(visible=True).locator("img").all():
             assert image.get_attribute("alt")
 

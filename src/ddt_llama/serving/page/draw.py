@@ -77,6 +77,7 @@ class Drawn:
                     height="auto",
                     object_fit="contain",
                     interactive=False,
+                    buttons=["download", "download_all", "fullscreen"],  # none shares elsewhere
                     elem_id="drawn",
                 )
                 status = gradio.Markdown(EMPTY, elem_id="draw-status")

@@ -35,7 +35,7 @@ img { image-rendering: pixelated; }
   #more { order: 2; }
 }
 """
-# Gradio's pictures have no names for those who do not see them.
+# For those who do not see the page: names of pictures, and what happens told when it does.
 NAMES = """() => new MutationObserver(() => {
   for (const block of document.querySelectorAll('.block')) {
     const label = block.querySelector(':scope > [data-testid="block-label"]');
@@ -46,6 +46,8 @@ NAMES = """() => new MutationObserver(() => {
   }
   for (const image of document.querySelectorAll('tr img'))
     image.alt ||= image.closest('tr').innerText.trim();
+  for (const status of document.querySelectorAll('#draw-status, #edit-status, #few-told'))
+    status.ariaLive = 'polite';
 }).observe(document.body, {childList: true, subtree: true})"""
 
 
