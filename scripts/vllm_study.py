@@ -50,7 +50,7 @@ class Stock(Engine):
         answers = self.llm.generate(prompts, how, use_tqdm=False)
         self.seconds += time.perf_counter() - begun
         assert [list(answer.prompt_token_ids) for answer in answers] == ids
-        return [self.read(*pair) for pair in zip(tasks, answers, strict=True)]
+        return [self.written(*pair) for pair in zip(tasks, answers, strict=True)]
 
     def params(self, task: Task) -> Any:
         """Return how a task is sampled, and what it may write."""
@@ -66,16 +66,16 @@ class Stock(Engine):
         most = self.steps(task)
         return SamplingParams(max_tokens=most, temperature=temperature, seed=task.seed, **fields)
 
-    def read(self, task: Task, answer: Any) -> Tensor:
+    def written(self, task: Task, answer: Any) -> Tensor:
         """Return what our engine would: codes, or the ids of a text without its end."""
-        written = list(answer.outputs[0].token_ids)
-        self.tokens += len(written)
+        ids = list(answer.outputs[0].token_ids)
+        self.tokens += len(ids)
         if isinstance(task, Codes):
-            names = self.tokenizer.convert_ids_to_tokens(written)
+            names = self.tokenizer.convert_ids_to_tokens(ids)
             assert answer.outputs[0].text == "".join(names)
-        elif written[-1] == self.vocabulary.eos:
-            del written[-1]
-        return self.finish(task, torch.tensor(written, dtype=torch.int64))
+        elif ids[-1] == self.vocabulary.eos:
+            del ids[-1]
+        return self.finish(task, torch.tensor(ids, dtype=torch.int64))
 
 
 class Both(Engine):
