@@ -56,7 +56,7 @@ class StandIn:
 
     def __init__(self, model: str) -> None:
         self.tokenizer = AutoTokenizer.from_pretrained(model)
-        self.model = AutoModelForCausalLM.from_pretrained(model)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model)
 
     def generate(self, prompt: str, params: dict[str, Any]) -> list[Any]:
         given = self.tokenizer(prompt, return_tensors="pt")
