@@ -119,11 +119,8 @@ def main(
     folder: Annotated[Path, tyro.conf.Positional],
     out: Path,
     dtype: str = "auto",
-    temperature: float = 0.4,
-    prompts: int = 100,
-    images: int = 4,
-    edits: int = 300,
-    questions: int = 500,
+    judged: bool = True,
+    suite: ShapesSuite = ShapesSuite(temperature=0.4, batch_size=256),
 ) -> None:
     """Compare and score the release NAME and FOLDER, its export.
 
@@ -132,11 +129,8 @@ def main(
         folder: of its export.
         out: the file to be written.
         dtype: of vLLM; "auto" is that of the folder.
-        temperature: of pictures, when vLLM is judged.
-        prompts: a category.
-        images: a prompt, when vLLM is judged; 0 compares only.
-        edits: in all.
-        questions: in all.
+        judged: whether vLLM is judged by what it writes alone, too.
+        suite: how much is asked; for the comparison, one picture a prompt.
     """
     model = load(name, device="cpu")
     assert model.engine is not None
@@ -144,16 +138,14 @@ def main(
     model.settings = replace(model.settings, **alone)
     stock = Stock(model.engine, folder, LLM(model=str(folder), dtype=dtype))
     both = Both(model.engine, stock)
-    suite = ShapesSuite(prompts, 1, edits, questions, temperature=temperature, batch_size=64)
-
     model.engine = both
-    suite.run(model)
+    replace(suite, images=1).run(model)
     streams = {kind: told(places) for kind, places in both.compared.items()}
     figures: dict[str, Any] = {"streams": streams}
     save_json(out, figures)
-    if images:
+    if judged:
         model.engine, stock.tokens, stock.seconds = stock, 0, 0.0
-        figures["scores"] = flat(replace(suite, images=images, batch_size=256).run(model))
+        figures["scores"] = flat(suite.run(model))
         figures["tokens_a_second"] = stock.tokens / stock.seconds
         save_json(out, figures)
 
