@@ -32,6 +32,8 @@ from ddt_llama.generation.engine import Codes, Engine, Task
 from ddt_llama.generation.sampling import GREEDY, Greedy, TopK, TopP
 from ddt_llama.language import plain
 
+SUITE = ShapesSuite(temperature=0.4, batch_size=256)
+
 
 class Stock(Engine):
     """The tasks of our engine, given to vLLM as texts."""
@@ -120,7 +122,7 @@ def main(
     out: Path,
     dtype: str = "auto",
     judged: bool = True,
-    suite: ShapesSuite = ShapesSuite(temperature=0.4, batch_size=256),
+    suite: ShapesSuite = SUITE,
 ) -> None:
     """Compare and score the release NAME and FOLDER, its export.
 
