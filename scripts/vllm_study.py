@@ -27,29 +27,37 @@ from vllm import LLM, SamplingParams  # pyright: ignore[reportMissingImports]
 from ddt_llama.config import save_json
 from ddt_llama.evaluation.intervals import flat
 from ddt_llama.evaluation.shapes_suite import ShapesSuite
-from ddt_llama.generation import load
-from ddt_llama.generation.engine import Codes, Engine, Task
+from ddt_llama.generation import Model, load
+from ddt_llama.generation.engine import Codes, Task
 from ddt_llama.generation.sampling import GREEDY, Greedy, TopK, TopP
+from ddt_llama.generation.work import Work, Write
 from ddt_llama.language import plain
 
 SUITE = ShapesSuite(temperature=0.4, batch_size=256)
 
 
-class Stock(Engine):
-    """The tasks of our engine, given to vLLM as texts."""
+class Stock(Model):
+    """A model whose words and pictures vLLM writes, from prompts in words."""
 
-    def __init__(self, own: Engine, folder: Path, llm: Any) -> None:
-        super().__init__(own.decoder, own.vocabulary, own.num_text)
+    def __init__(self, own: Model, folder: Path, llm: Any) -> None:
+        alone = {"guidance_scale": 1.0, "edit_guidance_scale": 1.0, "views": 1, "tries": 1}
+        settings = replace(own.settings, **alone)
+        parts = (own.tokenizer, None, own.vocabulary, own.text)
+        super().__init__(*parts, engine=own.engine, settings=settings, name=own.name)
         self.llm = llm
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+        self.names = AutoTokenizer.from_pretrained(folder)
         self.tokens, self.seconds = 0, 0.0
 
-    def write(self, tasks: Sequence[Task], together: int = 32) -> list[Tensor]:
+    def perform(self, work: Work) -> Any:
+        """Do one piece of work."""
+        return self.write(work.tasks) if isinstance(work, Write) else super().perform(work)
+
+    def write(self, tasks: Sequence[Task]) -> list[Tensor]:
         """Carry tasks out, all side by side."""
         ids = [list(task.prompts[0]) for task in tasks]
-        prompts = [plain.spell(self.tokenizer.backend_tokenizer, row) for row in ids]
-        begun = time.perf_counter()
+        prompts = [plain.spell(self.names.backend_tokenizer, row) for row in ids]
         how = [self.params(task) for task in tasks]
+        begun = time.perf_counter()
         answers = self.llm.generate(prompts, how, use_tqdm=False)
         self.seconds += time.perf_counter() - begun
         assert [list(answer.prompt_token_ids) for answer in answers] == ids
@@ -57,44 +65,44 @@ class Stock(Engine):
 
     def params(self, task: Task) -> Any:
         """Return how a task is sampled, and what it may write."""
+        assert self.engine is not None
         method, fields = task.sampling.method, {}
         if isinstance(task, Codes):
-            head = self.head(task)
+            head = self.engine.head(task)
             fields["allowed_token_ids"] = list(range(head.start, head.stop))
         if isinstance(method, TopP):
             fields["top_p"] = method.p
         if isinstance(method, TopK):
             fields["top_k"] = method.k
         temperature = 0.0 if isinstance(method, Greedy) else task.sampling.temperature
-        most = self.steps(task)
-        return SamplingParams(max_tokens=most, temperature=temperature, **fields)
+        return SamplingParams(max_tokens=self.engine.steps(task), temperature=temperature, **fields)
 
     def written(self, task: Task, answer: Any) -> Tensor:
         """Return what our engine would: codes, or the ids of a text without its end."""
+        assert self.engine is not None
         ids = list(answer.outputs[0].token_ids)
         self.tokens += len(ids)
         if isinstance(task, Codes):
-            names = self.tokenizer.convert_ids_to_tokens(ids)
-            assert answer.outputs[0].text == "".join(names)
-        elif ids[-1] == self.vocabulary.eos:
+            assert answer.outputs[0].text == "".join(self.names.convert_ids_to_tokens(ids))
+        elif ids[-1] == self.engine.vocabulary.eos:
             del ids[-1]
-        return self.finish(task, torch.tensor(ids, dtype=torch.int64))
+        return self.engine.finish(task, torch.tensor(ids, dtype=torch.int64))
 
 
-class Both(Engine):
+class Both(Stock):
     """Our engine, the likeliest token each time, beside vLLM, which is told the same."""
 
-    def __init__(self, own: Engine, stock: Stock) -> None:
-        super().__init__(own.decoder, own.vocabulary, own.num_text)
-        self.stock = stock
+    def __init__(self, own: Model, folder: Path, llm: Any) -> None:
+        super().__init__(own, folder, llm)
         self.compared: dict[str, list[int | None]] = defaultdict(list)
 
-    def write(self, tasks: Sequence[Task], together: int = 32) -> list[Tensor]:
-        """Return what our engine writes."""
-        likeliest: list[Task] = [replace(task, sampling=GREEDY) for task in tasks]
-        ours = super().write(likeliest, together)
-        theirs = self.stock.write(likeliest)
-        for task, *pair in zip(tasks, ours, theirs, strict=True):
+    def perform(self, work: Work) -> Any:
+        """Do one piece of work; what is written is what our engine writes."""
+        if not isinstance(work, Write):
+            return super().perform(work)
+        likeliest: list[Task] = [replace(task, sampling=GREEDY) for task in work.tasks]
+        ours = Model.perform(self, Write(likeliest))
+        for task, *pair in zip(likeliest, ours, self.write(likeliest), strict=True):
             edits = isinstance(task, Codes) and task.source is not None
             kind = "edit" if edits else "draw" if isinstance(task, Codes) else "text"
             self.compared[kind].append(parting(*pair))
@@ -134,20 +142,15 @@ def main(
         judged: whether vLLM is judged by what it writes alone, too.
         suite: how much is asked; for the comparison, one picture a prompt.
     """
-    model = load(name, device="cpu")
-    assert model.engine is not None
-    alone = {"guidance_scale": 1.0, "edit_guidance_scale": 1.0, "views": 1, "tries": 1}
-    model.settings = replace(model.settings, **alone)
-    stock = Stock(model.engine, folder, LLM(model=str(folder), dtype=dtype))
-    both = Both(model.engine, stock)
-    model.engine = both
-    replace(suite, images=1).run(model)
+    own, llm = load(name, device="cpu"), LLM(model=str(folder), dtype=dtype)
+    both = Both(own, folder, llm)
+    replace(suite, images=1).run(both)
     streams = {kind: told(places) for kind, places in both.compared.items()}
     figures: dict[str, Any] = {"streams": streams}
     save_json(out, figures)
     if judged:
-        model.engine, stock.tokens, stock.seconds = stock, 0, 0.0
-        figures["scores"] = flat(suite.run(model))
+        stock = Stock(own, folder, llm)
+        figures["scores"] = flat(suite.run(stock))
         figures["tokens_a_second"] = stock.tokens / stock.seconds
         save_json(out, figures)
 
