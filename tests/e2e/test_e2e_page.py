@@ -304,6 +304,8 @@ def test_inside(visit: Any, shot: Any, tmp_path: Path, model: ddt_llama.Model) -
     count.focus()
     coarse = changed(page, "#few", lambda: count.press("Home"))
     expect(few).to_contain_text("1 of 64 tokens", timeout=WAIT)
+    assert coarse != changed(page, "#few", lambda: page.get_by_label("Thumbnail 2 of 6").click())
+    expect(few).to_contain_text("4 of 64 tokens", timeout=WAIT)
     assert coarse != changed(page, "#few", lambda: count.press("End"))
     (whole,) = model.reconstruct(picture)
     assert small(pictures(page, "#few")[0]) == whole.tobytes()
