@@ -116,7 +116,9 @@ async def followed(
     try:
         while True:
             try:
-                event = await asyncio.wait_for(events.get(), job.deadline - time.monotonic())
+                # Not by wait_for: up to Python 3.11 it loses who presses Stop as an event comes.
+                async with asyncio.timeout(job.deadline - time.monotonic()):
+                    event = await events.get()
             except TimeoutError:
                 job.give_up_late()
                 event = job.future
