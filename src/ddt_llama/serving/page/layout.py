@@ -16,6 +16,8 @@ CSS = """
 .dark { --color-accent: var(--primary-400); }
 :focus-visible { outline: 2px solid var(--color-accent) !important; outline-offset: 2px; }
 [role="tab"]:focus-visible { outline-offset: -2px; }
+/* Mistakes are told in a line of their own; Gradio also marks places with them, even after Stop. */
+[data-testid="status-tracker"] :is(.error, .clear-status) { display: none; }
 img { image-rendering: pixelated; }
 .image-frame img, .image-frame { width: 100%; height: 100%; object-fit: contain; }
 /* Names and buttons stand above pictures, not on them. */
