@@ -43,6 +43,7 @@ def application(served: Served) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.openapi = lambda: document(app, bool(served.keys))
 

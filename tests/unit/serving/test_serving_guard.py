@@ -1,10 +1,12 @@
 """Who may come in, with how much, for how long; and what the server tells of it."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import logging
 import re
+import select
 import socket
 import struct
 import threading
@@ -174,6 +176,16 @@ def test_other_kinds_addresses_and_methods_are_refused(here: Running) -> None:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
         assert "allowed is POST" in answer.error["message"]
     assert here.send("/healthz", {}).status == 405
+    for path in (IMAGES + "/", "/healthz/"):
+        assert here.send(path, RING, headers=with_key()).status == 404
+
+
+def test_head_is_get_without_its_body(here: Running) -> None:
+    for path in ("/healthz", "/readyz", "/v1/models"):
+        answer = here.send(path, method="HEAD", headers=with_key())
+        length = len(json.dumps(here.send(path, headers=with_key()).body, separators=(",", ":")))
+        assert (answer.status, answer.headers["content-length"]) == (200, str(length))
+    assert here.send(IMAGES, method="HEAD", headers=with_key()).status == 405
 
 
 def test_a_body_that_comes_too_slowly_is_refused(local: Running) -> None:
@@ -184,6 +196,28 @@ def test_a_body_that_comes_too_slowly_is_refused(local: Running) -> None:
         answer.begin()
         assert answer.status == 408
         assert json.loads(answer.read())["error"]["code"] == "body_too_slow"
+
+
+def test_a_body_that_is_refused_is_read_for_a_while_only(
+    here: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take a place among those that are let in."""
+    monkeypatch.setattr("ddt_llama.serving.guard.DISCARDING", 0.3)
+    head = f"POST {IMAGES} HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", here.port), timeout=20) as slow:
+        slow.sendall(head)
+        begun = time.monotonic()
+        while not select.select([slow], [], [], 0.05)[0]:
+            assert time.monotonic() < begun + 5
+            slow.sendall(b"a")
+        assert slow.recv(12) == b"HTTP/1.1 401"
+    with running(Limits(rows=2, max_queue=0), **keyed()) as server, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            slow = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+            stack.enter_context(slow)
+            slow.sendall(head + b"a")
+        time.sleep(0.1)
+        assert server.send(IMAGES, {}, headers=with_key()).status == 400
 
 
 def test_only_so_many_bodies_are_read_at_once(local: Running) -> None:
@@ -224,6 +258,18 @@ def test_who_is_too_late_is_told_so_and_not_to_try_again(local: Running) -> None
     assert told.value.status_code == 504
     assert told.value.code == "deadline_exceeded"
     assert local.served.metrics.given_up.labels("deadline")._value.get() == 4  # three above
+
+
+def test_pictures_that_wait_to_be_opened_are_given_up_at_the_deadline(
+    local: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(_: bytes) -> None:
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(local.served.opener, "open", endless)
+    answer = local.send(EDITS, {"prompt": "a", "images": [{"image_url": data_url(png())}]})
+    assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize("streams", [False, True])
