@@ -11,6 +11,7 @@ import uvicorn
 
 from ddt_llama.config import UserError
 from ddt_llama.serving.api import application
+from ddt_llama.serving.connections import Connection
 from ddt_llama.serving.served import Served
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -60,6 +61,7 @@ class Server(uvicorn.Server):
             log_config=None,
             access_log=False,
             server_header=False,
+            http=Connection,
             ws="none",
             timeout_graceful_shutdown=round(served.limits.drain) + GRACE,
         )
