@@ -401,6 +401,35 @@ def test_who_comes_while_it_drains_is_sent_away(local: Running) -> None:
         local.served.draining = False
 
 
+def test_a_server_whose_model_has_ended_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Any:
+        raise MemoryError
+
+    with running() as server:
+        with Held(server):
+            statuses: list[int] = []
+
+            def ask() -> None:
+                statuses.append(server.send(IMAGES, RING).status)
+
+            waiting = [threading.Thread(target=ask) for _ in range(14)]
+            for one in waiting:
+                one.start()
+            until(lambda: len(server.served.worker._waiting) == 14)
+            monkeypatch.setattr(server.served.worker._batch, "join", broken)
+            monkeypatch.setattr("ddt_llama.serving.worker.Batch", broken)
+        for one in waiting:
+            one.join()
+        assert statuses == [500] * 14  # those that had not begun, too, and at once
+        assert server.send("/healthz").error["code"] == "model_ended"
+        for path, body in (("/readyz", None), (IMAGES, RING)):
+            answer = server.send(path, body)
+            assert (answer.status, answer.error["code"]) == (503, "shutting_down")
+    assert "the model's thread has ended" in caplog.text
+
+
 def test_what_takes_longer_than_the_drain_is_given_up() -> None:
     with running(Limits(rows=4, drain=0.05)) as server, Held(server) as held:
         answers: list[Any] = []
