@@ -110,7 +110,9 @@ def test_a_key_file_holds_keys_and_is_closed_to_others(tmp_path: Path) -> None:
     path.chmod(0o600)
     for content, message in (
         (b" \n", "no key"),
-        (b"\xff", "no text"),
+        (b"\xff", "no plain text"),
+        ("clé".encode(), "no plain text"),
+        (b"\xef\xbb\xbfkey", "no plain text"),
         (b"k " * 40_000, "too much"),
     ):
         path.write_bytes(content)
