@@ -37,10 +37,10 @@ class Served:
         self.worker = Worker(self.model, self.limits, self.metrics)
         self.opener = Opener(self.model.tokenizer.image_size, self.limits)
 
-    def drain(self) -> None:
-        """Take no more requests; what is under way has its time, then it is given up."""
+    def drain(self, seconds: float) -> None:
+        """Take no more requests; what is under way has so long, then it is given up."""
         self.draining = True
-        timer = threading.Timer(self.limits.drain, self.worker.close, [0.0])
+        timer = threading.Timer(seconds, self.worker.close, [0.0])
         timer.daemon = True
         timer.start()
 

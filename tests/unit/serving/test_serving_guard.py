@@ -432,13 +432,16 @@ def test_a_server_whose_model_has_ended_says_so(
     assert "the model's thread has ended" in caplog.text
 
 
-def test_what_takes_longer_than_the_drain_is_given_up() -> None:
-    with running(Limits(rows=4, drain=0.05)) as server, Held(server) as held:
+@pytest.mark.parametrize(("drain", "signals"), [(0.05, 1), (60, 2)])
+def test_what_takes_longer_than_the_drain_is_given_up(drain: float, signals: int) -> None:
+    """At once where a second signal comes."""
+    with running(Limits(rows=4, drain=drain)) as server, Held(server) as held:
         answers: list[Any] = []
         under_way = threading.Thread(target=lambda: answers.append(server.send(IMAGES, RING)))
         under_way.start()
         until(lambda: len(server.served.worker._waiting) == 1)
-        server.server.handle_exit(15, None)
+        for _ in range(signals):
+            server.server.handle_exit(15, None)
         under_way.join()
         held.open.set()
     assert answers[0].status == 503
