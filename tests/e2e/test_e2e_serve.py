@@ -58,7 +58,8 @@ def test_it_serves_what_the_model_draws_and_ends_with_what_is_under_way(tmp_path
             client.with_options(api_key="sk-other").models.list()
         (model,) = client.models.list().data
         assert model.id == "nano"
-        headers = {"Content-Type": "multipart/form-data; boundary=x", "Authorization": f"Bearer {KEY}"}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        headers["Content-Type"] = "multipart/form-data; boundary=x"
         request = urllib.request.Request(f"{address}/v1/images/edits", b"no form", headers)
         with pytest.raises(urllib.error.HTTPError, match="400"):
             urllib.request.urlopen(request, timeout=20)

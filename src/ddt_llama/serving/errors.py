@@ -92,7 +92,7 @@ def of_validation(error: pydantic.ValidationError, allowed: Sequence[str]) -> Ap
         message = f"unknown field {_short(repr(name))}{where}"
         return ApiError(400, message, code="unknown_field", param=_short(place or ""))
     told = "is missing; give it" if first["type"] == "missing" else _short(first["msg"])
-    told = PATTERNS.get(first.get("ctx", {}).get("pattern"), told)
+    told = PATTERNS.get(first.get("ctx", {}).get("pattern", ""), told)
     param = place and _short(place)
     return ApiError(400, f"{param or 'the body'}: {told}", code="invalid_value", param=param)
 

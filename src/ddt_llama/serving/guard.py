@@ -95,9 +95,9 @@ class Guard:
         and clients read slowly.
         """
         self._under_way += 1
-        begun = time.monotonic()
+        begun, limit = time.monotonic(), asyncio.timeout(self.served.limits.deadline + SLACK)
         try:
-            async with asyncio.timeout(self.served.limits.deadline + SLACK) as limit:
+            async with limit:
                 body = await self._read(scope, headers, receive)
                 await self.app(scope, again(body, receive), answer)
         except TimeoutError:

@@ -7,7 +7,6 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
-
 SPOKEN = ("ddt_llama", "uvicorn", "py")  # whose messages are written; "py" are warnings
 
 

@@ -74,7 +74,7 @@ def read_keys(path: Path) -> list[bytes]:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no plain text (ASCII); give a file with one key a line") from None
+        raise UserError(f"{path}: is no plain text (ASCII); write one key a line") from None
     if len(content) > MAX_KEY_FILE or not lines:
         raise UserError(f"{path}: holds {'too much' if lines else 'no key'}; write one key a line")
     return [digest_of(key) for key in lines]
