@@ -146,8 +146,10 @@ def test_what_it_needs_is_named_where_it_is_not_there(
     assert "no_such_module is not installed; install ddt-llama[serve]" in refused(capsys, "nano")
 
 
-def test_without_the_page_it_says_how_to_get_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_the_page_it_says_how_to_get_it_and_without_a_key_who_may_come(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ddt_llama.cli import serve
 
@@ -161,8 +163,11 @@ def test_without_the_page_it_says_how_to_get_it(
     monkeypatch.setattr("ddt_llama.serving.logs.write_json_lines", lambda: None)
     monkeypatch.setattr(Server, "run_until_stopped", started)
     assert main(["serve", "nano", "--port", "0"]) == 0
+    assert "whoever reaches" not in caplog.text
+    assert main(["serve", "nano", "--port", "0", "--host", "0.0.0.0"]) == 0
+    assert "whoever reaches this address may use it; --api-key-file asks for a key" in caplog.text
     assert capsys.readouterr().out == (
-        "the interface alone: for the page, too, install ddt-llama[page]\n"
+        "the interface alone: for the page, too, install ddt-llama[page]\n" * 2
     )
     assert main(["demo", "--open"]) == 2
     assert "no_such_module is not installed; install ddt-llama[page]" in capsys.readouterr().err
