@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder, obstacle
@@ -139,11 +140,12 @@ def test_codes_equal_the_plain_loop(backbone: tuple[str, Any]) -> None:
     engine = Engine(decoder_of(model), VOCABULARY)
     sampling = Sampling(TopK(20), temperature=2.0)
     seeds = [5, 6, 2**63 - 1, 8]
-    drawn = engine.write(
+    drawn = write(
+        engine,
         [
             Codes(tuple(prompt), tuple(EMPTY), 2.5, sampling, seed)
             for prompt, seed in zip(PROMPTS, seeds, strict=True)
-        ]
+        ],
     )
     for row, (prompt, seed) in enumerate(zip(PROMPTS, seeds, strict=True)):
         assert drawn[row].tolist() == plain_codes(model, prompt, EMPTY, 2.5, sampling, seed)

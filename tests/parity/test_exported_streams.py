@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import ddt_llama
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Answer, Codes, Engine, decoder_of
 from ddt_llama.generation.sampling import GREEDY
 from ddt_llama.language import TextTokenizer, Vocabulary, documents, plain, render
@@ -59,7 +60,7 @@ def drawn(engine: Engine, text: TextTokenizer, scale: float) -> Tensor:
     empty = documents.without_text(asked[0])
     twin = tuple(render(empty, engine.vocabulary, text).ids)
     rows = [tuple(render(one, engine.vocabulary, text).ids) for one in asked]
-    return torch.stack(engine.write([Codes(row, twin, scale, GREEDY) for row in rows]))
+    return torch.stack(write(engine, [Codes(row, twin, scale, GREEDY) for row in rows]))
 
 
 PROMPTS = [f" USER: {words} ASSISTANT:<|begin_image|>" for words in WORDS]
@@ -108,7 +109,7 @@ def test_nano_edits_the_same(nano: Exported, ours: Any, shown: tuple[list[int], 
     told = "add a small red star at the top left"
     asked = render(documents.edit(codes, told, None), ours.vocabulary, ours.text)
     task = Codes(tuple(asked.ids), sampling=GREEDY, source=tuple(codes))
-    expected = ours.engine.write([task])[0].tolist()
+    expected = write(ours.engine, [task])[0].tolist()
     prompt = f" USER: {told}{image} ASSISTANT:<|begin_image|>"
     written = nano.write([prompt], len(codes), range(nano.first - 1))[0] - nano.first
     pairs = list(zip(written.tolist(), codes, strict=True))
@@ -123,7 +124,7 @@ def test_nano_answers_the_same(nano: Exported, ours: Any, shown: tuple[list[int]
         render(documents.ask(codes, question, None), ours.vocabulary, ours.text).ids
         for question in questions
     ]
-    written = ours.engine.write([Answer((tuple(row),)) for row in rows])
+    written = write(ours.engine, [Answer((tuple(row),)) for row in rows])
     answers = [f" {ours.text.decode(ids.tolist())}" for ids in written]
     prompts = [f" USER:{image} {question} ASSISTANT:" for question in questions]
     told = nano.write(prompts, 96, range(0))

@@ -56,6 +56,8 @@ def serve(
         page: A page for people at "/", too, where ddt-llama[page] is installed.
     """
     _need(NEEDED, "serve")
+    import torch
+
     from ddt_llama.generation import load
     from ddt_llama.serving.logs import write_json_lines
     from ddt_llama.serving.served import LOOPBACK, Served, read_keys
@@ -64,7 +66,8 @@ def serve(
     keys = [] if door.api_key_file is None else read_keys(door.api_key_file)
     there = not _missing(OF_PAGE)
     with listener(door.host, door.port) as bound:
-        opened = load(model, adapter=adapter, weights=weights)
+        gpu = torch.cuda.is_available()
+        opened = load(model, adapter=adapter, weights=weights, compile=gpu)
         served = Served(opened, limits, keys, door.host in LOOPBACK, log_prompts, page and there)
         write_json_lines()
         if not (keys or served.loopback):

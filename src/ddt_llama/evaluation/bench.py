@@ -27,6 +27,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.intervals import Figure, mean, proportion
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.race import Race, median, run, seconds
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.model import Model
 from ddt_llama.generation.sampling import FULL, choose, guide, uniforms
@@ -87,10 +88,10 @@ def drawing(model: Model, size: int, rounds: int) -> dict[str, Figure]:
     """
     asked = requests(model, size)
     engine, tasks, tokens = _engine(model), asked.tasks(), _vocabulary(model).num_tokens
-    copy = _copy(_bytes_a_token(model), model.device)
+    copy = copying(_bytes_a_token(model), model.device)
 
     def ours() -> Tensor:
-        return torch.stack(engine.write(tasks, together=size))
+        return torch.stack(write(engine, tasks, together=size))
 
     def bound() -> None:
         for _ in range(tokens):
@@ -128,7 +129,7 @@ def reading(model: Model, rounds: int) -> dict[str, Figure]:
     def ours() -> object:
         return engine.decoder.read(ids, lengths)
 
-    copy = _copy(_bytes_a_token(model), model.device)
+    copy = copying(_bytes_a_token(model), model.device)
     race = Race(
         {"read": ours, "bandwidth": copy},
         {"prefill.b8.vs_bandwidth": ("bandwidth", "read")},
@@ -346,7 +347,7 @@ def _file(picture: PIL.Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _copy(size: int, device: torch.device) -> Callable[[], object]:
+def copying(size: int, device: torch.device) -> Callable[[], object]:
     """Return what moves `size` bytes, half of them read and half of them written."""
     there = torch.ones(max(1, size // 2), dtype=torch.uint8, device=device)
     here = torch.empty_like(there)

@@ -56,7 +56,7 @@ def previewing(model: Model, count: int, rounds: int) -> dict[str, Figure]:
     assert engine is not None
 
     def drawn(every: int | None) -> None:
-        batch = Batch(engine, 2 * count, max(map(engine.length, tasks)))
+        batch = Batch(engine, engine.rows(2 * count, max(map(engine.length, tasks))))
         waiting = dict(zip(batch.join(tasks), [task.seed for task in tasks], strict=True))
         written, done = 0, []
         while len(batch):

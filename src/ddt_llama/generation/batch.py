@@ -48,14 +48,39 @@ class _Group:
     written: Tensor  # step, task
 
 
-class Batch:
-    """Rows that write side by side, `rows` at most, of `capacity` tokens each."""
+def write(engine: Engine, tasks: Sequence[Task], together: int = 32) -> list[Tensor]:
+    """Carry tasks out, `together` side by side; results as of `Batch.step`, in the tasks' order.
 
-    def __init__(self, engine: Engine, rows: int, capacity: int, room: Rows | None = None) -> None:
-        """Make room, unless some is given; an answer takes as many rows as it has prompts."""
+    Raises UserError for prompts that are empty, or too long for what is to follow.
+    """
+    for task in tasks:
+        engine.check(task)
+    if not tasks:
+        return []
+    needed = max(len(task.prompts) for task in tasks) * min(together, len(tasks))
+    rows = engine.rows(needed, max(map(engine.length, tasks)))
+    batch = Batch(engine, rows)
+    results: dict[int, Tensor] = {}
+    begun: dict[int, int] = {}  # ticket -> place among the tasks
+    waiting = list(range(len(tasks)))
+    while waiting or batch:
+        if 4 * batch.room >= rows.most:  # to read few prompts at a time costs more than it gives
+            fit = batch.fitting(tasks[place] for place in waiting)
+            tickets = batch.join([tasks[place] for place in waiting[:fit]])
+            begun |= dict(zip(tickets, waiting, strict=False))
+            del waiting[:fit]
+        results |= {begun[ticket]: ids for ticket, ids in batch.step()}
+    engine.set_aside(rows)
+    return [results[place] for place in range(len(tasks))]
+
+
+class Batch:
+    """Answers that are written side by side, each in as many rows as it has prompts."""
+
+    def __init__(self, engine: Engine, rows: Rows) -> None:
+        """Write in these rows, which are free."""
         self.engine = engine
-        self.capacity = capacity
-        self._rows = room or Rows(rows, capacity, engine.decoder.device)
+        self._rows = rows
         self._running: list[_Running] = []
         self._groups: list[_Group] | None = None
         self._done = 0  # steps of these groups

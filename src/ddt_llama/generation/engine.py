@@ -2,7 +2,7 @@
 
 Stands between `writer`, which knows documents, and the decoders, which know weights. Inside an
 image only codes can be drawn, and exactly `num_tokens` of them; in an answer only text and the end
-mark. How many answers are written side by side is `batch`'s matter.
+mark. The writing itself, side by side, is `batch`.
 """
 
 import copy
@@ -126,41 +126,20 @@ class Engine:
         self._kept: dict[Ids, Prompts] = {}
         self._idle: Rows | None = None
 
-    def write(self, tasks: Sequence[Task], together: int = 32) -> list[Int[Tensor, " n"]]:
-        """Carry tasks out, `together` side by side; results as of `Batch.step`.
+    def rows(self, count: int, capacity: int) -> Rows:
+        """Return room for at least so many rows of so many tokens: what was set aside, if it does.
 
-        Raises UserError for prompts that are empty, or too long for what is to follow.
+        Room that is there already may know recordings of steps.
         """
-        from ddt_llama.generation.batch import Batch
-
-        for task in tasks:
-            self.check(task)
-        if not tasks:
-            return []
-        rows = max(len(task.prompts) for task in tasks) * min(together, len(tasks))
-        room = self._room(rows, max(map(self.length, tasks)))
-        rows = len(room.positions)
-        batch = Batch(self, rows, room.capacity, room)
-        results: dict[int, Tensor] = {}
-        begun: dict[int, int] = {}  # ticket -> place among the tasks
-        waiting = list(range(len(tasks)))
-        while waiting or batch:
-            if 4 * batch.room >= rows:  # to read few prompts at a time costs more than it gives
-                fit = batch.fitting(tasks[place] for place in waiting)
-                tickets = batch.join([tasks[place] for place in waiting[:fit]])
-                begun |= dict(zip(tickets, waiting, strict=False))
-                del waiting[:fit]
-            results |= {begun[ticket]: ids for ticket, ids in batch.step()}
-        if room.recorded:
-            self._idle = room
-        return [results[place] for place in range(len(tasks))]
-
-    def _room(self, rows: int, capacity: int) -> Rows:
-        """Return rows that are free: the last ones, for what is recorded of them, if they do."""
         idle, self._idle = self._idle, None
-        if idle is not None and idle.room >= rows and idle.capacity >= capacity:
+        if idle is not None and idle.room >= count and idle.capacity >= capacity:
             return idle
-        return Rows(rows, capacity, self.decoder.device)
+        return Rows(count, capacity, self.decoder.device)
+
+    def set_aside(self, rows: Rows) -> None:
+        """Keep free rows for the next writing, if steps are recorded of them."""
+        if rows.recorded:
+            self._idle = rows
 
     def steps(self, task: Task) -> int:
         """Return how many tokens a task may write."""

@@ -16,10 +16,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
+from ddt_llama.config import UserError
 from ddt_llama.generation import graphs
 from ddt_llama.generation.kernels import Product, RmsNorm
 from ddt_llama.generation.precision import Int8Linear
-from ddt_llama.generation.rows import Layers, Prompts, Rows
+from ddt_llama.generation.rows import VECTOR, Layers, Prompts, Rows
 
 Linear = Product | Int8Linear
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
@@ -91,6 +92,7 @@ class LeanDecoder:
         powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
         self._frequencies = (1.0 / (_rope(config)["rope_theta"] ** powers)).to(self.device)
         self.graphs = graphs.on(self.device)
+        self._stepped = self._through
 
     @property
     def device(self) -> torch.device:
@@ -103,20 +105,43 @@ class LeanDecoder:
         inner = [(one.qkv, one.out, one.gate_up, one.down) for one in self.layers]
         return sum(one.bytes for one in [*self._heads.values(), *chain(*inner)])
 
+    @torch.inference_mode()
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """Let torch compile what a step does in a layer, so that its small operations become few.
+
+        Done once for all layers, for one row and for more, of any number of slots: those below
+        teach torch what varies. Reading, of ever other lengths, stays as it is. Raises UserError
+        where it cannot be done.
+        """
+        self._stepped = torch.compile(self._through, backend=backend)
+        prompt = self.read(torch.zeros(1, 1, dtype=torch.int64, device=self.device), [1])
+        try:
+            for most in (2, 3):
+                rows = Rows(most, VECTOR * most, self.device)
+                rows.put(prompt, [0] * most)
+                for width in (1, most):
+                    self._step(rows.given[:width], rows, width, rows.capacity)
+        except Exception as error:  # of torch's compiler, of Triton or of the C++ compiler
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(
+                f"compile: torch could not ({reason}); it needs a C++ compiler, and on a GPU "
+                "Triton: install them, or leave it out (a server: TORCHDYNAMO_DISABLE=1)"
+            ) from None
+
     def read(self, ids: Int[Tensor, "u p"], lengths: Sequence[int]) -> Prompts:
         """Read prompts that are padded at their ends, to be put into rows as often as needed."""
         count, length = ids.shape
         places = torch.arange(length, device=self.device)
         mask = _blocked(places <= places[:, None], self.embedding.dtype)
+        turn = self._rotation(places.expand(count, -1))
+        x = F.embedding(ids, self.embedding)
         layers: Layers = []
-
-        def remember(_: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        for layer in self.layers:
+            x, keys, values = self._through(layer, x, turn, mask)
             layers.append((keys, values))
-            return keys, values
-
-        hidden = self._forward(ids, places.expand(count, -1), remember, mask)
         ends = torch.tensor(lengths, device=self.device) - 1
-        return Prompts(layers, lengths, hidden[torch.arange(count, device=self.device), ends])
+        states = self.final_norm(x)[torch.arange(count, device=self.device), ends]
+        return Prompts(layers, lengths, states)
 
     def step(self, ids: Int[Tensor, " r"], rows: Rows) -> Float[Tensor, "r s"]:
         """Append one token to each row and return the states that the next ones are drawn from."""
@@ -133,13 +158,11 @@ class LeanDecoder:
         """Write the keys and values of one token for each of the first `width` rows."""
         places = rows.places(width)
         mask = _blocked(rows.behind(width, stop) >= 0, self.embedding.dtype)[:, None, None, :]
-
-        def remember(layer: int, *new: Tensor) -> tuple[Tensor, ...]:
-            for slots, values in zip(rows.layers[layer], new, strict=True):
-                slots.flatten(0, 1).index_copy_(0, places, values[:, 0])
-            return tuple(slots[:width, :stop] for slots in rows.layers[layer])
-
-        return self._forward(ids[:, None], rows.positions[:width, None], remember, mask)[:, 0]
+        turn = self._rotation(rows.positions[:width, None])
+        x = F.embedding(ids[:, None], self.embedding)
+        for layer, slots in zip(self.layers, rows.layers, strict=True):
+            x, *_ = self._stepped(layer, x, turn, mask, slots, places)
+        return self.final_norm(x)[:, 0]
 
     def logits(self, states: Float[Tensor, "r s"], head: slice) -> Float[Tensor, "r v"]:
         """Return the logits of the vocabulary rows `head`; each cut is laid out once."""
@@ -148,22 +171,28 @@ class LeanDecoder:
             self._heads[key] = self._linear(self.head[head], None)
         return self._heads[key](states).float()
 
-    def _forward(
-        self, ids: Tensor, positions: Tensor, remember: Callable[..., Any], mask: Tensor
-    ) -> Tensor:
-        """Run `r n` tokens through all layers and return `r n dim`.
+    def _through(
+        self,
+        layer: _Layer,
+        x: Tensor,
+        turn: tuple[Tensor, Tensor],
+        mask: Tensor,
+        slots: tuple[Tensor, Tensor] | None = None,
+        places: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Run `r n dim` through a layer; also return the keys and values that were looked at.
 
-        `remember(layer, keys, values)` takes the new ones and returns those to look at.
+        Without `slots` those are the tokens' own. Otherwise these go to their `places` there, and
+        as many rows and slots as `mask` has are looked at.
         """
-        cos, sin = self._rotation(positions)
-        x = F.embedding(ids, self.embedding)
-        for index, layer in enumerate(self.layers):
-            q, k, v = self._turned(layer, layer.attention_norm(x), cos, sin)
-            keys, values = remember(index, k, v)
-            x = x + layer.out(self._attend(q, keys, values, mask))
-            gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
-            x = x + layer.down(F.silu(gate) * up)
-        return self.final_norm(x)
+        q, keys, values = self._turned(layer, layer.attention_norm(x), *turn)
+        if slots is not None and places is not None:
+            for held, new in zip(slots, (keys, values), strict=True):
+                held.flatten(0, 1).index_copy_(0, places, new[:, 0])
+            keys, values = (held[: mask.shape[0], : mask.shape[-1]] for held in slots)
+        x = x + layer.out(self._attend(q, keys, values, mask))
+        gate, up = layer.gate_up(layer.mlp_norm(x)).chunk(2, dim=-1)
+        return x + layer.down(F.silu(gate) * up), keys, values
 
     def _turned(
         self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ddt_llama.checkpoint import replaced
 from ddt_llama.config import UserError, replace_file, save_json, to_dict
 from ddt_llama.data.images import to_pil
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Engine, decoder_of
 from ddt_llama.generation.history import History
 from ddt_llama.generation.pictures import ImageInput, read_images
@@ -208,7 +209,7 @@ class Model:
             return self.decode(work.codes, work.seeds, work.steps, work.visible)
         if self.engine is None:
             raise UserError(f"model {self.name} has no language model; give one that writes")
-        return self.engine.write(work.tasks, self.batch_size)
+        return write(self.engine, work.tasks, self.batch_size)
 
     def reconstruct(
         self,

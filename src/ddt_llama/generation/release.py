@@ -38,13 +38,15 @@ def load(
     adapter: str | Path | None = None,
     device: str | torch.device | None = None,
     weights: Weights | None = None,
+    compile: bool = False,
 ) -> Model:
     """Open a model: "nano", "small", the folder of a run or release, or a hub name `owner/name`.
 
     A hub name may end in `@revision`. `adapter`: a folder (or run, or hub name) of what LoRA has
     learned beside this model; it is merged. `device` None takes the GPU where there is one.
     `weights`: in how many bits the language model holds its own while it writes; None is float32
-    on a CPU and as stored on a GPU. Raises UserError that lists what exists.
+    on a CPU and as stored on a GPU. `compile` (for many drawings on a GPU): torch compiles its
+    steps now, which takes seconds. Raises UserError that lists what exists.
     """
     folder = find(name)
     described = description(folder)
@@ -63,6 +65,8 @@ def load(
         vocabulary = Vocabulary.load(folder / "language")
         text = TextTokenizer.load(folder / "language")
         decoder = open_decoder(folder / "language", vocabulary, place, added, weights)
+        if compile:
+            _compile(decoder)
         language = partial(_open_language, folder / "language", place, added)
         engine = Engine(decoder, vocabulary, text.size)
     elif added is not None:
@@ -159,6 +163,13 @@ def open_decoder(
             f"{vocabulary.size}; take both from the same model"
         )
     return decoder
+
+
+def _compile(decoder: Decoder) -> None:
+    if decoder.device.type != "cuda":
+        raise UserError(f"compile: for GPUs, and this is a {decoder.device.type}; leave it out")
+    if isinstance(decoder, LeanDecoder):  # what transformers runs itself is left as it is
+        decoder.compile()
 
 
 def _open_language(folder: Path, device: torch.device, adapter: Adapter | None = None) -> nn.Module:

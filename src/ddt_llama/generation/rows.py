@@ -62,9 +62,14 @@ class Rows:
         return len(self.lengths)
 
     @property
+    def most(self) -> int:
+        """How many rows there is room for in all."""
+        return len(self.positions)
+
+    @property
     def room(self) -> int:
         """How many rows more can be put in."""
-        return len(self.positions) - self.count
+        return self.most - self.count
 
     @property
     def stop(self) -> int:

@@ -12,7 +12,7 @@ import torch
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError
-from ddt_llama.evaluation import bench, writing
+from ddt_llama.evaluation import bench, large, writing
 from ddt_llama.evaluation.intervals import Figure
 from ddt_llama.evaluation.race import ROUNDS, Race, run
 from ddt_llama.generation.model import Model
@@ -27,6 +27,7 @@ from ddt_llama.training.optim import OptimConfig, Optimizer
 SIDE = 2048  # of the matrices whose product is the measure
 ROWS = 32  # documents, or pictures, of a step
 TOKENIZER = "nano_tokenizer"  # whose training is timed
+LARGE = "base_tokenizer"  # of 256 px
 PREFIX = "bench."
 QUICK = (1, 8)  # batches of a quick run, and of previews
 
@@ -53,6 +54,8 @@ def measure(model: Model, *, quick: bool = False, rounds: int | None = None) -> 
         lambda: learning_language(model, rounds),
         lambda: learning_pictures(model, rounds),
     ]
+    if model.device.type == "cuda":
+        parts += [lambda: large.writing(model.device, rounds), lambda: _large(model, rounds)]
     return {f"{PREFIX}{name}": figure for part in parts for name, figure in part().items()}
 
 
@@ -88,6 +91,11 @@ def learning_pictures(model: Model, rounds: int) -> dict[str, Figure]:
     step = _step(tokenizer, recipe.loss(images[:2]), images)
     flops = len(images) * recipe.learning_flops(tokenizer)
     return _against_products("train.tokenizer", step, flops, model.device, rounds)
+
+
+def _large(model: Model, rounds: int) -> Mapping[str, Figure]:
+    recipe: Any = recipe_named(LARGE)
+    return large.round_trip(recipe.build().to(model.device).eval(), model.device, rounds)
 
 
 def _drawing(model: Model, size: int, rounds: int) -> Callable[[], Mapping[str, Figure]]:
@@ -149,6 +157,7 @@ MEANING = (
     ("vs_plain", "times as fast as two full forwards a token, without a cache"),
     ("vs_transformers", "times as fast as transformers' generate with its guidance"),
     ("vs_bandwidth", "of the speed at which this machine can read the weights (a copy)"),
+    ("vs_recorded", "times as fast as steps that are recorded, but not compiled"),
     ("vs_float32", "times as fast a token as with weights of float32"),
     ("bytes", "of the bytes of weights that float32 reads a token"),
     ("vs_no_preview", "of the speed of drawing without a preview every eight tokens"),

@@ -51,7 +51,7 @@ class Worker:
         longest = model.engine.decoder.max_positions
         self.model, self.engine, self.limits, self.metrics = model, model.engine, limits, metrics
         self.capacity = min(longest, limits.capacity or MAX_CAPACITY)
-        self._batch = Batch(self.engine, limits.rows, self.capacity)
+        self._batch = Batch(self.engine, self.engine.rows(limits.rows, self.capacity))
         self._tickets: dict[int, tuple[Job[Any], int]] = {}
         self._steps = 0
         self._joined = 0  # step of the last joining
@@ -329,7 +329,7 @@ class Worker:
         for job in failed:
             job.fail(error)
         self._tickets.clear()
-        self._batch = Batch(self.engine, self.limits.rows, self.capacity)
+        self._batch = Batch(self.engine, self.engine.rows(self.limits.rows, self.capacity))
 
     @contextmanager
     def _timed(self, kind: str) -> Iterator[None]:

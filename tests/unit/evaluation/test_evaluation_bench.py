@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ddt_llama import distributed
 from ddt_llama.config import UserError
-from ddt_llama.evaluation import writing
+from ddt_llama.evaluation import large, writing
 from ddt_llama.evaluation.bench import (
     Requests,
     decoding,
@@ -25,9 +25,11 @@ from ddt_llama.evaluation.bench import (
 )
 from ddt_llama.evaluation.flops import counted
 from ddt_llama.evaluation.intervals import Figure
+from ddt_llama.evaluation.large import LLAMA_3
 from ddt_llama.evaluation.race import Race, median, run
 from ddt_llama.evaluation.writing import narrowing, previewing
 from ddt_llama.generation import Model
+from ddt_llama.generation.batch import write
 from ddt_llama.language import backbone
 from ddt_llama.language.backbone import BackboneConfig
 from ddt_llama.language.text import TextTokenizer
@@ -64,7 +66,7 @@ def test_the_plain_loop_draws_what_the_engine_draws(model: Model) -> None:
     asked = Requests([[256, 5, 9, 259], [256, 7, 259]], [[256, 259]] * 2, [4, 5])
     slow = plain_codes(model, asked)
     assert model.engine is not None
-    assert torch.equal(slow, torch.stack(model.engine.write(asked.tasks())))
+    assert torch.equal(slow, torch.stack(write(model.engine, asked.tasks())))
     assert not torch.equal(slow, plain_codes(model, replace(asked, seeds=[4, 6])))
 
 
@@ -147,6 +149,23 @@ def test_a_step_of_training_is_less_than_all_products(model: Model) -> None:
 def test_a_tokenizer_alone_draws_nothing() -> None:
     with pytest.raises(UserError, match="no language model"):
         measure(Model(FlatTokenizer()), quick=True)
+
+
+def test_large_models_and_pictures_are_timed_by_their_shapes() -> None:
+    vocabulary = Vocabulary(text_size=95, codebook_size=64, num_tokens=8)
+    sizes = {"wide": BackboneConfig(dim=64, depth=2, num_heads=2, num_kv_heads=1, mlp_dim=96)}
+    figures = large.writing(torch.device("cpu"), 2, sizes, vocabulary)
+    assert set(figures) == {"wide.image_seconds", "wide.token.vs_bandwidth"}
+    assert all(0 < figure.low <= figure.value <= figure.high for figure in figures.values())
+    told = large.round_trip(FlatTokenizer(), torch.device("cpu"), 2)
+    assert list(told) == [f"tokenizer_8.round_trip.s{steps}.seconds" for steps in (1, 8)]
+
+
+def test_models_of_the_bench_have_the_weights_that_they_are_named_for() -> None:
+    counts = [backbone.count_parameters(one, LLAMA_3) for one in large.SIZES.values()]
+    rows = LLAMA_3.codebook_size * 2048, 2 * LLAMA_3.codebook_size * 4096
+    billions = [(count - added) / 1e9 for count, added in zip(counts, rows, strict=True)]
+    assert billions == pytest.approx([1.24, 8.03], abs=0.01)  # as they are published
 
 
 def test_flops_of_products_attention_and_convolutions_are_counted() -> None:

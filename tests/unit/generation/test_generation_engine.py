@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from ddt_llama.config import UserError
-from ddt_llama.generation.batch import Batch
+from ddt_llama.generation.batch import Batch, write
 from ddt_llama.generation.engine import Answer, Codes, Engine, Task, decoder_of
 from ddt_llama.generation.kernels import layout_for
 from ddt_llama.generation.sampling import Sampling, TopK, TopP, choose, guide, uniforms
@@ -72,7 +72,7 @@ def draw(
         Codes(tuple(row), tuple(EMPTY), scale, seed=seed, source=source)
         for row, seed, source in zip(rows, seeds, there, strict=True)
     ]
-    return torch.stack(engine.write(tasks))
+    return torch.stack(write(engine, tasks))
 
 
 def answers(
@@ -82,7 +82,7 @@ def answers(
     prompts = [tuple(row) for row in rows]
     grouped = [tuple(prompts[i : i + together]) for i in range(0, len(prompts), together)]
     tasks = [Answer(each, seed=seed, **options) for seed, each in enumerate(grouped)]
-    return [ids.tolist() for ids in engine.write(tasks)]
+    return [ids.tolist() for ids in write(engine, tasks)]
 
 
 def test_an_image_is_exactly_num_tokens_codes(engine: Engine) -> None:
@@ -116,7 +116,7 @@ def test_guidance_at_one_reads_no_second_row_and_at_zero_forgets_the_prompt(engi
     rows = prompts(3)
     seeds = [1, 2, 3]
     plain = torch.stack(
-        engine.write([Codes(tuple(r), seed=s) for r, s in zip(rows, seeds, strict=True)])
+        write(engine, [Codes(tuple(r), seed=s) for r, s in zip(rows, seeds, strict=True)])
     )
     one, zero = draw(engine, rows, seeds, scale=1.0), draw(engine, rows, seeds, scale=0.0)
     assert len(Codes((1,), (2,), 1.0).prompts) == 1 < len(Codes((1,), (2,), 0.0).prompts)
@@ -140,13 +140,15 @@ def test_an_answer_ends_at_the_end_mark_alone_and_in_company(engine: Engine) -> 
     assert len({len(answer) for answer in together}) > 2
     assert min(map(len, together)) < 40
     for row, answer in enumerate(together):
-        alone = asked.write([Answer((tuple(rows[row]),), sampling, seed=row, most=40)])
+        alone = write(asked, [Answer((tuple(rows[row]),), sampling, seed=row, most=40)])
         assert alone[0].tolist() == answer
 
 
 def test_answers_are_greedy_unless_told_otherwise(engine: Engine) -> None:
     rows = prompts(3)
-    others = engine.write([Answer((tuple(row),), seed=9 + i, most=9) for i, row in enumerate(rows)])
+    others = write(
+        engine, [Answer((tuple(row),), seed=9 + i, most=9) for i, row in enumerate(rows)]
+    )
     assert answers(engine, rows, most=9) == [ids.tolist() for ids in others]
 
 
@@ -211,8 +213,8 @@ def test_a_prompt_longer_than_the_context_is_refused(engine: Engine) -> None:
 def test_an_empty_prompt_is_refused(engine: Engine) -> None:
     for task in (Codes(()), Answer(()), Answer(((),))):
         with pytest.raises(UserError, match="no tokens"):
-            engine.write([task])
-    assert engine.write([]) == []
+            write(engine, [task])
+    assert write(engine, []) == []
 
 
 def mixed() -> list[Task]:
@@ -230,9 +232,9 @@ def mixed() -> list[Task]:
 
 def test_answers_that_join_and_leave_at_any_step_are_those_written_alone(engine: Engine) -> None:
     tasks = mixed()
-    alone = [engine.write([task])[0] for task in tasks]
+    alone = [write(engine, [task])[0] for task in tasks]
     for start in range(3):  # who begins, and who joins how late
-        batch = Batch(engine, rows=7, capacity=64)
+        batch = Batch(engine, engine.rows(7, 64))
         waiting, places, results = [*range(start, 6), *range(start)], {}, {}
         for step in range(200):
             if step % 3 == 0:
@@ -249,8 +251,8 @@ def test_answers_that_join_and_leave_at_any_step_are_those_written_alone(engine:
 
 def test_who_goes_away_leaves_its_rows_and_disturbs_nobody(engine: Engine) -> None:
     tasks = mixed()
-    alone = [engine.write([task])[0] for task in tasks]
-    batch = Batch(engine, rows=11, capacity=64)
+    alone = [write(engine, [task])[0] for task in tasks]
+    batch = Batch(engine, engine.rows(11, 64))
     tickets = batch.join(tasks)
     assert batch.room == 0
     for _ in range(3):
@@ -272,9 +274,9 @@ def test_company_changes_no_bit_of_a_row_where_products_are_packed(engine: Engin
     if layout_for(torch.zeros(8, 8)) != "packed":
         pytest.skip("products of this CPU depend on the number of rows in their last bits")
     rows = [*prompts(20), *prompts(20)]
-    company = Batch(engine, rows=40, capacity=64)
+    company = Batch(engine, engine.rows(40, 64))
     company.join([Codes(tuple(row), seed=seed) for seed, row in enumerate(rows)])
-    alone = Batch(engine, rows=1, capacity=40)
+    alone = Batch(engine, engine.rows(1, 40))
     alone.join([Codes(tuple(rows[3]), seed=3)])
     for _ in range(15):
         company.step(), alone.step()

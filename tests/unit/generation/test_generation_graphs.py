@@ -5,13 +5,15 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ddt_llama.generation import graphs
-from ddt_llama.generation.batch import LOOKED, Batch
+from ddt_llama.config import UserError
+from ddt_llama.generation import graphs, kernels, load, release
+from ddt_llama.generation.batch import LOOKED, Batch, write
 from ddt_llama.generation.engine import Answer, Codes, Engine, Task
 from ddt_llama.generation.graphs import Graphs
 from ddt_llama.generation.lean import LeanDecoder
@@ -64,7 +66,7 @@ def tasks() -> list[Task]:
 def drawn(decoder: LeanDecoder, change: Callable[[int, Batch, list[int]], None]) -> dict[int, Any]:
     """Write tasks that join one every third step; `change` may do more before each step."""
     engine, waiting, tickets, results = Engine(decoder, VOCABULARY), tasks(), [], {}
-    batch = Batch(engine, rows=11, capacity=300)
+    batch = Batch(engine, engine.rows(11, 300))
     for step in range(120):
         if step % 3 == 0 and batch.fitting(waiting[:1]):
             tickets += batch.join([waiting.pop(0)])
@@ -111,17 +113,17 @@ def test_recorded_steps_write_the_codes_of_plain_ones() -> None:
 
 def test_the_next_drawings_use_what_is_recorded() -> None:
     decoder, remembered = decoder_on("cpu"), Remembered()
-    expected = Engine(decoder, VOCABULARY).write(tasks()[:5], together=4)
+    expected = write(Engine(decoder, VOCABULARY), tasks()[:5], together=4)
     decoder.graphs = Graphs(remembered)
     engine = Engine(decoder, VOCABULARY)
     for _ in range(2):
-        for told, codes in zip(engine.write(tasks()[:5], together=4), expected, strict=True):
+        for told, codes in zip(write(engine, tasks()[:5], together=4), expected, strict=True):
             assert torch.equal(told, codes)
         captured = remembered.captured
-        engine.write(tasks()[:1])  # fewer rows, fewer slots
+        write(engine, tasks()[:1])  # fewer rows, fewer slots
         assert captured <= remembered.captured <= captured + 1
     assert captured == remembered.captured
-    engine.write(tasks())  # more rows than there are
+    write(engine, tasks())  # more rows than there are
     assert remembered.captured > captured
 
 
@@ -177,7 +179,8 @@ def test_nothing_waits_for_the_device_while_codes_are_written(recorded: bool) ->
     decoder = decoder_on("meta")
     if recorded:
         decoder.graphs = Graphs(Remembered())
-    batch = Batch(Engine(decoder, VOCABULARY), rows=11, capacity=64)
+    engine = Engine(decoder, VOCABULARY)
+    batch = Batch(engine, engine.rows(11, 64))
     batch.join(tasks()[:6])
     batch.step()
     with NoUploads():
@@ -187,7 +190,8 @@ def test_nothing_waits_for_the_device_while_codes_are_written(recorded: bool) ->
 
 
 def test_the_end_of_an_answer_is_looked_for_every_few_steps() -> None:
-    batch = Batch(Engine(decoder_on("meta"), VOCABULARY), rows=4, capacity=64)
+    engine = Engine(decoder_on("meta"), VOCABULARY)
+    batch = Batch(engine, engine.rows(4, 64))
     batch.join([Answer((TWIN,), seed=1), Answer((TWIN, TWIN), seed=2)])
     batch.step()
     with NoUploads():
@@ -195,6 +199,82 @@ def test_the_end_of_an_answer_is_looked_for_every_few_steps() -> None:
             batch.step()
     with pytest.raises(NotImplementedError):
         batch.step()
+
+
+class Compiled:
+    """A compiler that runs what it is given as it is, and counts."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self, graph: Any, _: Any) -> Any:
+        self.count += 1
+        return graph.forward
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> LeanDecoder:
+    """A decoder with torch's own products and norms, which a GPU has."""
+    monkeypatch.setattr(kernels, "_on_cpu", lambda _: False)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # not to be compiled, too
+    torch.compiler.reset()
+    return decoder_on("cpu")
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+def test_what_is_compiled_at_first_serves_all_steps_and_layers(
+    bare: LeanDecoder, recorded: bool
+) -> None:
+    expected, compiled = drawn(bare, leaves_early), Compiled()
+    bare.compile(compiled)
+    at_first = compiled.count
+    assert 2 <= at_first <= 4  # one row or more, and what varies is learnt: not one a layer
+    if recorded:
+        bare.graphs = Graphs(Remembered())
+    told = drawn(bare, leaves_early)
+    assert compiled.count == at_first
+    assert told.keys() == expected.keys()
+    assert all(torch.equal(told[ticket], codes) for ticket, codes in expected.items())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch's own compiler
+def test_the_compiler_that_torch_has_writes_the_same_codes(bare: LeanDecoder) -> None:
+    expected = drawn(bare, leaves_early)
+    plain = bare._stepped
+    bare.compile()
+    assert bare._stepped is not plain
+    told = drawn(bare, leaves_early)
+    assert all(torch.equal(told[ticket], codes) for ticket, codes in expected.items())
+
+
+def test_a_compiler_that_fails_is_told_of_in_one_line(bare: LeanDecoder) -> None:
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no compiler\nin sight")
+
+    told = r"^compile: torch could not \(.*no compiler in sight.*C\+\+"
+    with pytest.raises(UserError, match=told):
+        bare.compile(fails)
+
+
+def test_steps_are_compiled_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^compile: for GPUs, and this is a cpu; leave it out$"):
+        load("nano", device="cpu", compile=True)
+    compiled: list[str] = []
+    decoder = decoder_on("cpu")
+    monkeypatch.setattr(LeanDecoder, "compile", lambda self: compiled.append(self.device.type))
+    monkeypatch.setattr(LeanDecoder, "device", torch.device("cuda"))
+    release._compile(decoder)
+    assert compiled == ["cuda"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that compiles")
+def test_a_gpu_records_what_is_compiled() -> None:
+    decoder = decoder_on("cuda")
+    expected = drawn(decoder, leaves_early)
+    decoder.compile()
+    told = drawn(decoder, leaves_early)
+    pairs = [(told[ticket], codes) for ticket, codes in expected.items()]
+    assert sum(float((one == other).float().mean()) for one, other in pairs) > 0.9 * len(pairs)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that records")

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ddt_llama.config import UserError, save_json
 from ddt_llama.generation import Model, Settings, load, release
-from ddt_llama.generation.engine import Answer, Codes, Task
+from ddt_llama.generation.batch import write
+from ddt_llama.generation.engine import Answer, Codes, Engine, Task
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
 from ddt_llama.generation.pictures import SHIFTS, read_images, views
@@ -148,17 +149,16 @@ def test_batches_may_be_of_any_size(text: TextTokenizer) -> None:
 def test_prompts_and_twins_are_the_documents_of_training(
     model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert model.engine is not None
     seen: list[Any] = []
 
-    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+    def write(_: Engine, tasks: Sequence[Task], most: int) -> list[Tensor]:
         seen.extend(tasks)
         return [torch.tensor([1, 2, 3, 4] if isinstance(one, Codes) else [65]) for one in tasks]
 
     def ids(document: Document) -> tuple[int, ...]:
         return tuple(render(document, VOCABULARY, text).ids)
 
-    monkeypatch.setattr(model.engine, "write", write)
+    monkeypatch.setattr("ddt_llama.generation.model.write", write)
     drawn = model.draw_codes("a ring", guidance_scale=2.0, top_k=5, temperature=0.5, seed=3)
     assert drawn.tolist() == [[4, 3, 2, 1]]  # back from the language order
     request = draw("a ring", None)
@@ -186,11 +186,10 @@ def test_prompts_and_twins_are_the_documents_of_training(
 def test_words_come_first_where_the_release_says_so(
     model: Model, text: TextTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert model.engine is not None
     asked: list[list[int]] = []
     drawn: list[list[int]] = []
 
-    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+    def write(_: Engine, tasks: Sequence[Task], most: int) -> list[Tensor]:
         if isinstance(tasks[0], Codes):
             drawn.extend(list(prompt) for task in tasks for prompt in task.prompts[:1])
             return [torch.tensor([1, 2, 3, 4])] * len(tasks)
@@ -203,7 +202,7 @@ def test_words_come_first_where_the_release_says_so(
     def ids(document: Document) -> list[int]:
         return render(document, VOCABULARY, text).ids
 
-    monkeypatch.setattr(model.engine, "write", write)
+    monkeypatch.setattr("ddt_llama.generation.model.write", write)
     monkeypatch.setattr(model, "settings", Settings(plan=True, edit_plan=True, look=True))
     model.draw_codes("a ring", num=2, seed=5)
     assert asked == [ids(plan("a ring", None))] * 2
@@ -276,13 +275,12 @@ def test_what_is_read_otherwise_than_planned_is_drawn_again_and_the_likest_kept(
         codes = [code for code in codes if code >= 0]
         return torch.tensor(text.encode(read[codes[0]] if codes else plans[task.seed]))
 
-    def write(tasks: Sequence[Task], _: int) -> list[Tensor]:
+    def write(_: Engine, tasks: Sequence[Task], most: int) -> list[Tensor]:
         if isinstance(tasks[0], Codes):
             tries.append([task.seed for task in tasks if isinstance(task, Codes)])
         return [written(task) for task in tasks]
 
-    assert model.engine is not None
-    monkeypatch.setattr(model.engine, "write", write)
+    monkeypatch.setattr("ddt_llama.generation.model.write", write)
     monkeypatch.setattr(model, "settings", Settings(plan=True, tries=3))
     kept = model.draw_codes("what", num=3, seed=5)
     assert kept[:, 0].tolist() == [50, 62, 71 % 64]
@@ -306,7 +304,7 @@ def test_a_pretrained_model_draws_and_describes_in_the_words_of_stage_one(
     assert len(model.draw("a ring")) == 1
     assert model.engine is not None
     asked = render(image_to_text([9] * 4, None), VOCABULARY, text).ids
-    expected = model.engine.write([Answer((tuple(asked),))])
+    expected = write(model.engine, [Answer((tuple(asked),))])
     assert model.describe(image(9)) == text.decode(expected[0].tolist()).strip()
     for call in (lambda: model.ask(image(9), "what?"), lambda: model.edit(image(9), "redder")):
         with pytest.raises(UserError, match="pretrained only"):
