@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
@@ -106,6 +107,16 @@ def test_under_load_every_answer_is_the_one_computed_alone(tmp_path: Path) -> No
     assert found["refused"] == 4
     assert found["answered"] + found["cancelled"] == 36
     assert found["mean_batch"] > 3
+
+
+def test_memory_grows_where_each_request_leaves_something_and_not_in_waves() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "load_test.py"))
+    warming = [500_000_000 + 2_000_000 * request for request in range(200)]
+    after = [900_000_000 + 60_000_000 * (request % 50 == 0) for request in range(300)]
+    leaking = [size + 500_000 * request for request, size in enumerate(after)]
+    flat, grown = script["flat"], script["grown"]
+    assert flat(*grown([*warming, *after]))
+    assert not flat(*grown([*warming, *leaking]))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
