@@ -9,6 +9,9 @@ Model = Annotated[Positional[str], arg(metavar="MODEL")]
 Number = Annotated[float | None, arg(metavar="NUMBER", help_behavior_hint="")]
 WholeNumber = Annotated[int | None, arg(metavar="NUMBER", help_behavior_hint="")]
 Adapter = Annotated[str | None, arg(metavar="ADAPTER", help_behavior_hint="")]
-Weights = Literal["float32", "bfloat16", "int8"] | None
+Weights = Annotated[
+    Literal["float32", "bfloat16", "int8"] | None,
+    arg(metavar="{float32,bfloat16,int8}", help_behavior_hint=""),
+]
 # What `split_fields` found: never read by tyro itself.
 Fields = Annotated[Mapping[str, str] | None, Suppress]
