@@ -2,7 +2,10 @@
 
 import json
 import re
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -48,14 +51,40 @@ def test_the_page_shows_the_code_of_the_card(nano: Path):
     assert blocks(ROOT / "docs" / "export.md") == blocks(nano / "README.md")
 
 
-def test_the_code_for_vllm_is_python_with_ids_that_are_codes(nano: Path):
+class StandIn:
+    """What the example asks of vLLM, which is not here, by transformers."""
+
+    def __init__(self, model: str) -> None:
+        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model: Any = AutoModelForCausalLM.from_pretrained(model)
+
+    def generate(self, prompt: str, params: dict[str, Any]) -> list[Any]:
+        given = self.tokenizer(prompt, return_tensors="pt")
+        how = {"temperature": params.get("temperature", 1.0), "top_p": params.get("top_p", 1.0)}
+        if "allowed_token_ids" in params:
+            how["prefix_allowed_tokens_fn"] = lambda *_: params["allowed_token_ids"]
+        length = params["max_tokens"]
+        ids = self.model.generate(**given, do_sample=True, top_k=0, max_new_tokens=length, **how)
+        ids = ids[0, given.input_ids.shape[1] :].tolist()
+        text = self.tokenizer.decode(ids, skip_special_tokens=True)
+        return [SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, text=text)])]
+
+
+def test_the_code_for_vllm_draws_what_it_is_asked_for(nano: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(nano)
     code = blocks(nano / "README.md")[1]
-    compile(code, "README.md", "exec")
     first, stop = map(int, re.findall(r"range\((\d+), (\d+)\)", code)[0])
     tokenizer = AutoTokenizer.from_pretrained(nano)
     names = tokenizer.convert_ids_to_tokens([first - 1, first, stop - 1])
     assert names == ["<|same|>", "<img_00000>", "<img_16383>"]
     assert len(tokenizer) == stop
+    vllm = SimpleNamespace(LLM=StandIn, SamplingParams=dict)
+    monkeypatch.setitem(sys.modules, "vllm", vllm)  # pyright: ignore[reportArgumentType]
+    torch.manual_seed(0)
+    exec(code, {"__name__": "__main__"})
+    with Image.open("drawn.png") as picture:
+        assert "red circle" in ddt_llama.load("nano").describe(picture)
+    Path("drawn.png").unlink()
 
 
 def test_weights_and_codes_are_those_of_the_release(nano: Path, pipeline: Pipeline):

@@ -94,21 +94,40 @@ the token that the source has at the same place.
 
 ## vLLM
 
-Written from its documentation, and not run; without guidance.
+vLLM knows no guidance: a temperature below the one tuned with it may do better.
 
 ```python
+import ddt_llama
+import torch
+from ddt_llama.data.images import to_pil
 from vllm import LLM, SamplingParams
 
-codes = list(range($first, $stop))  # <img_00000> to $last
-params = SamplingParams(max_tokens=$num_tokens, allowed_token_ids=codes, temperature=$temperature)
-words = "a red circle above a blue square"
-drawn = LLM(model=".").generate(f"$draw", params)[0].outputs[0]
-print(drawn.text, drawn.token_ids)
+
+def write(prompt, **options):
+    return model.generate(prompt, SamplingParams(**options))[0].outputs[0]
+
+
+if __name__ == "__main__":  # vLLM starts processes that read this file again
+    model = LLM(model=".")  # where this README is
+    words = "a red circle above a blue square"
+${plan_vllm}    ids = write(
+        f"$draw",
+        max_tokens=$num_tokens,
+        allowed_token_ids=list(range($first, $stop)),  # <img_00000> to $last
+        temperature=$temperature,
+    ).token_ids
+    images = ddt_llama.load("image_tokenizer")
+    codes = images.tokenizer.from_language(torch.tensor([ids]) - $first)
+    to_pil(images.decode(codes, seeds=[0]))[0].save("drawn.png")
 ```
 """)
 PLANNED = Template("""\
 plan = write(f"$prompt", max_new_tokens=96, top_k=0, top_p=0.9)
 words = tokenizer.decode(plan[0], skip_special_tokens=True).strip()  # planned before drawn
+""")
+PLANNED_VLLM = Template("""\
+    words = write(f"$prompt", max_tokens=96, top_p=0.9)
+    words = words.text.strip()  # planned before drawn
 """)
 
 
@@ -161,6 +180,10 @@ def _card(model: Model, vocabulary: Vocabulary, text: TextTokenizer, tokenizer: 
     image = spelled(documents.image_only(codes)).removesuffix(plain.mark_name("eos"))
     prompts = {task: spelled(one).replace(image, "[IMAGE]") for task, one in asked.items()}
     in_words = {task: prompt.replace("WORDS", "{words}") for task, prompt in prompts.items()}
+
+    def planned(lines: Template) -> str:
+        return lines.substitute(prompt=in_words["plan"]) if settings.plan else ""
+
     how = {"temperature": settings.temperature, "top_k": settings.top_k or 0}
     how |= {"top_p": settings.top_p or 1.0, "guidance_scale": settings.guidance_scale}
     return CARD.substitute(
@@ -169,7 +192,8 @@ def _card(model: Model, vocabulary: Vocabulary, text: TextTokenizer, tokenizer: 
         first=vocabulary.code_offset,
         stop=vocabulary.size,
         last=plain.code_name(vocabulary.codebook_size - 1),
-        plan=PLANNED.substitute(prompt=in_words["plan"]) if settings.plan else "",
+        plan=planned(PLANNED),
+        plan_vllm=planned(PLANNED_VLLM),
         draw=in_words["draw"],
         empty=spelled(documents.without_text(asked["draw"])),
         how=json.dumps(how),
