@@ -4,11 +4,14 @@ import base64
 import io
 import json
 import os
+import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +59,11 @@ def test_it_serves_what_the_model_draws_and_ends_with_what_is_under_way(tmp_path
             client.with_options(api_key="sk-other").models.list()
         (model,) = client.models.list().data
         assert model.id == "nano"
+        headers = {"Authorization": f"Bearer {KEY}"}
+        headers["Content-Type"] = "multipart/form-data; boundary=x"
+        request = urllib.request.Request(f"{address}/v1/images/edits", b"no form", headers)
+        with pytest.raises(urllib.error.HTTPError, match="400"):
+            urllib.request.urlopen(request, timeout=20)
         made: list[Any] = []
 
         def ask() -> None:
@@ -73,7 +81,9 @@ def test_it_serves_what_the_model_draws_and_ends_with_what_is_under_way(tmp_path
     own = ddt_llama.load("nano").draw("a red circle", num=2, seed=5)
     assert [pixels(one.b64_json) for one in made[0].data] == [one.tobytes() for one in own]
     lines = [json.loads(line) for line in said.splitlines()]
-    assert [line["status"] for line in lines] == [401, 200, 200]
+    complaint = lines.pop(2)  # of the library that reads forms
+    assert complaint["event"].startswith("python_multipart")
+    assert [line["status"] for line in lines] == [401, 200, 400, 200]
     assert all(line["event"] == "request" and len(line["id"]) == 32 for line in lines)
     assert "red circle" not in said
     assert KEY not in said
@@ -97,6 +107,16 @@ def test_under_load_every_answer_is_the_one_computed_alone(tmp_path: Path) -> No
     assert found["refused"] == 4
     assert found["answered"] + found["cancelled"] == 36
     assert found["mean_batch"] > 3
+
+
+def test_memory_grows_where_each_request_leaves_something_and_not_in_waves() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "load_test.py"))
+    warming = [500_000_000 + 2_000_000 * request for request in range(200)]
+    after = [900_000_000 + 60_000_000 * (request % 50 == 0) for request in range(300)]
+    leaking = [size + 500_000 * request for request, size in enumerate(after)]
+    flat, grown = script["flat"], script["grown"]
+    assert flat(*grown([*warming, *after]))
+    assert not flat(*grown([*warming, *leaking]))
 
 
 def refused(capsys: pytest.CaptureFixture[str], *command: str) -> str:
@@ -137,8 +157,10 @@ def test_what_it_needs_is_named_where_it_is_not_there(
     assert "no_such_module is not installed; install ddt-llama[serve]" in refused(capsys, "nano")
 
 
-def test_without_the_page_it_says_how_to_get_it(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_without_the_page_it_says_how_to_get_it_and_without_a_key_who_may_come(
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from ddt_llama.cli import serve
 
@@ -152,8 +174,11 @@ def test_without_the_page_it_says_how_to_get_it(
     monkeypatch.setattr("ddt_llama.serving.logs.write_json_lines", lambda: None)
     monkeypatch.setattr(Server, "run_until_stopped", started)
     assert main(["serve", "nano", "--port", "0"]) == 0
+    assert "whoever reaches" not in caplog.text
+    assert main(["serve", "nano", "--port", "0", "--host", "0.0.0.0"]) == 0
+    assert "whoever reaches this address may use it; --api-key-file asks for a key" in caplog.text
     assert capsys.readouterr().out == (
-        "the interface alone: for the page, too, install ddt-llama[page]\n"
+        "the interface alone: for the page, too, install ddt-llama[page]\n" * 2
     )
     assert main(["demo", "--open"]) == 2
     assert "no_such_module is not installed; install ddt-llama[page]" in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The verb that serves a model to many, ddt serve, and what ddt demo --open does."""
 
 import importlib.util
+import logging
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from ddt_llama.serving.limits import Limits
 
 NEEDED = ("fastapi", "uvicorn", "python_multipart", "prometheus_client")
 OF_PAGE = ("gradio",)
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,8 @@ def serve(
         opened = load(model, adapter=adapter, weights=weights, compile=gpu)
         served = Served(opened, limits, keys, door.host in LOOPBACK, log_prompts, page and there)
         write_json_lines()
+        if not (keys or served.loopback):
+            log.warning("whoever reaches this address may use it; --api-key-file asks for a key")
         then = _tell_of_page if page and not there else None
         Server(served, bound, f"serving {opened.name}", then).run_until_stopped()
 

@@ -90,8 +90,9 @@ def restrict(logits: Float[Tensor, "b v"], sampling: Sampling) -> Float[Tensor, 
     if isinstance(method, TopP) and method.p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True, stable=True)
         chances = ordered.softmax(dim=-1)
-        before = chances.cumsum(dim=-1) - chances
-        kept = ordered.masked_fill(before >= method.p, -torch.inf)
+        left_out = chances.cumsum(dim=-1) - chances >= method.p
+        left_out[:, 0] = False  # also where p is nothing in float32
+        kept = ordered.masked_fill(left_out, -torch.inf)
         return torch.empty_like(logits).scatter_(-1, order, kept)
     return logits
 

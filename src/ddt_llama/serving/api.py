@@ -16,9 +16,10 @@ from starlette.responses import JSONResponse, Response
 from ddt_llama import __version__
 from ddt_llama.serving import chat, pictures
 from ddt_llama.serving.documented import answers, document
-from ddt_llama.serving.errors import ApiError, refusal
+from ddt_llama.serving.errors import FAULT, ApiError, refusal
 from ddt_llama.serving.follow import check_model
 from ddt_llama.serving.guard import Guard
+from ddt_llama.serving.jobs import Closed
 from ddt_llama.serving.schema import Entries, Entry, Error, Health
 from ddt_llama.serving.served import Served
 
@@ -43,6 +44,7 @@ def application(served: Served) -> FastAPI:
         lifespan=lifespan,
         docs_url=None,  # its page would load scripts from elsewhere
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.openapi = lambda: document(app, bool(served.keys))
 
@@ -80,20 +82,21 @@ def _add_models(app: FastAPI, served: Served) -> None:
 
 
 def _add_health(app: FastAPI, served: Served) -> None:
-    @app.get("/healthz", responses={200: {"model": Health}}, tags=["health"])
+    known: dict[Any, Any] = {200: {"model": Health}, 503: {"model": Error}}
+
+    @app.get("/healthz", responses=known, tags=["health"])
     async def healthz() -> Response:
-        """Say that the process is alive."""
+        """Say that the process is alive, and its model."""
+        if not (served.worker.alive or served.draining):
+            message = "the model's thread has ended; its log says why: start the server again"
+            raise ApiError(503, message, kind=FAULT, code="model_ended")
         return JSONResponse(Health().model_dump())
 
-    @app.get(
-        "/readyz",
-        responses={200: {"model": Health}, 503: {"model": Error}},
-        tags=["health"],
-    )
+    @app.get("/readyz", responses=known, tags=["health"])
     async def readyz() -> Response:
         """Say whether requests are taken."""
         if served.draining or not served.worker.ready:
-            raise ApiError(503, "the server is shutting down", code="shutting_down")
+            raise Closed("no requests are taken any more")
         return JSONResponse(Health().model_dump())
 
     text: dict[Any, Any] = {200: {"content": {PROMETHEUS: {"schema": {"type": "string"}}}}}

@@ -4,6 +4,7 @@ Whatever goes wrong, a client reads one line; what is in a fault of ours stays i
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import pydantic
@@ -13,6 +14,7 @@ from starlette.responses import JSONResponse
 from ddt_llama.config import UserError
 from ddt_llama.data.images import BrokenImage
 from ddt_llama.serving.jobs import Closed, Late, QueueFull
+from ddt_llama.serving.schema import PATTERNS
 
 MISTAKE, FAULT = "invalid_request_error", "server_error"
 
@@ -76,19 +78,23 @@ def too_many(seconds: int) -> ApiError:
 
 def of_validation(error: pydantic.ValidationError, allowed: Sequence[str]) -> ApiError:
     """Return the first thing wrong with a body; `allowed` are the names of its fields."""
-    found = error.errors(include_url=False, include_input=False, include_context=False)
+    found = error.errors(include_url=False, include_input=False)
     first = max(found, key=lambda one: len(one["loc"]))  # of a union: the branch that went furthest
     # Without the names of the branches, which are no fields: "list[...]".
-    place = ".".join(part for part in map(str, first["loc"]) if "[" not in part)
+    named = [part for part in map(str, first["loc"]) if "[" not in part]
+    # Nor of a part's kind, which stands before the field of that name.
+    place = ".".join(part for part, _ in groupby(named)) or None
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is not JSON: {_short(first['msg'])}", code="invalid_json")
     if first["type"] == "extra_forbidden":
         name, inside = first["loc"][-1], ".".join(map(str, first["loc"][:-1]))
         where = f" in {inside}" if inside else f"; allowed are {', '.join(allowed)}"
         message = f"unknown field {_short(repr(name))}{where}"
-        return ApiError(400, message, code="unknown_field", param=_short(place))
+        return ApiError(400, message, code="unknown_field", param=_short(place or ""))
     told = "is missing; give it" if first["type"] == "missing" else _short(first["msg"])
-    return ApiError(400, f"{_short(place)}: {told}", code="invalid_value", param=_short(place))
+    told = PATTERNS.get(first.get("ctx", {}).get("pattern", ""), told)
+    param = place and _short(place)
+    return ApiError(400, f"{param or 'the body'}: {told}", code="invalid_value", param=param)
 
 
 def _of_routing(error: HTTPException) -> ApiError:

@@ -17,23 +17,30 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from torch import Tensor
 
+from ddt_llama.config import UserError
 from ddt_llama.data.images import to_pil
 from ddt_llama.generation.settings import Options
 from ddt_llama.generation.work import Program, R
 from ddt_llama.serving.errors import ApiError, ClientGone, of_validation, refusal
-from ddt_llama.serving.jobs import Job, Preview
+from ddt_llama.serving.jobs import Job, Late, Preview
 from ddt_llama.serving.schema import Chance
 from ddt_llama.serving.served import Served
 
 B = TypeVar("B", bound=pydantic.BaseModel)
 T = TypeVar("T")
 SEEDS = 2**31  # random ones: short enough to be written down
+MOST_MARKS = 10_000  # of a body of JSON: checking costs time and memory for each value in it
 
 
 async def body_of(request: Request, kind: type[B]) -> B:
     """Return the JSON body. Raises ApiError for what is no such body."""
+    body = await request.body()
+    marks = sum(map(body.count, (b",", b"[", b"{")))
+    if marks > MOST_MARKS:
+        message = f"the body has {marks} commas and brackets; allowed are {MOST_MARKS}: send less"
+        raise ApiError(400, message, code="too_many_values")
     try:
-        return kind.model_validate_json(await request.body())
+        return kind.model_validate_json(body)
     except pydantic.ValidationError as error:
         raise of_validation(error, list(kind.model_fields)) from None
 
@@ -54,7 +61,7 @@ def check_text(served: Served, text: str, param: str) -> None:
 
 
 def chosen(served: Served, given: Chance) -> tuple[int, Options]:
-    """Return seed and options of a drawing. Raises UserError and ApiError for impossible ones."""
+    """Return seed and options of a drawing. Raises ApiError for impossible ones."""
     least, most = 0 if served.model.tokenizer.renders else 1, served.limits.max_steps
     if given.steps is not None and not least <= given.steps <= most:
         message = f"steps: given {given.steps}, allowed are {least} to {most}"
@@ -66,7 +73,11 @@ def chosen(served: Served, given: Chance) -> tuple[int, Options]:
         "top_p": given.top_p,
         "steps": given.steps,
     }
-    served.model.settings.changed(options)
+    try:
+        served.model.settings.changed(options)
+    except UserError as error:
+        named = next((name for name in options if str(error).startswith(name)), None)
+        raise ApiError(400, str(error), code="invalid_value", param=named) from None
     return secrets.randbelow(SEEDS) if given.seed is None else given.seed, options
 
 
@@ -182,7 +193,7 @@ async def _awaited(request: Request, job: Job[Any], wanted: "asyncio.Future[T]")
         if gone.done():
             raise ClientGone
         job.give_up_late()
-        raise job.future.exception() or ClientGone
+        raise job.future.exception() or Late.after(time.monotonic() - job.arrived)
     finally:
         gone.cancel()
         wanted.cancel()

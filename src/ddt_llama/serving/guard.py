@@ -18,7 +18,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ddt_llama.serving.errors import ApiError, refusal, too_many
-from ddt_llama.serving.jobs import Closed
+from ddt_llama.serving.jobs import Closed, Late
 from ddt_llama.serving.served import LOOPBACK, Served
 
 OPEN = ("/healthz", "/readyz")  # for who asks whether the server lives; they tell nothing else
@@ -32,6 +32,8 @@ BODIES: Mapping[str, tuple[str, ...]] = {
 KNOWN = (*BODIES, "/v1/models", "/metrics", "/openapi.json", *OPEN)
 IDS = re.compile(r"[A-Za-z0-9._-]{1,64}")
 DISCARDED = 64 << 20  # bytes of a refused body that are read, so that the client reads the refusal
+DISCARDING = 10.0  # seconds that reading them may take
+SLACK = 1.0  # seconds behind the deadline: who waits for the worker is told before
 log = logging.getLogger(__name__)
 
 
@@ -63,8 +65,6 @@ class Guard:
                 MutableHeaders(scope=message)["x-request-id"] = request_id
             await send(message)
 
-        posted = scope["method"] == "POST"
-        self._under_way += posted
         try:
             await self._pass(scope, headers, receive, answer)
         except Exception as error:
@@ -74,20 +74,38 @@ class Guard:
             if not status:
                 await told.response()(scope, receive, answer)
         finally:
-            self._under_way -= posted
             self._note(scope, status, time.monotonic() - begun)
 
     async def _pass(self, scope: Scope, headers: Headers, receive: Receive, answer: Send) -> None:
         try:
             self._check(scope, headers)
-            if scope["method"] != "POST":
-                await self.app(scope, receive, answer)
-                return
-            body = await self._read(scope, headers, receive)
         except (ApiError, Closed):
             await _discard(receive)
             raise
-        await self.app(scope, again(body, receive), answer)
+        if scope["method"] == "POST":
+            await self._post(scope, headers, receive, answer)
+        else:  # uvicorn leaves the body of an answer to HEAD out
+            seen = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+            await self.app(seen, receive, answer)
+
+    async def _post(self, scope: Scope, headers: Headers, receive: Receive, answer: Send) -> None:
+        """Let a request with a body in, for as long as one may take.
+
+        Raises Late where that is over before the answer is sent: pictures may wait to be opened,
+        and clients read slowly.
+        """
+        self._under_way += 1
+        begun, limit = time.monotonic(), asyncio.timeout(self.served.limits.deadline + SLACK)
+        try:
+            async with limit:
+                body = await self._read(scope, headers, receive)
+                await self.app(scope, again(body, receive), answer)
+        except TimeoutError:
+            if limit.expired():
+                raise Late.after(time.monotonic() - begun) from None
+            raise
+        finally:
+            self._under_way -= 1
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raise ApiError for a request that is not to be read."""
@@ -107,7 +125,7 @@ class Guard:
                 message = f"Content-Type is {kind[:60]!r}; allowed is {' or '.join(kinds)}"
                 raise ApiError(415, message, code="unsupported_media_type")
         most = served.limits.max_queue + served.limits.rows
-        if scope["method"] == "POST" and self._under_way > most:
+        if scope["method"] == "POST" and self._under_way >= most:
             raise too_many(served.worker.expected_wait())
 
     async def _read(self, scope: Scope, headers: Headers, receive: Receive) -> bytes:
@@ -118,6 +136,7 @@ class Guard:
         )
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length[:20]) > most:
+            await _discard(receive)
             raise too_large
         parts: list[bytes] = []
         size = 0
@@ -133,6 +152,7 @@ class Guard:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > most:
+                await _discard(receive)
                 raise too_large
             if not message.get("more_body", False):
                 return b"".join(parts)
@@ -209,8 +229,8 @@ def again(body: bytes, receive: Receive) -> Receive:
 
 async def _discard(receive: Receive) -> None:
     """Read what is left of a body, within limits: who is cut off while sending reads nothing."""
-    size = 0
-    while size < DISCARDED:
+    size, end = 0, time.monotonic() + DISCARDING
+    while size < DISCARDED and time.monotonic() < end:
         try:
             message = await asyncio.wait_for(receive(), 1.0)
         except TimeoutError:

@@ -29,6 +29,11 @@ class QueueFull(Refused):
 class Late(Refused):
     """The deadline has passed."""
 
+    @classmethod
+    def after(cls, seconds: float) -> "Late":
+        """Say how long the request was there."""
+        return cls(f"not done after {seconds:.1f} s, which is the limit")
+
 
 class Closed(Refused):
     """The server is shutting down."""
@@ -83,8 +88,7 @@ class Job(Generic[R]):
 
     def give_up_late(self) -> None:
         """Tell who waits that the deadline has passed."""
-        waited = time.monotonic() - self.arrived
-        self.fail(Late(f"not done after {waited:.1f} s, which is the limit"))
+        self.fail(Late.after(time.monotonic() - self.arrived))
 
     def _settles(self) -> bool:
         """Return True to the first who asks, unless nobody waits any more."""

@@ -7,11 +7,14 @@ import traceback
 from datetime import UTC, datetime
 from typing import Any
 
+SPOKEN = ("ddt_llama", "uvicorn", "py")  # whose messages are written; "py" are warnings
+
 
 class JsonLines(logging.Formatter):
     """Time, level, event and fields; of an exception where it was raised, but not its message.
 
-    Messages of exceptions quote what was given, and that may be a prompt.
+    Messages of exceptions quote what was given, and that may be a prompt; those of other libraries
+    may, too: of them the name of the logger is written, and the place.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -22,6 +25,8 @@ class JsonLines(logging.Formatter):
             "event": record.getMessage(),
             **getattr(record, "fields", {}),
         }
+        if record.name.partition(".")[0] not in SPOKEN:
+            line |= {"event": record.name, "at": f"{record.filename}:{record.lineno}"}
         if record.exc_info and record.exc_info[0] is not None:
             line["error"] = record.exc_info[0].__name__
             frames = traceback.extract_tb(record.exc_info[2])
@@ -30,10 +35,9 @@ class JsonLines(logging.Formatter):
 
 
 def write_json_lines(level: int = logging.INFO) -> None:
-    """Send the logs of this package and of uvicorn to standard error, as JSON."""
+    """Send all logs to standard error, as JSON: of libraries, and of Python, what is a warning."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
-    for name, least in (("ddt_llama", level), ("uvicorn", logging.WARNING)):
-        logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(least)
+    logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+    logging.getLogger("ddt_llama").setLevel(level)
+    logging.captureWarnings(True)

@@ -11,6 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from ddt_llama.generation.settings import MAX_GUIDANCE, SEED_LIMIT
 
 MAX_IMAGES = 10  # a request
+WORDS, DATA_URL = r"\S", "^data:"
+PATTERNS = {  # what a text that does not fit them is told
+    WORDS: "is empty; say in words what is wanted",
+    DATA_URL: "no URL is ever opened; send the picture as data:image/png;base64,...",
+}
 A_PNG = (  # 16 x 16, red
     "iVBORw0KGgoAAAANSUhEUgAAABAAAAAQCAIAAACQkWg2AAAAFklEQVR42mP4z8BAEmIY1TCqYfhqAACQ"
     "+f8B8u7oVwAAAABJRU5ErkJggg=="
@@ -58,7 +63,7 @@ class Chance(Given):
 class Drawing(Chance):
     """What drawing and editing have in common."""
 
-    prompt: str = Field(pattern=r"\S", description="What to draw, or what to change.")
+    prompt: str = Field(pattern=WORDS, description="What to draw, or what to change.")
     model: str | None = Field(None, description="The name that /v1/models lists, or nothing.")
     n: int | None = Field(None, ge=1, le=MAX_IMAGES, description="How many pictures; 1.")
     size: str | None = Field(
@@ -106,7 +111,7 @@ class Reference(Given):
     """A picture in a JSON body."""
 
     image_url: str = Field(
-        pattern="^data:", description="data:image/png;base64,... No other URL is ever opened."
+        pattern=DATA_URL, description="data:image/png;base64,... No other URL is ever opened."
     )
 
 
@@ -137,7 +142,7 @@ class ImageUrl(Given):
     """A picture in a message."""
 
     url: str = Field(
-        pattern="^data:", description="data:image/png;base64,... No other URL is ever opened."
+        pattern=DATA_URL, description="data:image/png;base64,... No other URL is ever opened."
     )
     detail: Literal["auto", "low", "high"] | None = None
 

@@ -37,10 +37,10 @@ class Served:
         self.worker = Worker(self.model, self.limits, self.metrics)
         self.opener = Opener(self.model.tokenizer.image_size, self.limits)
 
-    def drain(self) -> None:
-        """Take no more requests; what is under way has its time, then it is given up."""
+    def drain(self, seconds: float) -> None:
+        """Take no more requests; what is under way has so long, then it is given up."""
         self.draining = True
-        timer = threading.Timer(self.limits.drain, self.worker.close, [0.0])
+        timer = threading.Timer(seconds, self.worker.close, [0.0])
         timer.daemon = True
         timer.start()
 
@@ -70,11 +70,11 @@ def read_keys(path: Path) -> list[bytes]:
             raise UserError(f"{path}: every user of this machine can use it; chmod o-rwx {path}")
         with path.open("rb") as file:
             content = file.read(MAX_KEY_FILE + 1)
-        lines = content.decode().split()
+        lines = content.decode("ascii").split()  # as headers are
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give another file") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path}: is no text; give a file with one key a line") from None
+        raise UserError(f"{path}: is no plain text (ASCII); write one key a line") from None
     if len(content) > MAX_KEY_FILE or not lines:
         raise UserError(f"{path}: holds {'too much' if lines else 'no key'}; write one key a line")
     return [digest_of(key) for key in lines]

@@ -11,10 +11,12 @@ import uvicorn
 
 from ddt_llama.config import UserError
 from ddt_llama.serving.api import application
+from ddt_llama.serving.connections import Connection
 from ddt_llama.serving.served import Served
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 GRACE = 10  # seconds for answers of what was given up at the end of the drain
+BACKLOG = 256  # connections that are accepted at once, before `Connection` can count them
 
 
 def listener(host: str, port: int) -> socket.socket:
@@ -55,11 +57,14 @@ class Server(uvicorn.Server):
         Once that is so `line` is printed, with the address, and `then` called with it.
         """
         self.served, self.bound, self.line, self.then = served, bound, line, then
+        self.hurried = False
         config = uvicorn.Config(
             application(served),
             log_config=None,
             access_log=False,
             server_header=False,
+            http=Connection,
+            backlog=BACKLOG,
             ws="none",
             timeout_graceful_shutdown=round(served.limits.drain) + GRACE,
         )
@@ -97,8 +102,8 @@ class Server(uvicorn.Server):
                 signal.signal(one, handler)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Refuse what is new from now on; a second signal ends what is under way, too."""
-        if self.should_exit:
-            self.force_exit = True
-        self.served.drain()
-        super().handle_exit(sig, frame)
+        """Refuse what is new from now on; a second signal gives up what is under way, too."""
+        self.force_exit = self.hurried  # by a third one: clients are told nothing any more
+        self.hurried = self.should_exit
+        self.served.drain(0.0 if self.hurried else self.served.limits.drain)
+        self.should_exit = True

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ TOGETHER = 8  # pictures that wait for no more
 GATHERED = 4  # steps between two readings of new prompts while few rows are free
 LIKE = 1.25  # times the length of the shortest of the prompts that are read together
 LONGEST_WAIT = 60  # seconds that a client is told to wait at most
+PACE = 0.1  # seconds a request, as long as none is done
 log = logging.getLogger(__name__)
 
 
@@ -57,16 +57,22 @@ class Worker:
         self._joined = 0  # step of the last joining
         self._waiting: deque[Job[Any]] = deque()
         self._active: list[Job[Any]] = []  # in the order of their arrival
-        self._ends: deque[float] = deque(maxlen=32)  # times at which requests were finished
+        # Since when there is work, or the latest times at which requests were finished.
+        self._ends: deque[float] = deque(maxlen=4 * limits.rows)
         self._changed = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
         self._thread.start()
 
     @property
+    def alive(self) -> bool:
+        """Whether the thread is there, which ends where it is closed, and where no batch works."""
+        return self._thread.is_alive()
+
+    @property
     def ready(self) -> bool:
         """Whether requests are taken."""
-        return self._thread.is_alive() and not self._closing
+        return self.alive and not self._closing
 
     def submit(
         self,
@@ -92,10 +98,12 @@ class Worker:
         return job
 
     def expected_wait(self) -> int:
-        """Return in how many seconds the queue of now will be done with, by its latest pace."""
+        """Return in how many seconds the queue of now will be done with, by its latest pace.
+
+        Requests end many at once, so the pace is that of many rows' worth of them.
+        """
         ends = list(self._ends)
-        paces = [later - earlier for earlier, later in pairwise(ends)]
-        pace = sorted(paces)[len(paces) // 2] if paces else 0.1
+        pace = (time.monotonic() - ends[0]) / (len(ends) - 1) if len(ends) > 1 else PACE
         return max(1, min(LONGEST_WAIT, math.ceil(pace * len(self._waiting))))
 
     def close(self, seconds: float) -> None:
@@ -104,19 +112,34 @@ class Worker:
             self._closing = True
             self._changed.notify()
         self._thread.join(seconds)
+        self._fail_all(Closed("the server was told to stop before this was done"))
+        self._thread.join()
+
+    def _fail_all(self, error: BaseException) -> None:
         with self._changed:
             left = [*self._waiting, *self._active]
         for job in left:
-            job.fail(Closed("the server was told to stop before this was done"))
-        self._thread.join()
+            job.fail(error)
 
     def _run(self) -> None:
+        try:
+            self._rounds()
+        except BaseException as error:
+            log.critical("the model's thread has ended", exc_info=True)
+            with self._changed:
+                self._closing = True
+            self._fail_all(error)
+
+    def _rounds(self) -> None:
         while True:
             with self._changed:
                 while not (self._waiting or self._active or self._closing):
+                    self._ends.clear()
                     self._changed.wait()
                 if not (self._waiting or self._active):
                     return
+                if not self._ends:
+                    self._ends.append(time.monotonic())
             try:
                 self._round()
             except Exception as error:  # of the batch, which may be left half changed

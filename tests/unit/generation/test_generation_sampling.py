@@ -36,7 +36,9 @@ def test_top_k_keeps_the_k_largest() -> None:
     assert torch.equal(restrict(LOGITS, Sampling(TopK(99))), LOGITS)
 
 
-@pytest.mark.parametrize(("p", "count"), [(0.01, 1), (0.5, 1), (0.6, 2), (0.94, 4), (1.0, 5)])
+@pytest.mark.parametrize(
+    ("p", "count"), [(1e-320, 1), (0.01, 1), (0.5, 1), (0.6, 2), (0.94, 4), (1.0, 5)]
+)
 def test_top_p_keeps_the_fewest_that_reach_p(p: float, count: int) -> None:
     kept = restrict(LOGITS, Sampling(TopP(p))).isfinite()[0]
     chances = LOGITS[0].softmax(0)

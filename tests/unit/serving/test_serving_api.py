@@ -227,6 +227,7 @@ def test_chat_streams_chunks(here: Running, twin: Model) -> None:
 IMAGES, EDITS, CHAT = "/v1/images/generations", "/v1/images/edits", "/v1/chat/completions"
 ASKED = {"messages": [{"role": "user", "content": "a ring"}]}
 PICTURE = {"images": [{"image_url": data_url(png())}]}
+LINKED = {"type": "image_url", "image_url": {"url": "http://127.0.0.1/"}}
 
 
 @pytest.mark.parametrize(
@@ -234,11 +235,12 @@ PICTURE = {"images": [{"image_url": data_url(png())}]}
     [
         (IMAGES, b"{", None, "not JSON"),
         (IMAGES, b"", None, "not JSON"),
-        (IMAGES, b"[" * 100_000, None, "not JSON"),
-        (IMAGES, b"[]", "", "valid dictionary|object"),
+        (IMAGES, b"[" * 9_000, None, "not JSON"),
+        (IMAGES, b"[" * 100_000, None, "100000 commas and brackets; allowed are 10000"),
+        (IMAGES, b"[]", None, "the body: Input should be an object"),
         (IMAGES, b'{"prompt": "\\ud800"}', None, "not JSON"),
         (IMAGES, {}, "prompt", "is missing"),
-        (IMAGES, {"prompt": " \n"}, "prompt", "pattern"),
+        (IMAGES, {"prompt": " \n"}, "prompt", "is empty; say in words"),
         (IMAGES, {"prompt": 5}, "prompt", "string"),
         (IMAGES, {"prompt": "a" * 4001}, "prompt", "given 4001 characters, allowed are 4000"),
         (IMAGES, {"prompt": "a ring", "n": 11}, "n", "less than or equal to 10"),
@@ -248,8 +250,8 @@ PICTURE = {"images": [{"image_url": data_url(png())}]}
         (IMAGES, {"prompt": "a ring", "response_format": "url"}, "response_format", "b64_json"),
         (IMAGES, {"prompt": "a ring", "steps": 65}, "steps", "given 65, allowed are 1 to 64"),
         (IMAGES, {"prompt": "a ring", "steps": 0}, "steps", "given 0, allowed are 1 to 64"),
-        (IMAGES, {"prompt": "a ring", "top_k": 2, "top_p": 0.5}, None, "both given"),
-        (IMAGES, {"prompt": "a ring", "temperature": 0}, None, "use top_k=1"),
+        (IMAGES, {"prompt": "a ring", "top_k": 2, "top_p": 0.5}, "top_k", "both given"),
+        (IMAGES, {"prompt": "a ring", "temperature": 0}, "temperature", "use top_k=1"),
         (IMAGES, {"prompt": "a ring", "guidance_scale": -1}, "guidance_scale", "greater than"),
         (IMAGES, b'{"prompt": "a ring", "guidance_scale": NaN}', "guidance_scale", "finite"),
         (IMAGES, {"prompt": "a ring", "seeds": 1}, "seeds", "allowed are seed, guidance_scale"),
@@ -281,7 +283,7 @@ PICTURE = {"images": [{"image_url": data_url(png())}]}
             EDITS,
             {"prompt": "b", "images": [{"image_url": "file:///etc/passwd"}]},
             "images.0.image_url",
-            "pattern",
+            "no URL is ever opened; send the picture",
         ),
         (CHAT, {}, "messages", "is missing"),
         (CHAT, {"messages": []}, "messages", "at least 1"),
@@ -302,6 +304,18 @@ PICTURE = {"images": [{"image_url": data_url(png())}]}
             {"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]},
             "messages.0.content",
             "expected tags",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            "messages.0.content.0.text",
+            "messages.0.content.0.text: is missing",
+        ),
+        (
+            CHAT,
+            {"messages": [{"role": "user", "content": [LINKED]}]},
+            "messages.0.content.0.image_url.url",
+            "no URL is ever opened",
         ),
     ],
 )

@@ -1,10 +1,12 @@
 """Who may come in, with how much, for how long; and what the server tells of it."""
 
+import asyncio
 import contextlib
 import http.client
 import json
 import logging
 import re
+import select
 import socket
 import struct
 import threading
@@ -108,7 +110,9 @@ def test_a_key_file_holds_keys_and_is_closed_to_others(tmp_path: Path) -> None:
     path.chmod(0o600)
     for content, message in (
         (b" \n", "no key"),
-        (b"\xff", "no text"),
+        (b"\xff", "no plain text"),
+        ("clé".encode(), "no plain text"),
+        (b"\xef\xbb\xbfkey", "no plain text"),
         (b"k " * 40_000, "too much"),
     ):
         path.write_bytes(content)
@@ -174,6 +178,16 @@ def test_other_kinds_addresses_and_methods_are_refused(here: Running) -> None:
         assert (answer.status, answer.headers["allow"]) == (405, "POST")
         assert "allowed is POST" in answer.error["message"]
     assert here.send("/healthz", {}).status == 405
+    for path in (IMAGES + "/", "/healthz/"):
+        assert here.send(path, RING, headers=with_key()).status == 404
+
+
+def test_head_is_get_without_its_body(here: Running) -> None:
+    for path in ("/healthz", "/readyz", "/v1/models"):
+        answer = here.send(path, method="HEAD", headers=with_key())
+        length = len(json.dumps(here.send(path, headers=with_key()).body, separators=(",", ":")))
+        assert (answer.status, answer.headers["content-length"]) == (200, str(length))
+    assert here.send(IMAGES, method="HEAD", headers=with_key()).status == 405
 
 
 def test_a_body_that_comes_too_slowly_is_refused(local: Running) -> None:
@@ -184,6 +198,28 @@ def test_a_body_that_comes_too_slowly_is_refused(local: Running) -> None:
         answer.begin()
         assert answer.status == 408
         assert json.loads(answer.read())["error"]["code"] == "body_too_slow"
+
+
+def test_a_body_that_is_refused_is_read_for_a_while_only(
+    here: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it take a place among those that are let in."""
+    monkeypatch.setattr("ddt_llama.serving.guard.DISCARDING", 0.3)
+    head = f"POST {IMAGES} HTTP/1.1\r\nHost: a\r\nContent-Length: 99999\r\n\r\n".encode()
+    with socket.create_connection(("127.0.0.1", here.port), timeout=20) as slow:
+        slow.sendall(head)
+        begun = time.monotonic()
+        while not select.select([slow], [], [], 0.05)[0]:
+            assert time.monotonic() < begun + 5
+            slow.sendall(b"a")
+        assert slow.recv(12) == b"HTTP/1.1 401"
+    with running(Limits(rows=2, max_queue=0), **keyed()) as server, contextlib.ExitStack() as stack:
+        for _ in range(4):
+            slow = socket.create_connection(("127.0.0.1", server.port), timeout=20)
+            stack.enter_context(slow)
+            slow.sendall(head + b"a")
+        time.sleep(0.1)
+        assert server.send(IMAGES, {}, headers=with_key()).status == 400
 
 
 def test_only_so_many_bodies_are_read_at_once(local: Running) -> None:
@@ -224,6 +260,18 @@ def test_who_is_too_late_is_told_so_and_not_to_try_again(local: Running) -> None
     assert told.value.status_code == 504
     assert told.value.code == "deadline_exceeded"
     assert local.served.metrics.given_up.labels("deadline")._value.get() == 4  # three above
+
+
+def test_pictures_that_wait_to_be_opened_are_given_up_at_the_deadline(
+    local: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def endless(_: bytes) -> None:
+        await asyncio.sleep(20)
+
+    monkeypatch.setattr(local.served.opener, "open", endless)
+    answer = local.send(EDITS, {"prompt": "a", "images": [{"image_url": data_url(png())}]})
+    assert (answer.status, answer.error["code"]) == (504, "deadline_exceeded")
+    assert answer.headers["x-should-retry"] == "false"
 
 
 @pytest.mark.parametrize("streams", [False, True])
@@ -355,13 +403,45 @@ def test_who_comes_while_it_drains_is_sent_away(local: Running) -> None:
         local.served.draining = False
 
 
-def test_what_takes_longer_than_the_drain_is_given_up() -> None:
-    with running(Limits(rows=4, drain=0.05)) as server, Held(server) as held:
+def test_a_server_whose_model_has_ended_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> Any:
+        raise MemoryError
+
+    with running() as server:
+        with Held(server):
+            statuses: list[int] = []
+
+            def ask() -> None:
+                statuses.append(server.send(IMAGES, RING).status)
+
+            waiting = [threading.Thread(target=ask) for _ in range(14)]
+            for one in waiting:
+                one.start()
+            until(lambda: len(server.served.worker._waiting) == 14)
+            monkeypatch.setattr(server.served.worker._batch, "join", broken)
+            monkeypatch.setattr("ddt_llama.serving.worker.Batch", broken)
+        for one in waiting:
+            one.join()
+        assert statuses == [500] * 14  # those that had not begun, too, and at once
+        assert server.send("/healthz").error["code"] == "model_ended"
+        for path, body in (("/readyz", None), (IMAGES, RING)):
+            answer = server.send(path, body)
+            assert (answer.status, answer.error["code"]) == (503, "shutting_down")
+    assert "the model's thread has ended" in caplog.text
+
+
+@pytest.mark.parametrize(("drain", "signals"), [(0.05, 1), (60, 2)])
+def test_what_takes_longer_than_the_drain_is_given_up(drain: float, signals: int) -> None:
+    """At once where a second signal comes."""
+    with running(Limits(rows=4, drain=drain)) as server, Held(server) as held:
         answers: list[Any] = []
         under_way = threading.Thread(target=lambda: answers.append(server.send(IMAGES, RING)))
         under_way.start()
         until(lambda: len(server.served.worker._waiting) == 1)
-        server.server.handle_exit(15, None)
+        for _ in range(signals):
+            server.server.handle_exit(15, None)
         under_way.join()
         held.open.set()
     assert answers[0].status == 503

@@ -139,7 +139,7 @@ def test_an_open_page_does_not_hold_up_the_end() -> None:
         connection.request("GET", "/gradio_api/heartbeat/somebody")
         answer = connection.getresponse()
         assert answer.readline() == b"data: ALIVE\n"
-        server.served.drain()
+        server.served.drain(30.0)
         assert b"data" not in answer.read()
         connection.close()
 

@@ -138,6 +138,21 @@ def test_who_comes_when_too_many_wait_is_told_when_to_come_again(worker: Worker)
     worker.submit(worker.model.programs.describe(image())).future.result(20)
 
 
+@pytest.mark.parametrize("worker", [{"limits": Limits(rows=2, max_queue=3)}], indirect=True)
+def test_the_wait_is_told_by_the_pace_although_many_end_at_once(worker: Worker) -> None:
+    gate = held(worker)
+    jobs = [worker.submit(worker.model.programs.describe(image())) for _ in range(4)]
+    now = time.monotonic()
+    worker._ends.clear()
+    worker._ends.extend([now - 12, *[now - 6] * 3, *[now] * 3])
+    assert worker.expected_wait() == 9  # four wait, two seconds each, and the time since
+    gate.open.set()
+    for job in jobs:
+        job.future.result(20)
+    until(lambda: not worker._ends)  # idle, it forgets its pace
+    assert worker.expected_wait() == 1
+
+
 def test_who_goes_away_leaves_the_batch_and_disturbs_nobody(worker: Worker) -> None:
     twin = tiny_model(worker.model.settings)
     alone = [twin.run(program) for program in programs(twin)]

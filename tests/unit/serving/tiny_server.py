@@ -73,7 +73,9 @@ class Running:
         data = answer.read()
         connection.close()
         is_json = (answer.headers["content-type"] or "").startswith("application/json")
-        return Answer(answer.status, dict(answer.headers), json.loads(data) if is_json else data)
+        return Answer(
+            answer.status, dict(answer.headers), json.loads(data) if is_json and data else data
+        )
 
 
 @contextmanager
