@@ -46,7 +46,7 @@ def load(
     learned beside this model; it is merged. `device` None takes the GPU where there is one.
     `weights`: in how many bits the language model holds its own while it writes; None is float32
     on a CPU and as stored on a GPU. `compile` (for many drawings on a GPU): torch compiles its
-    steps now, which takes seconds. Raises UserError that lists what exists.
+    steps now, which takes a while. Raises UserError that lists what exists.
     """
     folder = find(name)
     described = description(folder)
