@@ -18,6 +18,7 @@ from ddt_llama import cli, distributed
 from ddt_llama.checkpoint import load_tensors
 from ddt_llama.config import UserError
 from ddt_llama.generation import kernels, precision
+from ddt_llama.generation.batch import write
 from ddt_llama.generation.engine import Codes, Engine, decoder_of
 from ddt_llama.generation.generic import GenericDecoder
 from ddt_llama.generation.lean import LeanDecoder
@@ -85,7 +86,7 @@ def test_the_bundled_model_is_nearly_as_sure_of_its_codes(
     asked = tasks(vocabulary)
     wide = open_decoder(folder, vocabulary, CPU)
     narrow = open_decoder(folder, vocabulary, CPU, weights=weights)
-    written = torch.stack(Engine(wide, vocabulary).write(asked))
+    written = torch.stack(write(Engine(wide, vocabulary), asked))
     expected = followed(wide, vocabulary, written, asked)
     told = followed(narrow, vocabulary, written, asked)
     off, same = BOUNDS[weights]

@@ -5,6 +5,7 @@ the process, and a server that cannot accept hears nobody, as long as they stay.
 """
 
 import asyncio
+import contextlib
 import resource
 from typing import Any
 
@@ -21,9 +22,13 @@ def room() -> int:
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
-    if allowed > soft != resource.RLIM_INFINITY:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    return max(soft, allowed) // 2
+    if soft == resource.RLIM_INFINITY:
+        return WANTED // 2
+    if allowed > soft:
+        with contextlib.suppress(OSError, ValueError):  # macOS allows fewer than it says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+            soft = allowed
+    return soft // 2
 
 
 class Connection(H11Protocol):

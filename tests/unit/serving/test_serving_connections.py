@@ -81,3 +81,14 @@ def test_half_of_the_file_descriptors_are_room_for_connections() -> None:
         assert most > 128  # more were allowed
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_machine_that_allows_fewer_descriptors_than_it_says(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuses(*_: object) -> None:
+        raise ValueError("not allowed to raise maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuses)
+    assert connections.room() == 128
