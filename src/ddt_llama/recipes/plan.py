@@ -187,6 +187,9 @@ def plan(
     micro_batch = math.ceil(recipe.train.batch / gpus)
     room, rows = USABLE * accelerator.memory, []
     step = Step(recipe, gpus, encodes=not codes)
+    if (kept := min(step.kept(choice) for choice in ways)) > room:
+        needs = f"weights and optimizer alone need {kept / 1e9:,.0f} GB on each"
+        raise misfit(recipe.name, gpus, gpu, needs)
     for choice in ways:
         again = (2 + BACKWARD) / (1 + BACKWARD) if choice.recompute == "blocks" else 1
         memory = step.memory(choice, micro_batch)
@@ -194,17 +197,13 @@ def plan(
     if not any(row.most for row in rows):
         least = min(rows, key=lambda row: step.memory(row.choice, 1).total)
         needed = step.memory(least.choice, 1).total
-        raise UserError(
-            f"{recipe.name} does not fit {gpus} x {gpu}: with train.shard {least.choice.name} and "
-            f"train.recompute {least.choice.recompute} one sample a pass needs "
-            f"{needed / 1e9:,.0f} GB on each, {room / 1e9:,.0f} of {accelerator.memory / 1e9:,.0f} "
-            "can be used; take more or larger ones, or a smaller recipe"
-            + (
-                ""
-                if codes or not step.encoding
-                else ", or encode the pictures before and add --codes"
-            )
+        needs = (
+            f"with train.shard {least.choice.name} and train.recompute {least.choice.recompute} "
+            f"one sample a pass needs {needed / 1e9:,.0f} GB on each"
         )
+        encodes = step.encoding and not codes
+        remedy = ", or encode the pictures before and add --codes" if encodes else ""
+        raise misfit(recipe.name, gpus, gpu, needs, remedy)
     return Plan(
         recipe.name,
         gpu,
@@ -217,6 +216,15 @@ def plan(
         longest,
         micro_batch,
         tuple(rows),
+    )
+
+
+def misfit(name: str, gpus: int, gpu: str, needs: str, remedy: str = "") -> UserError:
+    """Return the line on a recipe that needs more than there is."""
+    memory = ACCELERATORS[gpu].memory / 1e9
+    return UserError(
+        f"{name} does not fit {gpus} x {gpu}: {needs}, {USABLE * memory:,.0f} of {memory:,.0f} can "
+        f"be used; take more or larger ones, or a smaller recipe{remedy}"
     )
 
 
@@ -257,9 +265,15 @@ class Step:
             self.encoding = encoding(recipe, "cuda")
         self.passes = cache(self._passes)
 
+    def kept(self, choice: Choice) -> float:
+        """Return the bytes that a rank holds whatever the batch, without the pass itself."""
+        return self._memory(choice, []).total
+
     def memory(self, choice: Choice, batch: int) -> Memory:
         """Return what a rank holds with `batch` samples of a pass."""
-        moments = between(self.passes(choice.recompute), batch)
+        return self._memory(choice, between(self.passes(choice.recompute), batch))
+
+    def _memory(self, choice: Choice, moments: Sequence[Held]) -> Memory:
         found = fullest(
             self.sizes,
             moments,
