@@ -58,6 +58,8 @@ def load(
         described = description(own)
     place = _place(device)
     check(weights, place)
+    if compile and place.type != "cuda":
+        raise UserError(f"compile: for GPUs, and this is a {place.type}; leave it out")
     tokenizer = _open_tokenizer(folder / "tokenizer", place)
     settings = from_dict(Settings, described.get("generation", {}), "generation.")
     language = vocabulary = text = engine = None
@@ -65,8 +67,8 @@ def load(
         vocabulary = Vocabulary.load(folder / "language")
         text = TextTokenizer.load(folder / "language")
         decoder = open_decoder(folder / "language", vocabulary, place, added, weights)
-        if compile:
-            _compile(decoder)
+        if compile and isinstance(decoder, LeanDecoder):  # transformers' own is left as it is
+            decoder.compile()
         language = partial(_open_language, folder / "language", place, added)
         engine = Engine(decoder, vocabulary, text.size)
     elif added is not None:
@@ -163,13 +165,6 @@ def open_decoder(
             f"{vocabulary.size}; take both from the same model"
         )
     return decoder
-
-
-def _compile(decoder: Decoder) -> None:
-    if decoder.device.type != "cuda":
-        raise UserError(f"compile: for GPUs, and this is a {decoder.device.type}; leave it out")
-    if isinstance(decoder, LeanDecoder):  # what transformers runs itself is left as it is
-        decoder.compile()
 
 
 def _open_language(folder: Path, device: torch.device, adapter: Adapter | None = None) -> nn.Module:

@@ -259,12 +259,18 @@ def test_a_compiler_that_fails_is_told_of_in_one_line(bare: LeanDecoder) -> None
 def test_steps_are_compiled_on_a_gpu_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^compile: for GPUs, and this is a cpu; leave it out$"):
         load("nano", device="cpu", compile=True)
-    compiled: list[str] = []
-    decoder = decoder_on("cpu")
-    monkeypatch.setattr(LeanDecoder, "compile", lambda self: compiled.append(self.device.type))
-    monkeypatch.setattr(LeanDecoder, "device", torch.device("cuda"))
-    release._compile(decoder)
-    assert compiled == ["cuda"]
+    compiled: list[LeanDecoder] = []
+    open_decoder, opens = release.open_decoder, release._open_tokenizer
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(release, "_place", lambda _: torch.device("cuda"))
+    monkeypatch.setattr(release, "open_decoder", lambda *a: open_decoder(*a[:2], cpu, *a[3:]))
+    monkeypatch.setattr(release, "_open_tokenizer", lambda folder, _: opens(folder, cpu))
+    monkeypatch.setattr(LeanDecoder, "compile", lambda self: compiled.append(self))
+    load("nano")
+    assert compiled == []
+    opened = load("nano", compile=True)
+    assert opened.engine is not None
+    assert compiled == [opened.engine.decoder]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that compiles")
