@@ -188,7 +188,7 @@ def plan(
     room, rows = USABLE * accelerator.memory, []
     step = Step(recipe, gpus, encodes=not codes)
     if (kept := min(step.kept(choice) for choice in ways)) > room:
-        needs = f"weights and optimizer alone need {kept / 1e9:,.0f} GB on each"
+        needs = f"weights, gradients and optimizer alone need {kept / 1e9:,.0f} GB on each"
         raise misfit(recipe.name, gpus, gpu, needs)
     for choice in ways:
         again = (2 + BACKWARD) / (1 + BACKWARD) if choice.recompute == "blocks" else 1
@@ -266,8 +266,8 @@ class Step:
         self.passes = cache(self._passes)
 
     def kept(self, choice: Choice) -> float:
-        """Return the bytes that a rank holds whatever the batch, without the pass itself."""
-        return self._memory(choice, []).total
+        """Return the bytes that a rank holds whatever the batch, its own encoding left out."""
+        return self._memory(choice, []).total - self.encoding
 
     def memory(self, choice: Choice, batch: int) -> Memory:
         """Return what a rank holds with `batch` samples of a pass."""

@@ -148,7 +148,7 @@ def test_choices_are_those_that_so_many_have() -> None:
 def test_what_fits_nowhere_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = small(**{"tokenizer.decoder.dim": 16_000, "tokenizer.decoder.num_heads": 5})
     told = r"^nano_tokenizer does not fit 1 x a100: "
-    with pytest.raises(UserError, match=told + r"weights and optimizer alone need 149 GB on each"):
+    with pytest.raises(UserError, match=told + r".*optimizer alone need 149 GB on each"):
         plan(wide, 1, "a100")
     monkeypatch.setattr(Step, "kept", lambda *_: 0.0)  # as where a pass takes the most
     with pytest.raises(UserError, match=told + r".*one sample a pass needs 149 GB on each"):
