@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -193,7 +194,9 @@ def test_what_is_being_made_can_be_stopped(visit: Any, shot: Any) -> None:
         status = page.locator(f"#{tab}-status")
         expect(status).to_have_text("Stopped.", timeout=WAIT)
         expect(stop).to_be_disabled()
-        page.wait_for_timeout(200)  # the worker looks once a step who is still there
+        end = time.monotonic() + 10  # the worker looks once a step who is still there
+        while metric(page, given_up) < before + times and time.monotonic() < end:
+            page.wait_for_timeout(50)
         assert metric(page, given_up) == before + times
         assert metric(page, "ddt_batch_rows") == 0
         assert status.inner_text() == "Stopped."

@@ -63,12 +63,12 @@ def round_trip(tokenizer: Any, device: torch.device, rounds: int) -> dict[str, F
     """Time one picture to codes and back: `tokenizer_PX.round_trip.sN.seconds`, N steps."""
     size = tokenizer.image_size
     picture = torch.rand(1, 3, size, size, device=device) * 2 - 1
+    names = {f"tokenizer_{size}.round_trip.s{steps}.seconds": steps for steps in STEPS}
     ways = {
-        steps: lambda steps=steps: tokenizer.decode(tokenizer.encode(picture), steps=steps)
-        for steps in STEPS
+        name: lambda steps=steps: tokenizer.decode(tokenizer.encode(picture), steps=steps)
+        for name, steps in names.items()
     }
-    names = {f"tokenizer_{size}.round_trip.s{steps}.seconds": str(steps) for steps in STEPS}
-    race = Race({str(steps): way for steps, way in ways.items()}, {}, names)
+    race = Race(ways, {}, {name: name for name in names})
     return run(race, device, rounds, f"a picture of {size} px to codes and back")
 
 

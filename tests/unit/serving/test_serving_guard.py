@@ -13,6 +13,7 @@ import threading
 import time
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -233,23 +234,23 @@ def test_only_so_many_bodies_are_read_at_once(local: Running) -> None:
     until(lambda: local.send(IMAGES, {}).status == 400)
 
 
+def waiting(server: Running, count: int) -> list[Future[int]]:
+    """Ask for pictures of a server that is held, and return the statuses to come."""
+    pool = ThreadPoolExecutor(count)
+    statuses = [pool.submit(lambda: server.send(IMAGES, RING).status) for _ in range(count)]
+    pool.shutdown(wait=False)
+    until(lambda: len(server.served.worker._waiting) == count)
+    return statuses
+
+
 def test_one_too_many_is_told_when_to_come_again(local: Running) -> None:
     with Held(local):
-        statuses: list[int] = []
-
-        def ask() -> None:
-            statuses.append(local.send(IMAGES, RING).status)
-
-        others = [threading.Thread(target=ask) for _ in range(3)]
-        for other in others:
-            other.start()
-        until(lambda: len(local.served.worker._waiting) == 3)
+        others = waiting(local, 3)
         answer = local.send(IMAGES, RING)
         assert answer.status == 429
         assert answer.error["type"] == "rate_limit_error"
         assert int(answer.headers["retry-after"]) == 1
-        for other in others:
-            other.join()
+        statuses = [other.result() for other in others]
     assert statuses == [504] * 3  # they were held longer than the deadline
 
 
@@ -411,20 +412,12 @@ def test_a_server_whose_model_has_ended_says_so(
 
     with running() as server:
         with Held(server):
-            statuses: list[int] = []
-
-            def ask() -> None:
-                statuses.append(server.send(IMAGES, RING).status)
-
-            waiting = [threading.Thread(target=ask) for _ in range(14)]
-            for one in waiting:
-                one.start()
-            until(lambda: len(server.served.worker._waiting) == 14)
+            others = waiting(server, 14)
             monkeypatch.setattr(server.served.worker._batch, "join", broken)
             monkeypatch.setattr("ddt_llama.serving.worker.Batch", broken)
-        for one in waiting:
-            one.join()
-        assert statuses == [500] * 14  # those that had not begun, too, and at once
+        assert [other.result() for other in others] == [
+            500
+        ] * 14  # those that had not begun, too, and at once
         assert server.send("/healthz").error["code"] == "model_ended"
         for path, body in (("/readyz", None), (IMAGES, RING)):
             answer = server.send(path, body)

@@ -62,7 +62,7 @@ def checked(served: Served, text: str, what: str) -> str:
 
 
 def drawing(served: Served, **fields: Any) -> tuple[int, Options]:
-    """Return seed and options of a drawing. Raises UserError and ApiError for what is refused."""
+    """Return seed and options of a drawing. Raises ApiError for what is refused."""
     try:
         given = Generation.model_validate(fields)
     except pydantic.ValidationError as error:
