@@ -180,6 +180,7 @@ def test_its_pass_holds_what_twice_as_many_documents_hold() -> None:
 
 def test_it_is_planned_whole_on_every_accelerator(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Step, "__init__", lambda step, *_, **__: setattr(step, "encoding", 0))
+    monkeypatch.setattr(Step, "kept", lambda *_: 1.0)
     monkeypatch.setattr(Step, "memory", lambda *_: Memory(*[1.0] * len(Memory._fields)))
     monkeypatch.setattr(Step, "most", lambda *_: 8)
     found = plan(guidance_free(), 8, "h100")
