@@ -187,28 +187,35 @@ def metric(page: Page, name: str) -> float:
 
 
 def test_what_is_being_made_can_be_stopped(visit: Any, shot: Any) -> None:
-    page = visit()
+    page, other = visit(), visit()
     given_up = 'ddt_requests_given_up_total{reason="client"}'
+
+    def given_up_by(times: float) -> None:
+        end = time.monotonic() + 10  # the worker looks once a step who is still there
+        while metric(other, given_up) < before + times and time.monotonic() < end:
+            other.wait_for_timeout(50)
+        assert metric(other, given_up) == before + times
+        assert metric(other, "ddt_batch_rows") == 0
 
     def stopped(times: float, tab: str) -> None:
         status = page.locator(f"#{tab}-status")
         expect(status).to_have_text("Stopped.", timeout=WAIT)
         expect(stop).to_be_disabled()
-        end = time.monotonic() + 10  # the worker looks once a step who is still there
-        while metric(page, given_up) < before + times and time.monotonic() < end:
-            page.wait_for_timeout(50)
-        assert metric(page, given_up) == before + times
-        assert metric(page, "ddt_batch_rows") == 0
+        given_up_by(times)
         assert status.inner_text() == "Stopped."
 
     before = metric(page, given_up)
     stop = page.get_by_role("button", name="Stop")
     expect(stop).to_be_disabled()
     page.get_by_label("number input for Pictures").fill("8")
-    page.get_by_role("button", name="Draw", exact=True).click()
-    expect(page.get_by_text(re.compile(r"of 64 tokens written$"))).to_be_visible(timeout=WAIT)
+    draw = page.get_by_role("button", name="Draw", exact=True)
+    forming = page.get_by_text(re.compile(r"of 64 tokens written$"))
+    other.get_by_role("button", name="Draw", exact=True).click()  # goes on
+    draw.click()
+    expect(forming).to_be_visible(timeout=WAIT)
     assert metric(page, "ddt_batch_rows") > 0
     stop.click()
+    expect(other.get_by_text("Done.", exact=True)).to_be_visible(timeout=WAIT)
     stopped(1, "draw")
     shot(page, "stopped")
     page.get_by_role("tab", name="Edit").click()
@@ -219,6 +226,11 @@ def test_what_is_being_made_can_be_stopped(visit: Any, shot: Any) -> None:
     page.get_by_role("button", name="Edit", exact=True).click()
     pictures(page, "#compared")
     expect(stop).to_be_disabled()
+    page.get_by_role("tab", name="Draw").click()
+    draw.click()
+    expect(forming).to_be_visible(timeout=WAIT)
+    page.close()
+    given_up_by(3)
 
 
 def test_another_seed_draws_something_else(visit: Any) -> None:

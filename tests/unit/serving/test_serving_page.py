@@ -14,6 +14,7 @@ import torch
 from tiny_model import SIZE, tiny_model
 from tiny_server import KEY, Running, keyed, png, running
 
+from ddt_llama.serving.jobs import Job
 from ddt_llama.serving.limits import Limits
 
 pytest.importorskip("gradio", reason="the page needs ddt-llama[page]")
@@ -63,6 +64,8 @@ def test_the_page_stands_beside_an_interface_that_is_as_it_was(here: Running) ->
         "/gradio_api/file=http://127.0.0.1/",
         "/gradio_api/file=/etc/passwd",
         "/gradio_api/file=pyproject.toml",
+        "/gradio_api/cancel",
+        "/gradio_api/reset",
         "/v1/nothing",
     ],
 )
@@ -97,7 +100,7 @@ def test_other_sites_are_sent_away(locked: Running) -> None:
     assert locked.send("/", headers=own).status == 200
     assert locked.send("/", headers={**own, "Origin": here}).status == 200
     for origin in ("http://127.0.0.1:1", "https://example.com", "null", "http://[", "x"):
-        answer = locked.send("/gradio_api/reset", {}, headers={**own, "Origin": origin})
+        answer = locked.send("/gradio_api/queue/join", {}, headers={**own, "Origin": origin})
         assert answer.status == 403
 
 
@@ -142,6 +145,22 @@ def test_an_open_page_does_not_hold_up_the_end() -> None:
         server.served.drain(30.0)
         assert b"data" not in answer.read()
         connection.close()
+
+
+@pytest.mark.parametrize("first", ["wanted", "begun"])
+def test_an_end_that_is_wanted_ends_the_job_before_it_begins_and_after(first: str) -> None:
+    from ddt_llama.serving.page import inside
+    from ddt_llama.serving.page.asking import Ending
+
+    ending, job = Ending(), Job(inside.from_first(torch.zeros(3, SIZE, SIZE), [1], 1), 0.0)
+    steps = [lambda: ending.begun(job), ending.want]
+    for step in steps if first == "begun" else reversed(steps):
+        assert not job.future.cancelled()
+        step()
+    assert job.future.cancelled()
+    after = Job(job.program, 0.0)
+    Ending().begun(after)
+    assert not after.future.cancelled()
 
 
 def test_its_pictures_go_with_time_and_with_the_server(tmp_path: Path) -> None:

@@ -5,11 +5,12 @@ import html
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from weakref import WeakValueDictionary
 
 import gradio
 import pydantic
@@ -22,12 +23,13 @@ from ddt_llama.generation.settings import Options
 from ddt_llama.generation.work import Program, R
 from ddt_llama.serving import follow
 from ddt_llama.serving.errors import of_validation, refusal
-from ddt_llama.serving.jobs import Preview
+from ddt_llama.serving.jobs import Job, Preview
 from ddt_llama.serving.schema import Drawing, Generation
 from ddt_llama.serving.served import Served
 
 D = TypeVar("D", bound=Drawing)
 NOTHING = "Nothing to do"
+STOPPED = "Stopped."
 log = logging.getLogger(__name__)
 
 
@@ -99,11 +101,15 @@ def sent(served: Served, place: gradio.Image, *begun: Any) -> gradio.State:
 
 
 async def followed(
-    served: Served, program: Program[R], previews: int = 0
+    served: Served,
+    program: Program[R],
+    previews: int = 0,
+    begun: Callable[[Job[Any]], None] | None = None,
 ) -> AsyncIterator[Preview | R]:
     """Have a program carried out: give its previews as they come, then its result.
 
-    Who goes away gives it up. Raises what the program raises.
+    `begun` is told of the job. Who goes away gives it up. Raises what the program raises, and
+    CancelledError (of concurrent.futures) where somebody else gives it up.
     """
     loop = asyncio.get_running_loop()
     events: asyncio.Queue[Preview | Future[Any]] = asyncio.Queue()
@@ -113,10 +119,12 @@ async def followed(
 
     job = served.worker.submit(program, previews=previews, show=put)
     job.future.add_done_callback(put)
+    if begun is not None:
+        begun(job)
     try:
         while True:
             try:
-                # Not by wait_for: up to Python 3.11 it loses who presses Stop as an event comes.
+                # Not by wait_for: up to Python 3.11 it loses who goes away as an event comes.
                 async with asyncio.timeout(job.deadline - time.monotonic()):
                     event = await events.get()
             except TimeoutError:
@@ -130,9 +138,54 @@ async def followed(
         job.cancel()
 
 
-def stop_button() -> gradio.Button:
-    """Lay out a button that ends what goes on; it can be pressed while something does."""
-    return gradio.Button("Stop", size="md", interactive=False, min_width=80)
+class Ending:
+    """How what one visitor waits for can end early, whether its job has begun or not."""
+
+    def __init__(self) -> None:
+        """Begin; the job comes later."""
+        self.job: Job[Any] | None = None
+        self.wanted = False
+
+    def begun(self, job: Job[Any]) -> None:
+        """Take the job, and give it up if that is wanted already."""
+        self.job = job
+        if self.wanted:
+            job.cancel()
+
+    def want(self) -> None:
+        """Give up the job, or the one that is to come."""
+        self.wanted = True
+        if self.job is not None:
+            self.job.cancel()
+
+
+class Stop:
+    """A button that ends what goes on in its tab for whoever presses it.
+
+    Not by Gradio's `cancels`, after which its page may say "Error".
+    """
+
+    def __init__(self) -> None:
+        """Lay out the button; it can be pressed while something goes on."""
+        self.button = gradio.Button("Stop", size="md", interactive=False, min_width=80)
+        self.endings: WeakValueDictionary[str | None, Ending] = WeakValueDictionary()
+
+    def begin(self, visitor: gradio.Request) -> Ending:
+        """Return what the button ends for a visitor as long as it is held."""
+        self.endings[visitor.session_hash] = ending = Ending()
+        return ending
+
+    def ends(self, event: Dependency) -> None:
+        """Have the button end an event, which yields `STOPPED` then."""
+
+        async def pressed(visitor: gradio.Request) -> None:
+            ending = self.endings.get(visitor.session_hash)
+            if ending is not None:
+                ending.want()
+
+        self.button.click(pressed, show_progress="hidden")
+        for end in (event.then, event.failure):
+            end(lambda: gradio.Button(interactive=False), None, self.button, show_progress="hidden")
 
 
 def running() -> gradio.Button:
@@ -140,17 +193,11 @@ def running() -> gradio.Button:
     return gradio.Button(interactive=True)
 
 
-def stops(stop: gradio.Button, event: Dependency, status: gradio.Markdown) -> None:
-    """Have a button end an event; what it was `followed` for leaves the model's batch at once."""
-    stop.click(None, cancels=[event])  # first: Gradio carries out the one after the other
-    stop.click(lambda: "Stopped.", None, status, show_progress="hidden")
-    for end in (event.then, event.failure, stop.click):
-        end(lambda: gradio.Button(interactive=False), None, stop, show_progress="hidden")
-
-
-async def done(served: Served, program: Program[R]) -> R:
-    """Have a program carried out and return its result."""
-    async for made in followed(served, program):
+async def done(
+    served: Served, program: Program[R], begun: Callable[[Job[Any]], None] | None = None
+) -> R:
+    """Have a program carried out and return its result; raises what `followed` raises."""
+    async for made in followed(served, program, begun=begun):
         if not isinstance(made, Preview):
             return made
     raise AssertionError("a program ends with its result")

@@ -1,6 +1,7 @@
 """The tab Draw: words to pictures, which form while their tokens arrive."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
 
@@ -9,16 +10,16 @@ import PIL.Image
 from torch import Tensor
 
 from ddt_llama.data.images import to_pil
-from ddt_llama.serving.jobs import Preview
+from ddt_llama.serving.jobs import Job, Preview
 from ddt_llama.serving.page.asking import (
     NOTHING,
+    STOPPED,
+    Stop,
     checked,
     drawing,
     followed,
     mistake,
     running,
-    stop_button,
-    stops,
     told,
 )
 from ddt_llama.serving.page.pictures import Files, tries
@@ -65,7 +66,7 @@ class Drawn:
                 with gradio.Row():
                     go = gradio.Button("Draw", variant="primary", size="md", min_width=80)
                     again = gradio.Button("New seed", size="md", elem_id=AGAIN, min_width=80)
-                    stop = stop_button()
+                    self.stop = Stop()
                 with gradio.Column(elem_id="more"):
                     tries([[one] for one in EXAMPLES], [prompt])
                     seed, guidance, count = self._settings()
@@ -92,10 +93,10 @@ class Drawn:
             [go.click, again.click, prompt.submit],
             self.run,
             [prompt, seed, guidance, count],
-            [self.gallery, status, seed, stop],
+            [self.gallery, status, seed, self.stop.button],
             show_progress="hidden",
         )
-        stops(stop, drawing, status)
+        self.stop.ends(drawing)
 
     def _settings(self) -> tuple[gradio.Number, gradio.Slider, gradio.Slider]:
         own = self.served.model.settings.guidance_scale
@@ -113,14 +114,25 @@ class Drawn:
         return seed, guidance, count
 
     async def run(
-        self, event: gradio.EventData, prompt: str, seed: int | None, guidance: float, count: int
-    ) -> AsyncIterator[tuple[Shown, str, int, gradio.Button]]:
+        self,
+        event: gradio.EventData,
+        visitor: gradio.Request,
+        prompt: str,
+        seed: int | None,
+        guidance: float,
+        count: int,
+    ) -> AsyncIterator[tuple[Any, str, Any, gradio.Button]]:
         """Draw, and show it."""
         if event.target is not None and event.target.elem_id == AGAIN:
             seed = None
+        ending = self.stop.begin(visitor)
+        asked = drawn(self.served, self.files, prompt, seed, guidance, count, ending.begun)
         with told():
-            async for shown in drawn(self.served, self.files, prompt, seed, guidance, count):
-                yield *shown, running()
+            try:
+                async for shown in asked:
+                    yield *shown, running()
+            except CancelledError:
+                yield gradio.skip(), STOPPED, gradio.skip(), running()
 
     def lead_to(self, tabs: gradio.Tabs, places: Mapping[str, gradio.Image]) -> None:
         """Let the chosen picture be taken to the other tabs."""
@@ -144,7 +156,13 @@ def _place(event: gradio.SelectData) -> int:
 
 
 async def drawn(
-    served: Served, files: Files, prompt: str, seed: int | None, guidance: float, count: int
+    served: Served,
+    files: Files,
+    prompt: str,
+    seed: int | None,
+    guidance: float,
+    count: int,
+    begun: Callable[[Job[Any]], None],
 ) -> AsyncIterator[tuple[Shown, str, int]]:
     """Draw; give what there is of the pictures each time that there is more, and the first seed."""
     checked(served, prompt, "what to draw")
@@ -155,7 +173,7 @@ async def drawn(
     yield list(zip(pictures, labels, strict=True)), "Reading and planning ...", first
     program = served.model.programs.draw(prompt, count, first, options)
     tokens = served.model.tokenizer.num_tokens
-    async for made in followed(served, program, PREVIEWS):
+    async for made in followed(served, program, PREVIEWS, begun):
         if isinstance(made, Preview):
             pictures[made.place] = files.kept(to_pil(made.image[None])[0])
             written = tokens * (made.index + 1) // (PREVIEWS + 1)

@@ -1,19 +1,20 @@
 """The tabs Edit and Ask: a picture that is sent, and words about it."""
 
 from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import gradio
 
 from ddt_llama.serving.page.asking import (
+    STOPPED,
+    Stop,
     checked,
     done,
     drawing,
     opened,
     running,
     sent,
-    stop_button,
-    stops,
     told,
 )
 from ddt_llama.serving.page.pictures import Files, large, place_of, tries
@@ -44,7 +45,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
                 )
             with gradio.Row():
                 go = gradio.Button("Edit", variant="primary", size="md", min_width=100)
-                stop = stop_button()
+                stop = Stop()
             status = gradio.Markdown("", elem_id="edit-status")
         with gradio.Column(min_width=240):
             compared = gradio.ImageSlider(
@@ -68,15 +69,20 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
             tries(files.edits, [picture, text])
 
     async def run(
-        file: str | None, text: str, seed: int | None, guidance: float
+        visitor: gradio.Request, file: str | None, text: str, seed: int | None, guidance: float
     ) -> AsyncIterator[tuple[Any, str, gradio.Button]]:
+        ending = stop.begin(visitor)
         with told():
             checked(served, text, "what to change")
             chosen, options = drawing(served, prompt=text, seed=seed, guidance_scale=guidance)
             yield gradio.skip(), "Reading the picture and writing another ...", running()
             before = await opened(served, file)
             program = served.model.programs.edit(before, text, 1, chosen, options)
-            (after,) = await done(served, program)
+            try:
+                (after,) = await done(served, program, ending.begun)
+            except CancelledError:
+                yield gradio.skip(), STOPPED, running()
+                return
             pair = files.kept(large(before)), files.kept(large(after))
             yield pair, "Done.", running()
 
@@ -84,10 +90,10 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
         [go.click, text.submit],
         run,
         [picture, text, seed, guidance],
-        [compared, status, stop],
+        [compared, status, stop.button],
         show_progress_on=compared,
     )
-    stops(stop, editing, status)
+    stop.ends(editing)
     editing.success(lambda: gradio.Slider(visible=True), None, line, show_progress="hidden")
     sent(served, picture)
     line.input(None, line, compared, js=MOVE)

@@ -35,7 +35,7 @@ from ddt_llama.serving.page.pictures import Files
 # What a browser that shows the page asks for; whatever else Gradio offers is not there.
 ALLOWED = re.compile(
     r"/|/(theme\.css|favicon\.ico|manifest\.json)|/(assets|static|svelte)/.+"
-    r"|/gradio_api/(queue/(join|data)|upload|upload_progress|cancel|reset|startup-events"
+    r"|/gradio_api/(queue/(join|data)|upload|upload_progress|startup-events"
     r"|heartbeat/.+|file=.+)"
 )
 HEARTBEAT, FILE, UPLOAD = "/gradio_api/heartbeat/", "/gradio_api/file=", "/gradio_api/upload"
