@@ -10,7 +10,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
+from weakref import WeakSet
 
 import gradio
 import pydantic
@@ -141,8 +141,9 @@ async def followed(
 class Ending:
     """How what one visitor waits for can end early, whether its job has begun or not."""
 
-    def __init__(self) -> None:
-        """Begin; the job comes later."""
+    def __init__(self, visitor: str | None = None) -> None:
+        """Begin for a visitor; the job comes later."""
+        self.visitor = visitor
         self.job: Job[Any] | None = None
         self.wanted = False
 
@@ -168,23 +169,24 @@ class Stop:
     def __init__(self) -> None:
         """Lay out the button; it can be pressed while something goes on."""
         self.button = gradio.Button("Stop", size="md", interactive=False, min_width=80)
-        self.endings: WeakValueDictionary[str | None, Ending] = WeakValueDictionary()
+        self.endings: WeakSet[Ending] = WeakSet()
 
     def begin(self, visitor: gradio.Request) -> Ending:
         """Return what the button ends for a visitor as long as it is held."""
-        self.endings[visitor.session_hash] = ending = Ending()
+        ending = Ending(visitor.session_hash)
+        self.endings.add(ending)
         return ending
 
-    def ends(self, event: Dependency) -> None:
-        """Have the button end an event, which yields `STOPPED` then."""
+    def ends(self, *events: Dependency) -> None:
+        """Have the button end what these events have begun."""
 
         async def pressed(visitor: gradio.Request) -> None:
-            ending = self.endings.get(visitor.session_hash)
-            if ending is not None:
-                ending.want()
+            for ending in self.endings:
+                if ending.visitor == visitor.session_hash:
+                    ending.want()
 
         self.button.click(pressed, show_progress="hidden")
-        for end in (event.then, event.failure):
+        for end in (end for event in events for end in (event.then, event.failure)):
             end(lambda: gradio.Button(interactive=False), None, self.button, show_progress="hidden")
 
 

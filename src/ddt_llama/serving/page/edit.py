@@ -1,11 +1,15 @@
 """The tabs Edit and Ask: a picture that is sent, and words about it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import CancelledError
+from functools import partial
 from typing import Any
 
 import gradio
+from jaxtyping import Float
+from torch import Tensor
 
+from ddt_llama.generation.work import Program
 from ddt_llama.serving.page.asking import (
     STOPPED,
     Stop,
@@ -20,6 +24,7 @@ from ddt_llama.serving.page.asking import (
 from ddt_llama.serving.page.pictures import Files, large, place_of, tries
 from ddt_llama.serving.served import Served
 
+Answers = AsyncIterator[tuple[Any, gradio.Button]]
 MOVE = "at => ({__type__: 'update', slider_position: at})"  # in the browser: the line, to `at` %
 
 
@@ -113,21 +118,39 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
             with gradio.Row():
                 go = gradio.Button("Ask", variant="primary", size="md", min_width=100)
                 describe = gradio.Button("Describe", size="md", min_width=100)
+                stop = Stop()
             answer = gradio.Textbox(label="Answer", interactive=False, elem_id="answer", lines=2)
             tries(files.questions, [picture, text])
 
-    async def ask(file: str | None, text: str) -> str:
+    async def answered(
+        visitor: gradio.Request,
+        file: str | None,
+        program: Callable[[Float[Tensor, "3 h w"]], Program[list[str]]],
+    ) -> Answers:
+        ending = stop.begin(visitor)
+        yield gradio.skip(), running()
+        image = await opened(served, file)
+        try:
+            (words,) = await done(served, program(image), ending.begun)
+        except CancelledError:
+            words = STOPPED
+        yield words, running()
+
+    async def ask(visitor: gradio.Request, file: str | None, text: str) -> Answers:
         with told():
             checked(served, text, "what to ask")
-            image = await opened(served, file)
-            return (await done(served, served.model.programs.ask(image, text)))[0]
+            program = partial(served.model.programs.ask, questions=text)
+            async for shown in answered(visitor, file, program):
+                yield shown
 
-    async def tell(file: str | None) -> str:
+    async def tell(visitor: gradio.Request, file: str | None) -> Answers:
         with told():
-            image = await opened(served, file)
-            return (await done(served, served.model.programs.describe(image)))[0]
+            async for shown in answered(visitor, file, served.model.programs.describe):
+                yield shown
 
-    gradio.on([go.click, text.submit], ask, [picture, text], answer)
+    places: list[Any] = [answer, stop.button]
+    own: Any = {"show_progress_on": answer}
+    asking = gradio.on([go.click, text.submit], ask, [picture, text], places, **own)
+    stop.ends(asking, describe.click(tell, picture, places, **own))
     sent(served, picture)
-    describe.click(tell, picture, answer)
     return picture

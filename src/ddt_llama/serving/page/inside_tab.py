@@ -1,5 +1,7 @@
 """The tab Inside: pictures from few tokens to all, tokens swapped, what each of them changes."""
 
+from collections.abc import AsyncIterator
+from concurrent.futures import CancelledError
 from typing import Any
 
 import gradio
@@ -11,7 +13,7 @@ from ddt_llama.data.images import to_pil
 from ddt_llama.evaluation.metrics import psnr
 from ddt_llama.evaluation.reconstruction import useful_levels
 from ddt_llama.serving.page import inside
-from ddt_llama.serving.page.asking import done, opened, sent, told
+from ddt_llama.serving.page.asking import Stop, done, opened, running, sent, told
 from ddt_llama.serving.page.pictures import (
     Files,
     difference,
@@ -105,7 +107,9 @@ class InsideTab:
         found = gradio.State([])
         with gradio.Row():
             with gradio.Column(min_width=240):
-                go = gradio.Button("Make the map", variant="primary", size="md")
+                with gradio.Row():
+                    go = gradio.Button("Make the map", variant="primary", size="md")
+                    self.stop = Stop()
                 chart = shown("Map of A: which token matters most", elem_id="map")
             with gradio.Column(min_width=240):
                 token = self._number(self.tokens // 2, "Token", elem_id="token")
@@ -113,7 +117,8 @@ class InsideTab:
                     small: Any = {"min_width": 120, "height": 260}
                     lacking = shown("A without it", elem_id="lacking", **small)
                     change = shown("Changed", elem_id="change", **small)
-        go.click(self.map, self.good_a, [chart, found])
+        places = [chart, found, self.stop.button]
+        self.stop.ends(go.click(self.map, self.good_a, places, show_progress_on=chart))
         self.good_a.change(lambda: (None, []), None, [chart, found], show_progress="hidden")
         gradio.on(
             [self.good_a.change, token.change],
@@ -176,15 +181,22 @@ class InsideTab:
             whole, made = await done(self.served, program)
             return self._kept(made), self._kept(marked(whole, difference(whole, made)))
 
-    async def map(self, file: str | None) -> tuple[Any, Owners]:
+    async def map(
+        self, visitor: gradio.Request, file: str | None
+    ) -> AsyncIterator[tuple[Any, Any, gradio.Button]]:
         """Show for each pixel of A which token matters most to it."""
+        ending, groups = self.stop.begin(visitor), inside.groups(self.tokens)
         with told():
+            yield gradio.skip(), gradio.skip(), running()
             image = await opened(self.served, file)
-            groups = inside.groups(self.tokens)
-            whole, *made = await done(self.served, inside.without(image, groups, self.steps))
+            program = inside.without(image, groups, self.steps)
+            try:
+                whole, *made = await done(self.served, program, ending.begun)
+            except CancelledError:
+                return
             owner, picture = owners(difference(torch.stack(made), whole))
             firsts = torch.tensor([group[0] for group in groups])
-            return self._kept(picture), firsts[owner].tolist()
+            yield self._kept(picture), firsts[owner].tolist(), running()
 
     def chosen(self, found: Owners, x: int, y: int) -> Any:
         """Return the token of the pixel at a place of the map that is shown."""
