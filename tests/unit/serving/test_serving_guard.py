@@ -415,9 +415,8 @@ def test_a_server_whose_model_has_ended_says_so(
             others = waiting(server, 14)
             monkeypatch.setattr(server.served.worker._batch, "join", broken)
             monkeypatch.setattr("ddt_llama.serving.worker.Batch", broken)
-        assert [other.result() for other in others] == [
-            500
-        ] * 14  # those that had not begun, too, and at once
+        statuses = [other.result() for other in others]
+        assert statuses == [500] * 14  # those that had not begun, too, and at once
         assert server.send("/healthz").error["code"] == "model_ended"
         for path, body in (("/readyz", None), (IMAGES, RING)):
             answer = server.send(path, body)

@@ -152,14 +152,14 @@ def test_an_end_that_is_wanted_ends_the_job_before_it_begins_and_after(first: st
     from ddt_llama.serving.page import inside
     from ddt_llama.serving.page.asking import Ending
 
-    ending, job = Ending(), Job(inside.from_first(torch.zeros(3, SIZE, SIZE), [1], 1), 0.0)
+    ending, job = Ending("a"), Job(inside.from_first(torch.zeros(3, SIZE, SIZE), [1], 1), 0.0)
     steps = [lambda: ending.begun(job), ending.want]
     for step in steps if first == "begun" else reversed(steps):
         assert not job.future.cancelled()
         step()
     assert job.future.cancelled()
     after = Job(job.program, 0.0)
-    Ending().begun(after)
+    Ending("a").begun(after)
     assert not after.future.cancelled()
 
 

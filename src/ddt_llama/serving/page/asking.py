@@ -5,7 +5,7 @@ import html
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,48 +100,10 @@ def sent(served: Served, place: gradio.Image, *begun: Any) -> gradio.State:
     return good
 
 
-async def followed(
-    served: Served,
-    program: Program[R],
-    previews: int = 0,
-    begun: Callable[[Job[Any]], None] | None = None,
-) -> AsyncIterator[Preview | R]:
-    """Have a program carried out: give its previews as they come, then its result.
-
-    `begun` is told of the job. Who goes away gives it up. Raises what the program raises, and
-    CancelledError (of concurrent.futures) where somebody else gives it up.
-    """
-    loop = asyncio.get_running_loop()
-    events: asyncio.Queue[Preview | Future[Any]] = asyncio.Queue()
-
-    def put(event: Preview | Future[Any]) -> None:
-        loop.call_soon_threadsafe(events.put_nowait, event)
-
-    job = served.worker.submit(program, previews=previews, show=put)
-    job.future.add_done_callback(put)
-    if begun is not None:
-        begun(job)
-    try:
-        while True:
-            try:
-                # Not by wait_for: up to Python 3.11 it loses who goes away as an event comes.
-                async with asyncio.timeout(job.deadline - time.monotonic()):
-                    event = await events.get()
-            except TimeoutError:
-                job.give_up_late()
-                event = job.future
-            if isinstance(event, Future):
-                yield event.result()
-                return
-            yield event
-    finally:
-        job.cancel()
-
-
 class Ending:
     """How what one visitor waits for can end early, whether its job has begun or not."""
 
-    def __init__(self, visitor: str | None = None) -> None:
+    def __init__(self, visitor: str | None) -> None:
         """Begin for a visitor; the job comes later."""
         self.visitor = visitor
         self.job: Job[Any] | None = None
@@ -158,6 +120,44 @@ class Ending:
         self.wanted = True
         if self.job is not None:
             self.job.cancel()
+
+
+async def followed(
+    served: Served,
+    program: Program[R],
+    previews: int = 0,
+    ending: Ending | None = None,
+) -> AsyncIterator[Preview | R]:
+    """Have a program carried out: give its previews as they come, then its result.
+
+    Who goes away gives it up. Raises what the program raises, and CancelledError (of
+    concurrent.futures) where `ending` gives it up.
+    """
+    loop = asyncio.get_running_loop()
+    events: asyncio.Queue[Preview | Future[Any]] = asyncio.Queue()
+
+    def put(event: Preview | Future[Any]) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, event)
+
+    job = served.worker.submit(program, previews=previews, show=put)
+    job.future.add_done_callback(put)
+    if ending is not None:
+        ending.begun(job)
+    try:
+        while True:
+            try:
+                # Not by wait_for: up to Python 3.11 it loses who goes away as an event comes.
+                async with asyncio.timeout(job.deadline - time.monotonic()):
+                    event = await events.get()
+            except TimeoutError:
+                job.give_up_late()
+                event = job.future
+            if isinstance(event, Future):
+                yield event.result()
+                return
+            yield event
+    finally:
+        job.cancel()
 
 
 class Stop:
@@ -195,11 +195,9 @@ def running() -> gradio.Button:
     return gradio.Button(interactive=True)
 
 
-async def done(
-    served: Served, program: Program[R], begun: Callable[[Job[Any]], None] | None = None
-) -> R:
+async def done(served: Served, program: Program[R], ending: Ending | None = None) -> R:
     """Have a program carried out and return its result; raises what `followed` raises."""
-    async for made in followed(served, program, begun=begun):
+    async for made in followed(served, program, ending=ending):
         if not isinstance(made, Preview):
             return made
     raise AssertionError("a program ends with its result")

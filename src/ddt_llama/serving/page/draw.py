@@ -1,6 +1,6 @@
 """The tab Draw: words to pictures, which form while their tokens arrive."""
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from concurrent.futures import CancelledError
 from functools import partial
 from typing import Any
@@ -10,10 +10,11 @@ import PIL.Image
 from torch import Tensor
 
 from ddt_llama.data.images import to_pil
-from ddt_llama.serving.jobs import Job, Preview
+from ddt_llama.serving.jobs import Preview
 from ddt_llama.serving.page.asking import (
     NOTHING,
     STOPPED,
+    Ending,
     Stop,
     checked,
     drawing,
@@ -126,7 +127,7 @@ class Drawn:
         if event.target is not None and event.target.elem_id == AGAIN:
             seed = None
         ending = self.stop.begin(visitor)
-        asked = drawn(self.served, self.files, prompt, seed, guidance, count, ending.begun)
+        asked = drawn(self.served, self.files, prompt, seed, guidance, count, ending)
         with told():
             try:
                 async for shown in asked:
@@ -162,7 +163,7 @@ async def drawn(
     seed: int | None,
     guidance: float,
     count: int,
-    begun: Callable[[Job[Any]], None],
+    ending: Ending,
 ) -> AsyncIterator[tuple[Shown, str, int]]:
     """Draw; give what there is of the pictures each time that there is more, and the first seed."""
     checked(served, prompt, "what to draw")
@@ -173,7 +174,7 @@ async def drawn(
     yield list(zip(pictures, labels, strict=True)), "Reading and planning ...", first
     program = served.model.programs.draw(prompt, count, first, options)
     tokens = served.model.tokenizer.num_tokens
-    async for made in followed(served, program, PREVIEWS, begun):
+    async for made in followed(served, program, PREVIEWS, ending):
         if isinstance(made, Preview):
             pictures[made.place] = files.kept(to_pil(made.image[None])[0])
             written = tokens * (made.index + 1) // (PREVIEWS + 1)

@@ -84,7 +84,7 @@ def edit_tab(served: Served, files: Files) -> gradio.Image:
             before = await opened(served, file)
             program = served.model.programs.edit(before, text, 1, chosen, options)
             try:
-                (after,) = await done(served, program, ending.begun)
+                (after,) = await done(served, program, ending)
             except CancelledError:
                 yield gradio.skip(), STOPPED, running()
                 return
@@ -131,7 +131,7 @@ def ask_tab(served: Served, files: Files) -> gradio.Image:
         yield gradio.skip(), running()
         image = await opened(served, file)
         try:
-            (words,) = await done(served, program(image), ending.begun)
+            (words,) = await done(served, program(image), ending)
         except CancelledError:
             words = STOPPED
         yield words, running()

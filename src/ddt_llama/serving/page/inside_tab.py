@@ -185,13 +185,14 @@ class InsideTab:
         self, visitor: gradio.Request, file: str | None
     ) -> AsyncIterator[tuple[Any, Any, gradio.Button]]:
         """Show for each pixel of A which token matters most to it."""
-        ending, groups = self.stop.begin(visitor), inside.groups(self.tokens)
+        ending = self.stop.begin(visitor)
         with told():
             yield gradio.skip(), gradio.skip(), running()
             image = await opened(self.served, file)
+            groups = inside.groups(self.tokens)
             program = inside.without(image, groups, self.steps)
             try:
-                whole, *made = await done(self.served, program, ending.begun)
+                whole, *made = await done(self.served, program, ending)
             except CancelledError:
                 return
             owner, picture = owners(difference(torch.stack(made), whole))
