@@ -3,7 +3,7 @@
 Starts a server on this machine, sends it drawings, edits and questions by OpenAI's client, and
 draws and answers each alone afterwards, or so many of them, by the same model without a server.
 Ends with 1 where an error came that was not intended, an answer is not the one computed alone, or
-memory grew, of which less than 200 answered requests say nothing.
+memory grew, of which fewer than 200 answered requests say nothing.
 
     python scripts/load_test.py --clients 64 --requests 500 --json load.json
     python scripts/load_test.py --requests 4000 --check 40        # memory of a long load
@@ -236,11 +236,8 @@ def grown(resident: Sequence[int]) -> tuple[float, float]:
     return median(counted[:half]), median(counted[half:])
 
 
-def flat(resident: Sequence[int]) -> bool | None:
-    """Return whether memory stayed where it was; None where too few requests would tell."""
-    if len(resident) < JUDGED:
-        return None
-    early, late = grown(resident)
+def flat(early: float, late: float) -> bool:
+    """Return whether memory stayed where it was."""
     return late < early * GROWTH[0] + GROWTH[1]
 
 
@@ -275,7 +272,7 @@ def served(given: argparse.Namespace, asked: list[Wish]) -> dict[str, Any]:
         "memory_late_mb": round(late / 1e6),
         "memory_most_mb": round(max(memory.answered) / 1e6),
         "memory_mb": [round(one / 1e6) for one in thinned(memory.answered)],
-        "flat": flat(memory.answered),
+        "flat": flat(early, late) if len(memory.answered) >= JUDGED else None,
         "rows_left": figures["ddt_batch_rows"] + figures["ddt_requests_active"],
         "exit": stopped,
         "mean_batch": round(figures["ddt_batch_size_sum"] / steps, 1),

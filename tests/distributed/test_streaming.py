@@ -229,7 +229,7 @@ def rank_main(given: Path, out: Path, adapted: bool) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux tells peaks")
-@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="glibc gives back")
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "malloc_trim"), reason="only glibc gives back")
 @pytest.mark.parametrize("adapted", [False, True])
 def test_no_process_holds_a_model_whole(adapted: bool, tmp_path: Path) -> None:
     """Half of it is what each of two has to hold, also where LoRA teaches it."""
